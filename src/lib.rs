@@ -1,0 +1,60 @@
+//! A TCP echo server ([RFC 862]): whatever a client sends comes back to it, byte for byte.
+//!
+//! It is blocking and has one thread for each client, which is the plainest shape a server can
+//! have. The story of one connection reads downwards through these files:
+//!
+//! | file | its part |
+//! | --- | --- |
+//! | `main.rs` | the program: parse the flags, bind, say ready, run, exit code |
+//! | [`cli`] | the flags, their environment variables, how their values are read |
+//! | [`server`] | [`Server`]: the accept loop and the stop, on one page |
+//! | `server/listener.rs` | the listening socket: fast restart, a deep backlog, both IP versions |
+//! | `server/connection.rs` | one client: the echo loop, why it ended, the polite close |
+//! | `server/clients.rs` | who is inside: the count, the limit, the totals |
+//! | `server/holdup.rs` | clients that must wait outside: what the log says, how accepting pauses |
+//! | `server/shutdown.rs` | the stop: an `AtomicBool`, its deadline and its handle |
+//! | `server/wait.rs` | how a thread waits for a socket and still hears the stop; what differs by platform |
+//!
+//! The library runs inside other programs too, for example in their tests:
+//!
+//! ```
+//! use std::io::{Read, Write};
+//! use std::net::{Shutdown, TcpStream};
+//! use std::thread;
+//!
+//! use echo_server::{Config, Server};
+//!
+//! # fn main() -> std::io::Result<()> {
+//! let server = Server::bind(Config {
+//!     address: ([127, 0, 0, 1], 0).into(), // port 0: the system chooses a free one
+//!     ..Config::default()
+//! })?;
+//! let address = server.local_addr()?;
+//! let stop = server.shutdown_handle();
+//! let running = thread::spawn(move || server.run());
+//!
+//! let mut client = TcpStream::connect(address)?;
+//! client.write_all(b"hello")?;
+//! client.shutdown(Shutdown::Write)?;
+//! let mut echo = String::new();
+//! client.read_to_string(&mut echo)?;
+//! assert_eq!(echo, "hello");
+//!
+//! stop.shutdown();
+//! running.join().expect("the server does not panic")?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [RFC 862]: https://www.rfc-editor.org/rfc/rfc862
+
+#![warn(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "they panic where the stream is closed"
+)]
+
+pub mod cli;
+pub mod server;
+
+pub use server::{Config, Server, ShutdownHandle};

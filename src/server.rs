@@ -1,0 +1,198 @@
+//! The server on one page: the main thread accepts in a loop and gives each client a thread of its
+//! own; a stop closes the listener, waits for those inside, and returns.
+
+mod clients;
+mod connection;
+mod holdup;
+mod listener;
+mod shutdown;
+mod wait;
+
+use std::io::{self, ErrorKind};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use log::{info, warn};
+
+use clients::Clients;
+use connection::Connection;
+use holdup::Holdup;
+use listener::Listener;
+use shutdown::Shutdown;
+pub use shutdown::ShutdownHandle;
+use wait::PATIENCE;
+
+/// What a client's thread has for its calls: enough to write a line of the log in a debug build.
+/// The C library keeps the stacks of threads that have ended for the next ones, 40 MiB of them in
+/// glibc: that is 20 of std's 2 MiB, and 320 of these.
+const STACK_SIZE: usize = 128 * 1024;
+
+/// After a deadline, how long the threads may take to notice it and to write their last line.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// How a server is set up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where to listen. Port 0 lets the system choose; `::` serves IPv6 and IPv4 both.
+    pub address: SocketAddr,
+    /// How many clients are served at once; the next ones wait in the kernel's queue.
+    pub max_connections: usize,
+    /// Closes a client when no byte has moved, in or out, for that long.
+    pub idle_timeout: Option<Duration>,
+    /// How long a stop waits for clients that are still owed bytes.
+    pub shutdown_timeout: Duration,
+    /// The size of each client's buffer, in bytes, at least 1.
+    pub buffer_size: usize,
+}
+
+impl Default for Config {
+    /// `0.0.0.0:54000`, 10,000 clients, no idle timeout, 5 s for a stop, buffers of 64 KiB.
+    fn default() -> Self {
+        Self {
+            address: (Ipv4Addr::UNSPECIFIED, 54000).into(),
+            max_connections: 10_000,
+            idle_timeout: None,
+            shutdown_timeout: Duration::from_secs(5),
+            buffer_size: 64 * 1024,
+        }
+    }
+}
+
+/// An echo server that listens, and serves once it [runs](Self::run).
+#[derive(Debug)]
+pub struct Server {
+    listener: Listener,
+    service: Arc<Service>,
+}
+
+impl Server {
+    /// Binds and listens: from now on clients can connect, and wait for [`run`](Self::run).
+    ///
+    /// # Errors
+    /// The address is in use, is not this machine's or may not be bound by this user; or the
+    /// configuration has a 0 where there must be at least 1.
+    pub fn bind(config: Config) -> io::Result<Self> {
+        if config.max_connections == 0 || config.buffer_size == 0 {
+            let message = "max_connections and buffer_size must be at least 1";
+            return Err(io::Error::new(ErrorKind::InvalidInput, message));
+        }
+        Ok(Self {
+            listener: Listener::bind(config.address)?,
+            service: Arc::new(Service {
+                clients: Arc::new(Clients::new(config.max_connections)),
+                shutdown: Arc::new(Shutdown::new(config.shutdown_timeout)?),
+                config,
+            }),
+        })
+    }
+
+    /// The address that the server listens on, with its real port.
+    ///
+    /// # Errors
+    /// The system does not tell.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// A handle that stops the server from another thread.
+    #[must_use]
+    pub fn shutdown_handle(&self) -> ShutdownHandle {
+        ShutdownHandle(Arc::clone(&self.service.shutdown))
+    }
+
+    /// Serves until a stop is asked for, and returns when it is done. What clients had sent before
+    /// the stop comes back to them first, unless that takes longer than the shutdown timeout.
+    ///
+    /// # Errors
+    /// The system has not the memory to wait for clients.
+    pub fn run(self) -> io::Result<()> {
+        let Self { listener, service } = self;
+        let started = Instant::now();
+        service.accept_until_stop(&listener)?;
+        info!(
+            "stopping: clients have {:?} to take what they are owed",
+            service.config.shutdown_timeout
+        );
+        service.drain(listener);
+        info!(
+            "stopped: {} in {:.1?}",
+            service.clients.totals(),
+            started.elapsed()
+        );
+        Ok(())
+    }
+}
+
+/// What the accept loop shares with the clients' threads.
+#[derive(Debug)]
+struct Service {
+    config: Config,
+    clients: Arc<Clients>,
+    shutdown: Arc<Shutdown>,
+}
+
+impl Service {
+    fn accept_until_stop(self: &Arc<Self>, listener: &Listener) -> io::Result<()> {
+        let mut holdup = Holdup::default();
+        while !self.shutdown.is_requested() {
+            if !self.clients.wait_for_place(Duration::ZERO) {
+                holdup.begin(format_args!(
+                    "all {} places are taken",
+                    self.config.max_connections
+                ));
+                self.clients.wait_for_place(PATIENCE);
+                continue;
+            }
+            match listener.accept() {
+                Ok((stream, peer)) => self.spawn(stream, peer),
+                Err(error) => match error.kind() {
+                    ErrorKind::WouldBlock => {
+                        if !listener.wait(holdup.lull(), self.shutdown.alarm())? {
+                            holdup.end();
+                        }
+                    }
+                    // That client gave up while it was in the queue.
+                    ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset => {}
+                    _ => {
+                        holdup.begin(format_args!("the system accepts none ({error})"));
+                        self.clients.wait_for_departure(holdup.pause());
+                    }
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the client a thread of its own. Where there is none to be had, it is that client's
+    /// loss alone: its socket and its place go with the closure that was to serve it.
+    fn spawn(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+        let place = self.clients.enter();
+        let connection = Connection::new(stream, peer, Arc::clone(self));
+        let thread = thread::Builder::new()
+            .name(peer.to_string())
+            .stack_size(STACK_SIZE);
+        let spawned = thread.spawn(move || place.leave(&connection.serve()));
+        if let Err(error) = spawned {
+            warn!("{peer} turned away: the system gives no thread for it ({error})");
+        }
+    }
+
+    /// Refuses who comes from now on, serves who was in the queue already, and waits for all.
+    fn drain(self: &Arc<Self>, listener: Listener) {
+        for (stream, peer) in listener.close() {
+            if self.clients.wait_for_place(self.shutdown.time_left()) {
+                self.spawn(stream, peer);
+            } else {
+                warn!("{peer} cut off before it was served");
+            }
+        }
+        let stuck = self
+            .clients
+            .wait_until_empty(self.shutdown.time_left() + LAST_WORDS);
+        if stuck > 0 {
+            warn!("{stuck} clients' threads are still not done, and are left behind");
+        }
+    }
+}

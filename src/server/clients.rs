@@ -1,0 +1,123 @@
+//! Who is inside: how many, whether there is a place for one more, and what they got in all.
+
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::connection::{Departure, Reason};
+
+/// The clients that are being served, and the totals of those who were.
+#[derive(Debug)]
+pub(crate) struct Clients {
+    limit: usize,
+    count: Mutex<Count>,
+    /// Notified when a client leaves and somebody waits for that.
+    left: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Count {
+    inside: usize,
+    /// Whether somebody waits for a client to leave: a wake-up for nobody costs a system call.
+    awaited: bool,
+    totals: Totals,
+}
+
+impl Clients {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            count: Mutex::default(),
+            left: Condvar::new(),
+        }
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        self.count().totals
+    }
+
+    /// Takes a place, to be given back when the returned value is dropped.
+    pub(crate) fn enter(self: &Arc<Self>) -> Place {
+        self.count().inside += 1;
+        Place(Arc::clone(self))
+    }
+
+    /// Blocks until there is a place, for `timeout` at most; whether there is one.
+    pub(crate) fn wait_for_place(&self, timeout: Duration) -> bool {
+        self.wait_while(timeout, |inside| inside >= self.limit) < self.limit
+    }
+
+    /// Blocks until a client has left, for `timeout` at most.
+    pub(crate) fn wait_for_departure(&self, timeout: Duration) {
+        let before = self.count().inside;
+        self.wait_while(timeout, |inside| inside >= before);
+    }
+
+    /// Blocks until all have left, for `timeout` at most; how many are still here.
+    pub(crate) fn wait_until_empty(&self, timeout: Duration) -> usize {
+        self.wait_while(timeout, |inside| inside > 0)
+    }
+
+    /// Blocks while `condition` holds for the number of clients inside; what it is then.
+    fn wait_while(&self, timeout: Duration, condition: impl Fn(usize) -> bool) -> usize {
+        let mut count = self.count();
+        count.awaited = true;
+        let waited = self
+            .left
+            .wait_timeout_while(count, timeout, |count| condition(count.inside));
+        let (mut count, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        count.awaited = false;
+        count.inside
+    }
+
+    fn count(&self) -> MutexGuard<'_, Count> {
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One client's place. Dropping it frees the place, also where the client's thread panicked.
+#[derive(Debug)]
+pub(crate) struct Place(Arc<Clients>);
+
+impl Place {
+    /// Adds a client that was served to the totals, and frees its place.
+    pub(crate) fn leave(self, departure: &Departure) {
+        let totals = &mut self.0.count().totals;
+        totals.served += 1;
+        totals.echoed += departure.echoed;
+        totals.cut_off += u64::from(matches!(departure.reason, Reason::CutOff));
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut count = self.0.count();
+        count.inside -= 1;
+        if count.awaited {
+            self.0.left.notify_all();
+        }
+    }
+}
+
+/// What the server did in its time.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Totals {
+    served: u64,
+    /// Bytes.
+    echoed: u64,
+    cut_off: u64,
+}
+
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            served,
+            echoed,
+            cut_off,
+        } = self;
+        write!(
+            f,
+            "{served} clients served, {cut_off} of them cut off, {echoed} bytes echoed"
+        )
+    }
+}

@@ -1,0 +1,252 @@
+//! One client, from its first byte to its last: the echo loop, why it ended, the polite close.
+//!
+//! TCP carries a stream, not messages: a read gives whatever has come, be it half a line or ten,
+//! and a write takes what there is room for. So the loop echoes pieces as they come, and every
+//! piece to its end before it reads the next. A client that does not read its echoes is thereby
+//! not read from: it costs one buffer, and waits for itself.
+
+use std::fmt;
+use std::io::{self, BufRead, BufReader, ErrorKind, Write};
+use std::mem;
+use std::net::{Shutdown as Half, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use log::{debug, info, trace};
+use socket2::SockRef;
+
+use super::Service;
+use super::wait::{Interest, PATIENCE, prepare_client, report_writable_when_all_is_sent, wait};
+
+/// How long nothing must have come from a client before a stop takes it for quiet: bytes that were
+/// on their way when the stop began still arrive.
+const QUIET: Duration = PATIENCE;
+
+/// How long a closing connection waits for the client's FIN after it has sent its own.
+const LINGER: Duration = Duration::from_millis(300);
+
+/// The most of one read or write that the log shows at level trace, in bytes.
+const TRACED: usize = 64;
+
+/// Why a connection ended.
+#[derive(Debug)]
+pub(crate) enum Reason {
+    /// The client sent FIN, and has got all that it was owed.
+    ClosedByClient,
+    /// The client, or something on the way, sent RST.
+    ResetByClient,
+    /// No byte moved for the idle timeout.
+    Idle,
+    /// The server stopped, the client was quiet, and nothing was owed to it.
+    ServerStopping,
+    /// The server stopped, and at its deadline the client was still not done.
+    CutOff,
+    /// Whatever else the system reported.
+    Failed(io::Error),
+}
+
+impl From<io::Error> for Reason {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            // A write after the client's RST meets EPIPE; Windows names some resets "aborted".
+            ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => {
+                Self::ResetByClient
+            }
+            _ => Self::Failed(error),
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ClosedByClient => f.write_str("closed by client"),
+            Self::ResetByClient => f.write_str("reset by client"),
+            Self::Idle => f.write_str("idle"),
+            Self::ServerStopping => f.write_str("server stopping"),
+            Self::CutOff => f.write_str("cut off"),
+            Self::Failed(error) => write!(f, "I/O error: {error}"),
+        }
+    }
+}
+
+/// What there is to tell of a connection that has ended.
+#[derive(Debug)]
+pub(crate) struct Departure {
+    pub(crate) reason: Reason,
+    /// Bytes.
+    pub(crate) echoed: u64,
+}
+
+/// A client's connection, while it lasts.
+pub(crate) struct Connection {
+    /// The client's socket, and what it has sent and is still owed.
+    ///
+    /// The buffer's memory is never initialised and its bytes are never copied: a client that
+    /// sends little touches one page of its 64 KiB.
+    reader: BufReader<TcpStream>,
+    peer: SocketAddr,
+    service: Arc<Service>,
+    /// Whether a byte has moved since `idle_since` was set: a busy client needs no clock.
+    moved: bool,
+    idle_since: Instant,
+    /// Bytes.
+    echoed: u64,
+}
+
+impl Connection {
+    pub(crate) fn new(stream: TcpStream, peer: SocketAddr, service: Arc<Service>) -> Self {
+        Self {
+            reader: BufReader::with_capacity(service.config.buffer_size, stream),
+            peer,
+            service,
+            moved: false,
+            idle_since: Instant::now(),
+            echoed: 0,
+        }
+    }
+
+    /// Serves the client until its connection is closed; logs its arrival and its departure.
+    pub(crate) fn serve(mut self) -> Departure {
+        let arrived = self.idle_since;
+        info!("{} connected", self.peer);
+        let reason = self.echo().err().unwrap_or(Reason::ClosedByClient);
+        if matches!(reason, Reason::Idle | Reason::ServerStopping) {
+            self.close_politely();
+        }
+        let Self { peer, echoed, .. } = self;
+        drop(self.reader);
+        info!(
+            "{peer} disconnected: {reason}, {echoed} bytes echoed in {:.1?}",
+            arrived.elapsed()
+        );
+        Departure { reason, echoed }
+    }
+
+    /// Echoes until the client half-closes, which is the good end, or anything else ends it.
+    fn echo(&mut self) -> Result<(), Reason> {
+        prepare_client(&SockRef::from(self.reader.get_ref()))?;
+        while !self.service.shutdown.is_overdue() {
+            match self.reader.fill_buf() {
+                Ok([]) => return Ok(()),
+                Ok(received) => {
+                    debug!("{} sent {} bytes", self.peer, received.len());
+                    trace!("{} sent {}", self.peer, excerpt(received));
+                    self.write_all()?;
+                }
+                Err(error) => self.wait_if_blocked(error, Interest::Read)?,
+            }
+        }
+        Err(Reason::CutOff)
+    }
+
+    /// Writes all that is in the buffer. It is `Write::write_all`, but hears the stop and the idle
+    /// timeout while the client does not read.
+    fn write_all(&mut self) -> Result<(), Reason> {
+        while !self.reader.buffer().is_empty() {
+            match self.reader.get_ref().write(self.reader.buffer()) {
+                Ok(written) => {
+                    debug!("{} was sent {written} bytes", self.peer);
+                    self.reader.consume(written);
+                    self.echoed += written as u64;
+                    self.moved = true;
+                }
+                Err(error) => self.wait_if_blocked(error, Interest::Write)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// After a call that found nothing to do: blocks until there may be something. Any other error
+    /// is the connection's end.
+    fn wait_if_blocked(&mut self, error: io::Error, interest: Interest) -> Result<(), Reason> {
+        match error.kind() {
+            ErrorKind::Interrupted => Ok(()),
+            ErrorKind::WouldBlock
+                if self.service.shutdown.is_requested() && interest == Interest::Read =>
+            {
+                self.leave_if_quiet()
+            }
+            ErrorKind::WouldBlock => self.wait(interest, None).map(drop),
+            _ => Err(error.into()),
+        }
+    }
+
+    /// In a stop: nothing has come from the client for now. When nothing comes for a moment either,
+    /// and all that it was owed is on its way, the server leaves it.
+    fn leave_if_quiet(&mut self) -> Result<(), Reason> {
+        if self.wait(Interest::Read, Instant::now().checked_add(QUIET))? {
+            return Ok(());
+        }
+        report_writable_when_all_is_sent(&SockRef::from(self.reader.get_ref()))?;
+        while !self.wait(Interest::Write, None)? {}
+        if self.wait(Interest::Read, Some(Instant::now()))? {
+            return Ok(());
+        }
+        Err(Reason::ServerStopping)
+    }
+
+    /// Blocks as [`wait()`] does, and ends the connection where it is idle or cut off meanwhile.
+    fn wait(&mut self, interest: Interest, until: Option<Instant>) -> Result<bool, Reason> {
+        if mem::take(&mut self.moved) {
+            self.idle_since = Instant::now();
+        }
+        let idle = self
+            .service
+            .config
+            .idle_timeout
+            .and_then(|timeout| self.idle_since.checked_add(timeout));
+        // Looked at once, so that a stop that comes just now rings the alarm.
+        let stopping = self.service.shutdown.is_requested();
+        let (deadline, alarm) = if stopping {
+            (self.service.shutdown.deadline(), None)
+        } else {
+            (None, Some(self.service.shutdown.alarm()))
+        };
+        let until = [until, idle, deadline].into_iter().flatten().min();
+        let ready = wait(self.reader.get_ref(), interest, until, alarm)?;
+        if !ready && self.service.shutdown.is_overdue() {
+            return Err(Reason::CutOff);
+        }
+        if !ready && idle.is_some_and(|idle| Instant::now() >= idle) {
+            return Err(Reason::Idle);
+        }
+        Ok(ready)
+    }
+
+    /// Sends FIN, then reads and discards until the client's FIN, for [`LINGER`] at most. To close
+    /// a socket that has unread bytes sends RST, and RST destroys what is still on its way to the
+    /// client (RFC 1122, section 4.2.2.13).
+    fn close_politely(&mut self) {
+        if self.reader.get_ref().shutdown(Half::Write).is_err() {
+            return;
+        }
+        let until = Instant::now() + LINGER;
+        while Instant::now() < until {
+            match self.reader.fill_buf() {
+                Ok([]) => return,
+                Ok(unwanted) => {
+                    let discarded = unwanted.len();
+                    self.reader.consume(discarded);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    if wait(self.reader.get_ref(), Interest::Read, Some(until), None).is_err() {
+                        return;
+                    }
+                }
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+/// The beginning of `bytes` for the log, escaped: no byte of a client's can end a line of it.
+fn excerpt(bytes: &[u8]) -> impl fmt::Display {
+    let rest = bytes.len().saturating_sub(TRACED);
+    let shown = bytes[..bytes.len() - rest].escape_ascii().to_string();
+    if rest == 0 {
+        shown
+    } else {
+        format!("{shown}… and {rest} more")
+    }
+}

@@ -1,0 +1,190 @@
+//! How a thread waits for a socket and still hears the stop; all that differs by platform is here.
+//!
+//! A thread blocked in `accept`, `read` or `write` cannot be woken in a way that works everywhere
+//! and loses nothing. So none of them blocks for long: a call gives up with "would block" after at
+//! most [`PATIENCE`], and only then does its thread [`wait`] in `poll(2)`, where the stop reaches
+//! it. A busy client's thread never gets there: a read costs it one system call, and so a write.
+//!
+//! | | Linux | other Unix | Windows |
+//! | --- | --- | --- | --- |
+//! | a call that finds nothing to do | blocks for [`PATIENCE`] | returns at once | returns at once |
+//! | who waits hears the stop | at once, by a pipe | at once, by a pipe | within [`PATIENCE`] |
+//! | a client's socket gets its options | from the listener | from its thread | from its thread |
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::AsFd;
+use rustix::io::Errno;
+use socket2::{SockRef, TcpKeepalive};
+
+pub(crate) use alarm::Alarm;
+
+/// The longest that anything here blocks without a look at the stop.
+pub(crate) const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Linux can block in the call itself, the cheapest wait, and hands a listener's options down to
+/// the sockets that it accepts. Elsewhere the sockets are non-blocking: BSD's `accept` knows no
+/// timeout, and a Windows read that times out may lose bytes (Microsoft on `SO_RCVTIMEO`).
+const LINUX: bool = cfg!(target_os = "linux");
+
+/// What a socket is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Interest {
+    /// Bytes to read, or a client to accept.
+    Read,
+    /// Room to write.
+    Write,
+}
+
+/// Gives a listener the options that it shares with its clients' sockets.
+pub(crate) fn prepare_listener(listener: &SockRef<'_>) -> io::Result<()> {
+    set_options(listener)
+}
+
+/// Gives a client's socket its options, where it did not inherit them from the listener.
+pub(crate) fn prepare_client(client: &SockRef<'_>) -> io::Result<()> {
+    if LINUX { Ok(()) } else { set_options(client) }
+}
+
+/// `TCP_NODELAY`, since no echo is the first half of a longer message; keepalive, so that a peer
+/// that vanished without a word frees its thread in two or three minutes; and [`PATIENCE`].
+fn set_options(socket: &SockRef<'_>) -> io::Result<()> {
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(10));
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&keepalive)?;
+    if LINUX {
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_write_timeout(Some(PATIENCE))
+    } else {
+        socket.set_nonblocking(true)
+    }
+}
+
+/// From now on a client's socket counts as writable when no byte in it is still to be sent.
+///
+/// Linux alone has it here; elsewhere the socket is writable when there is room in its buffer, and
+/// what is in there is left to the system to deliver.
+pub(crate) fn report_writable_when_all_is_sent(client: &SockRef<'_>) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    client.set_tcp_notsent_lowat(1)?;
+    let _ = client;
+    Ok(())
+}
+
+/// Blocks until `socket` is ready, `until` has come or the alarm rings, and now and then for less:
+/// who calls it looks again at what it waits for. True if the socket is ready.
+///
+/// Without an alarm it is the wait of a drain, to which the stop is no news.
+///
+/// # Errors
+/// The system has not the memory to wait.
+pub(crate) fn wait(
+    socket: &impl AsFd,
+    interest: Interest,
+    until: Option<Instant>,
+    alarm: Option<&Alarm>,
+) -> io::Result<bool> {
+    let events = match interest {
+        Interest::Read => PollFlags::IN,
+        Interest::Write => PollFlags::OUT,
+    };
+    let socket = PollFd::new(socket, events);
+    let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
+    let ready = match alarm {
+        Some(alarm) => alarm.poll_with(socket, timeout),
+        None => poll_first(&mut [socket], timeout),
+    };
+    match ready {
+        Err(Errno::INTR) => Ok(false),
+        ready => Ok(ready?),
+    }
+}
+
+/// Polls, and tells whether the first of `fds` is ready.
+fn poll_first(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> Result<bool, Errno> {
+    // Windows counts the milliseconds in 32 bits; who wakes after a day looks again.
+    const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+    let timeout = timeout.map(|timeout| {
+        Timespec::try_from(timeout.min(LONGEST)).expect("a day fits in any Timespec")
+    });
+    poll(fds, timeout.as_ref())?;
+    Ok(fds.first().is_some_and(|fd| !fd.revents().is_empty()))
+}
+
+/// On Unix the alarm is a pipe: closing its write end wakes all who poll its read end, at once and
+/// for good, takes no file that might not be there to be had, and cannot fail.
+#[cfg(unix)]
+mod alarm {
+    use std::io::{PipeReader, PipeWriter, pipe};
+    use std::sync::{Mutex, PoisonError};
+
+    use super::{Duration, Errno, PollFd, PollFlags, io, poll_first};
+
+    #[derive(Debug)]
+    pub(crate) struct Alarm {
+        reader: PipeReader,
+        writer: Mutex<Option<PipeWriter>>,
+    }
+
+    impl Alarm {
+        pub(crate) fn new() -> io::Result<Self> {
+            let (reader, writer) = pipe()?;
+            Ok(Self {
+                reader,
+                writer: Mutex::new(Some(writer)),
+            })
+        }
+
+        pub(crate) fn ring(&self) {
+            drop(
+                self.writer
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .take(),
+            );
+        }
+
+        pub(super) fn poll_with(
+            &self,
+            socket: PollFd<'_>,
+            timeout: Option<Duration>,
+        ) -> Result<bool, Errno> {
+            // No event is asked for: a closed pipe reports its hang-up unasked.
+            let closed = PollFd::new(&self.reader, PollFlags::empty());
+            poll_first(&mut [socket, closed], timeout)
+        }
+    }
+}
+
+/// On Windows only sockets can be polled: there who waits looks at the flag again and again.
+#[cfg(windows)]
+mod alarm {
+    use super::{Duration, Errno, PATIENCE, PollFd, io, poll_first};
+
+    #[derive(Debug)]
+    pub(crate) struct Alarm;
+
+    impl Alarm {
+        #[expect(clippy::unnecessary_wraps, reason = "on Unix it can fail")]
+        pub(crate) fn new() -> io::Result<Self> {
+            Ok(Self)
+        }
+
+        #[expect(clippy::unused_self, reason = "on Unix there is something to do")]
+        pub(crate) fn ring(&self) {}
+
+        #[expect(clippy::unused_self, reason = "on Unix it polls the pipe too")]
+        pub(super) fn poll_with(
+            &self,
+            socket: PollFd<'_>,
+            timeout: Option<Duration>,
+        ) -> Result<bool, Errno> {
+            let tick = timeout.map_or(PATIENCE, |timeout| timeout.min(PATIENCE));
+            poll_first(&mut [socket], Some(tick))
+        }
+    }
+}
