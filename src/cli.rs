@@ -1,0 +1,113 @@
+//! The command line: what the flags are called, which environment variable stands behind each, how
+//! their values are read, and the sentences for those who got one wrong.
+
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::Parser;
+use clap_verbosity_flag::{InfoLevel, Verbosity};
+
+use crate::Config;
+
+/// The most that `--buffer-size` takes: no read comes near it, and 10,000 clients' must fit.
+const MAX_BUFFER_SIZE: u64 = 16 * 1024 * 1024;
+
+/// A TCP echo server: sends back to each client what it gets from it, byte for byte.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "echo-server", version)]
+pub struct ServerArgs {
+    /// IP address to listen on; `::` serves IPv6 and IPv4 both
+    #[arg(long, env = "ECHO_SERVER_HOST", value_name = "ADDR", value_parser = parse_host, default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED))]
+    pub host: IpAddr,
+
+    /// Port to listen on; 0 lets the system choose a free one
+    #[arg(short, long, env = "ECHO_SERVER_PORT", default_value_t = 54000)]
+    pub port: u16,
+
+    /// Clients served at once, at least 1; the next ones wait in the kernel's queue
+    #[arg(long, env = "ECHO_SERVER_MAX_CONNECTIONS", value_name = "N", value_parser = parse_max_connections, default_value = "10000")]
+    pub max_connections: usize,
+
+    /// Closes a client when no byte has moved, in or out, for that long, such as 500ms, 30s or 5m;
+    /// 0s: never
+    #[arg(long, env = "ECHO_SERVER_IDLE_TIMEOUT", value_name = "DURATION", value_parser = parse_duration, default_value = "0s")]
+    pub idle_timeout: Duration,
+
+    /// How long a stop waits for clients that are still owed bytes
+    #[arg(long, env = "ECHO_SERVER_SHUTDOWN_TIMEOUT", value_name = "DURATION", value_parser = parse_duration, default_value = "5s")]
+    pub shutdown_timeout: Duration,
+
+    /// Size of each client's buffer: bytes, or a number with KiB or MiB
+    #[arg(long, env = "ECHO_SERVER_BUFFER_SIZE", value_name = "BYTES", value_parser = parse_buffer_size, default_value = "64KiB")]
+    pub buffer_size: usize,
+
+    /// How much to log. `RUST_LOG`, where it is set, wins.
+    #[command(flatten)]
+    pub verbosity: Verbosity<InfoLevel>,
+}
+
+impl ServerArgs {
+    /// The server that these flags ask for.
+    #[must_use]
+    pub fn config(&self) -> Config {
+        Config {
+            address: SocketAddr::new(self.host, self.port),
+            max_connections: self.max_connections,
+            idle_timeout: Some(self.idle_timeout).filter(|timeout| !timeout.is_zero()),
+            shutdown_timeout: self.shutdown_timeout,
+            buffer_size: self.buffer_size,
+        }
+    }
+}
+
+fn parse_host(value: &str) -> Result<IpAddr, String> {
+    value.parse().map_err(|_| {
+        "an IP address is needed, such as 0.0.0.0 for every interface, 127.0.0.1 for this machine \
+         alone, or :: for IPv6 and IPv4"
+            .to_owned()
+    })
+}
+
+fn parse_max_connections(value: &str) -> Result<usize, String> {
+    match value.parse() {
+        Ok(n) if n >= 1 => Ok(n),
+        _ => Err("a whole number is needed, at least 1".to_owned()),
+    }
+}
+
+fn parse_duration(value: &str) -> Result<Duration, String> {
+    humantime::parse_duration(value)
+        .map_err(|_| "a number with a unit is needed, such as 500ms, 30s or 5m".to_owned())
+}
+
+fn parse_buffer_size(value: &str) -> Result<usize, String> {
+    let size: ByteSize = value
+        .parse()
+        .map_err(|_| "a number of bytes is needed, or one with KiB or MiB, such as 64KiB")?;
+    match usize::try_from(size.as_u64()) {
+        Ok(bytes) if (1..=MAX_BUFFER_SIZE).contains(&size.as_u64()) => Ok(bytes),
+        _ => Err("it must be from 1 byte to 16MiB".to_owned()),
+    }
+}
+
+/// The sentence for a person whose server could not listen on `address`: why, and what to do.
+#[must_use]
+pub fn explain_bind_error(address: SocketAddr, error: &io::Error) -> String {
+    let why = match error.kind() {
+        ErrorKind::AddrInUse => {
+            "the port is in use; stop the program that has it, or choose another with --port \
+             (0 lets the system choose)"
+        }
+        ErrorKind::PermissionDenied => {
+            "permission denied; ports below 1024 are for privileged users, choose another with --port"
+        }
+        ErrorKind::AddrNotAvailable => {
+            "this machine has no such address; --host 0.0.0.0 listens on every one it has, \
+             --host 127.0.0.1 on this machine alone"
+        }
+        _ => return format!("cannot listen on {address}: {error}; try another --host or --port"),
+    };
+    format!("cannot listen on {address}: {why}")
+}
