@@ -1,0 +1,280 @@
+//! What a person at a terminal meets: every flag, its variable, every error line, the levels.
+
+mod common;
+
+use std::net::TcpListener;
+use std::process::{Command, Output, Stdio};
+
+use common::{Server, echo_server, exchange};
+
+/// Runs a server that cannot start, and takes what it says: stdout must be empty, stderr one line.
+fn fails(command: &mut Command, code: i32) -> String {
+    let output = command.output().expect("the server can be spawned");
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = output;
+    let stderr = String::from_utf8(stderr).expect("the message is text");
+    assert_eq!(status.code(), Some(code), "{stderr}");
+    assert!(
+        stdout.is_empty(),
+        "stdout: {}",
+        String::from_utf8_lossy(&stdout)
+    );
+    stderr
+}
+
+/// A failure after the arguments were read: one line, exit code 1.
+fn cannot_start(command: &mut Command) -> String {
+    let message = fails(command, 1);
+    assert_eq!(message.lines().count(), 1, "{message}");
+    message
+}
+
+#[test]
+fn a_port_in_use_is_told_with_the_address_and_what_to_do() {
+    let holder = TcpListener::bind("127.0.0.1:0").expect("a port can be had");
+    let port = holder.local_addr().expect("it has an address").port();
+    let message =
+        cannot_start(echo_server().args(["--host", "127.0.0.1", "-p", &port.to_string()]));
+    assert!(
+        message.contains(&format!(
+            "cannot listen on 127.0.0.1:{port}: the port is in use"
+        )),
+        "{message}"
+    );
+    assert!(message.contains("--port"), "{message}");
+}
+
+#[test]
+fn an_address_of_another_machine_is_told_with_the_address_and_what_to_do() {
+    // 192.0.2.0/24 is for documentation (RFC 5737): no machine has it.
+    let message = cannot_start(echo_server().args(["--host", "192.0.2.1", "--port", "0"]));
+    assert!(
+        message.contains("cannot listen on 192.0.2.1:0: this machine has no such address"),
+        "{message}"
+    );
+    assert!(message.contains("--host 0.0.0.0"), "{message}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn linux_a_privileged_port_is_told_with_the_address_and_what_to_do() {
+    use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
+    let first = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
+    if first.is_ok_and(|first| first.trim() == "0") {
+        println!("here no port is privileged: nothing to test");
+        return;
+    }
+    if rustix::process::geteuid().is_root() {
+        // Of this test's thread, and so of the server that it spawns.
+        remove_capability_from_bounding_set(CapabilitySet::NET_BIND_SERVICE).expect("root may");
+    }
+    let message = cannot_start(echo_server().args(["--host", "127.0.0.1", "--port", "7"]));
+    assert!(
+        message.contains("cannot listen on 127.0.0.1:7: permission denied"),
+        "{message}"
+    );
+    assert!(message.contains("--port"), "{message}");
+}
+
+#[test]
+fn bad_arguments_are_told_with_the_flag_the_value_and_what_to_do() {
+    for (flag, value, advice) in [
+        ("--port", "65536", "not in 0..=65535"),
+        ("--port", "http", "invalid digit"),
+        ("--host", "localhost", "127.0.0.1 for this machine"),
+        ("--host", "", "an IP address is needed"),
+        ("--buffer-size", "0", "from 1 byte to 16MiB"),
+        ("--buffer-size", "17MiB", "from 1 byte to 16MiB"),
+        ("--buffer-size", "much", "such as 64KiB"),
+        ("--max-connections", "0", "at least 1"),
+        ("--max-connections", "-1", "at least 1"),
+        ("--idle-timeout", "30", "such as 500ms, 30s or 5m"),
+        ("--shutdown-timeout", "soon", "such as 500ms, 30s or 5m"),
+    ] {
+        let message = fails(echo_server().arg(format!("{flag}={value}")), 2);
+        assert!(
+            message.contains(flag) && message.contains(advice),
+            "{flag}={value}: {message}"
+        );
+    }
+    assert!(fails(echo_server().arg("--prot=1"), 2).contains("--port"));
+    assert!(fails(echo_server().arg("54000"), 2).contains("54000"));
+}
+
+#[test]
+fn a_bad_variable_is_told_as_a_bad_flag_is() {
+    let message = fails(echo_server().env("ECHO_SERVER_PORT", "http"), 2);
+    assert!(
+        message.contains("--port") && message.contains("http"),
+        "{message}"
+    );
+}
+
+#[test]
+fn by_default_it_listens_on_every_interface() {
+    let server = Server::spawn(echo_server().args(["--port", "0"]));
+    let port = server.address.port();
+    assert_eq!(
+        server.ready_line,
+        format!("Server listening on 0.0.0.0:{port}\n")
+    );
+    assert_ne!(port, 0);
+    exchange(&common::connect(([127, 0, 0, 1], port).into()), b"hello");
+}
+
+#[test]
+fn the_default_port_is_54000() {
+    let help = echo_server().arg("--help").output().expect("it runs");
+    let help = String::from_utf8(help.stdout).expect("the help is text");
+    let line = help
+        .lines()
+        .find(|line| line.contains("--port"))
+        .expect("the help has the flag");
+    assert!(line.contains("[default: 54000]"), "{line}");
+}
+
+#[test]
+fn host_and_port_come_from_flags_or_variables_and_a_flag_wins() {
+    let free = TcpListener::bind("127.0.0.1:0").expect("a port can be had");
+    let address = free.local_addr().expect("it has an address");
+    drop(free);
+    let port = address.port().to_string();
+
+    let mut by_variables = echo_server();
+    by_variables
+        .env("ECHO_SERVER_HOST", "127.0.0.1")
+        .env("ECHO_SERVER_PORT", &port);
+    let server = Server::spawn(&mut by_variables);
+    assert_eq!(server.address, address);
+    drop(server);
+
+    let mut flags_win = echo_server();
+    flags_win
+        .env("ECHO_SERVER_HOST", "192.0.2.1")
+        .env("ECHO_SERVER_PORT", "http");
+    let server = Server::spawn(flags_win.args(["--host", "127.0.0.1", "-p", &port]));
+    assert_eq!(server.address, address);
+}
+
+/// The longest piece that the server read from a client that sent it 70,000 bytes.
+fn longest_read(server: &Server) -> usize {
+    exchange(&server.connect(), &common::noise(70_000, 6));
+    server.wait_for_log("closed by client");
+    let sizes = server.log().into_iter().filter_map(|line| {
+        let (_, size) = line.strip_suffix(" bytes")?.split_once(" sent ")?;
+        size.parse::<usize>().ok()
+    });
+    sizes
+        .max()
+        .expect("at level debug the log has the sizes of reads")
+}
+
+#[test]
+fn the_buffer_size_comes_from_its_flag_or_its_variable_and_bounds_each_read() {
+    let server = Server::start(&["--buffer-size", "1000", "-v"]);
+    assert_eq!(longest_read(&server), 1000);
+    let server = Server::start(&["--buffer-size", "2KiB", "-v"]);
+    assert_eq!(longest_read(&server), 2048);
+    let mut command = echo_server();
+    command
+        .env("ECHO_SERVER_BUFFER_SIZE", "3000")
+        .args(["--host", "127.0.0.1", "-p0", "-v"]);
+    assert_eq!(longest_read(&Server::spawn(&mut command)), 3000);
+    command.args(["--buffer-size", "4000"]);
+    assert_eq!(longest_read(&Server::spawn(&mut command)), 4000);
+}
+
+/// The log of a server that has served one client's "hello"; the client's line about it that comes
+/// last at each level is waited for by the exit.
+#[cfg(unix)]
+fn log_of_a_visit(command: &mut Command) -> String {
+    command.args(["--host", "127.0.0.1", "--port", "0"]);
+    let mut server = Server::spawn(command);
+    assert_eq!(
+        common::send_and_read_all(&server.connect(), &[b"hello\x1b[2J\r\n"]),
+        b"hello\x1b[2J\r\n"
+    );
+    assert_eq!(server.stop().code(), Some(0));
+    assert_eq!(
+        server.rest_of_stdout(),
+        "",
+        "stdout has the ready line alone"
+    );
+    server.rest_of_log().join("\n")
+}
+
+#[test]
+#[cfg(unix)]
+fn verbosity_goes_from_nothing_to_the_bytes_themselves() {
+    let levels = ["connected", "sent 11 bytes", r"hello\x1b[2J\r\n"];
+    for (flag, shown) in [
+        ("-qqq", 0),
+        ("-qq", 0),
+        ("-q", 0),
+        ("--", 1),
+        ("-v", 2),
+        ("-vv", 3),
+    ] {
+        let mut command = echo_server();
+        let flags: &[&str] = if flag == "--" { &[] } else { &[flag] };
+        let log = log_of_a_visit(command.args(flags));
+        for (level, text) in levels.iter().enumerate() {
+            assert_eq!(
+                log.contains(text),
+                level < shown,
+                "{flag}: {text:?} in {log}"
+            );
+        }
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn rust_log_wins_over_verbosity() {
+    let log = log_of_a_visit(echo_server().env("RUST_LOG", "debug").arg("-qqq"));
+    assert!(log.contains("sent 11 bytes"), "{log}");
+    let log = log_of_a_visit(echo_server().env("RUST_LOG", "error").arg("-vv"));
+    assert_eq!(log, "");
+}
+
+#[test]
+#[cfg(unix)]
+fn at_info_a_visit_is_two_lines_and_the_last_line_has_the_totals() {
+    let log = log_of_a_visit(&mut echo_server());
+    let about = |text: &str| log.lines().filter(|line| line.contains(text)).count();
+    assert_eq!(
+        (
+            about(" connected"),
+            about("disconnected: closed by client, 11 bytes echoed in ")
+        ),
+        (1, 1),
+        "{log}"
+    );
+    let last = log.lines().last().expect("the log has lines");
+    assert!(
+        last.contains("stopped: 1 clients served, 0 of them cut off, 11 bytes echoed in "),
+        "{last}"
+    );
+}
+
+#[test]
+fn help_and_version_go_to_stdout_with_exit_code_0() {
+    for (flag, text) in [
+        ("--help", "Usage: echo-server"),
+        ("-V", env!("CARGO_PKG_VERSION")),
+    ] {
+        let output = echo_server()
+            .arg(flag)
+            .stderr(Stdio::piped())
+            .output()
+            .expect("it runs");
+        assert!(output.status.success() && output.stderr.is_empty());
+        assert!(
+            String::from_utf8_lossy(&output.stdout).contains(text),
+            "{flag}"
+        );
+    }
+}

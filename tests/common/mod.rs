@@ -1,0 +1,316 @@
+//! A spawned `echo-server` and clients for it. Whatever does not happen within [`PATIENCE`] fails
+//! the test that waits for it; nothing here sleeps for luck.
+#![allow(dead_code, reason = "each test file uses its own part of this")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// How long an event may take on a slow and busy machine before it counts as never coming.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The command `echo-server`, untouched by the variables of whoever runs the tests.
+pub fn echo_server() -> Command {
+    command(env!("CARGO_BIN_EXE_echo-server"))
+}
+
+/// The same for any program that starts one.
+pub fn command(program: &str) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("ECHO_SERVER_") {
+            command.env_remove(name);
+        }
+    }
+    command.env_remove("RUST_LOG").stdin(Stdio::null());
+    command
+}
+
+/// A running server; killed when dropped.
+pub struct Server {
+    pub child: Child,
+    pub address: SocketAddr,
+    pub ready_line: String,
+    stdout: Option<BufReader<std::process::ChildStdout>>,
+    log: Log,
+}
+
+impl Server {
+    /// On 127.0.0.1 and a port of the system's choice, with these arguments too.
+    pub fn start(arguments: &[&str]) -> Self {
+        let mut command = echo_server();
+        command.args(["--host", "127.0.0.1", "--port", "0"]);
+        Self::spawn(command.args(arguments))
+    }
+
+    /// Spawns `command` and waits for its ready line.
+    pub fn spawn(command: &mut Command) -> Self {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self::spawn_as_is(command)
+    }
+
+    /// Spawns `command` with the stdout and stderr that it has. Where stdout is not piped, the
+    /// address is read from the log, at level debug.
+    pub fn spawn_as_is(command: &mut Command) -> Self {
+        let mut child = command.spawn().expect("the server starts");
+        let log = child.stderr.take().map(Log::read).unwrap_or_default();
+        let mut stdout = child.stdout.take().map(BufReader::new);
+        let mut ready_line = String::new();
+        let address = if let Some(stdout) = &mut stdout {
+            stdout
+                .read_line(&mut ready_line)
+                .expect("stdout is readable");
+            ready_line
+                .strip_prefix("Server listening on ")
+                .map(str::to_owned)
+        } else {
+            let line = log.wait_for(1, "listening on ").remove(0);
+            line.split("listening on ").last().map(str::to_owned)
+        };
+        let address = address
+            .and_then(|address| address.trim_end().parse().ok())
+            .unwrap_or_else(|| panic!("no ready line but {ready_line:?}, log: {:#?}", log.lines()));
+        Self {
+            child,
+            address,
+            ready_line,
+            stdout,
+            log,
+        }
+    }
+
+    pub fn connect(&self) -> TcpStream {
+        connect(self.address)
+    }
+
+    /// The lines that have been read so far.
+    pub fn log(&self) -> Vec<String> {
+        self.log.lines()
+    }
+
+    /// All lines, to the end of stderr; only once the server has ended.
+    pub fn rest_of_log(&mut self) -> Vec<String> {
+        let reader = self
+            .log
+            .reader
+            .take()
+            .expect("the log is read to its end once");
+        reader.join().expect("the reader does not panic");
+        self.log.lines()
+    }
+
+    /// Waits for a line of the log that contains `text`.
+    pub fn wait_for_log(&self, text: &str) -> String {
+        self.log.wait_for(1, text).remove(0)
+    }
+
+    /// Waits for `count` lines of the log that contain `text`.
+    pub fn wait_for_logs(&self, count: usize, text: &str) -> Vec<String> {
+        self.log.wait_for(count, text)
+    }
+
+    /// Waits for the log's line on how the connection of `client` ended.
+    pub fn wait_for_departure(&self, client: SocketAddr) -> String {
+        self.wait_for_log(&format!("{client} disconnected: "))
+    }
+
+    /// Waits for the server's end by itself.
+    pub fn wait(&mut self) -> ExitStatus {
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            if let Some(status) = self.child.try_wait().expect("the server can be waited for") {
+                return status;
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        panic!("the server still runs, log: {:#?}", self.log());
+    }
+
+    /// What was on stdout after the ready line; only once the server has ended.
+    pub fn rest_of_stdout(&mut self) -> String {
+        let mut rest = String::new();
+        let mut stdout = self.stdout.take().expect("stdout is read once");
+        stdout.read_to_string(&mut rest).expect("stdout is text");
+        rest
+    }
+
+    #[cfg(unix)]
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).expect("the server can be signalled");
+    }
+
+    /// Stops the server with SIGTERM and waits for its end.
+    #[cfg(unix)]
+    pub fn stop(&mut self) -> ExitStatus {
+        self.signal(rustix::process::Signal::TERM);
+        self.wait()
+    }
+
+    /// How many threads the server has.
+    #[cfg(target_os = "linux")]
+    pub fn threads(&self) -> usize {
+        self.count("task")
+    }
+
+    /// How many files the server has open.
+    #[cfg(target_os = "linux")]
+    pub fn files(&self) -> usize {
+        self.count("fd")
+    }
+
+    #[cfg(target_os = "linux")]
+    fn count(&self, what: &str) -> usize {
+        let folder = format!("/proc/{}/{what}", self.child.id());
+        std::fs::read_dir(folder).expect("the server runs").count()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The lines of a log, collected as they come.
+#[derive(Default)]
+struct Log {
+    lines: Arc<(Mutex<Vec<String>>, Condvar)>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Log {
+    fn read(source: impl Read + Send + 'static) -> Self {
+        let lines: Arc<(Mutex<Vec<String>>, Condvar)> = Arc::default();
+        let shared = Arc::clone(&lines);
+        let reader = thread::spawn(move || {
+            let mut source = BufReader::new(source);
+            let mut line = Vec::new();
+            while source.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+                shared.0.lock().expect("no reader panics").push(text);
+                shared.1.notify_all();
+                line.clear();
+            }
+        });
+        Self {
+            lines,
+            reader: Some(reader),
+        }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.lines.0.lock().expect("no reader panics").clone()
+    }
+
+    fn wait_for(&self, count: usize, text: &str) -> Vec<String> {
+        let (lines, more) = &*self.lines;
+        let found = |lines: &[String]| -> Vec<String> {
+            lines
+                .iter()
+                .filter(|line| line.contains(text))
+                .cloned()
+                .collect()
+        };
+        let lines = lines.lock().expect("no reader panics");
+        let (lines, _) = more
+            .wait_timeout_while(lines, PATIENCE, |lines| found(lines).len() < count)
+            .expect("no reader panics");
+        let found = found(&lines);
+        assert!(
+            found.len() >= count,
+            "not {count} lines with {text:?} in the log: {lines:#?}"
+        );
+        found
+    }
+}
+
+/// A connection whose reads and writes fail the test, rather than hang it.
+pub fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect_timeout(&address, PATIENCE).expect("the server accepts");
+    stream
+        .set_read_timeout(Some(PATIENCE))
+        .expect("a timeout can be set");
+    stream
+        .set_write_timeout(Some(PATIENCE))
+        .expect("a timeout can be set");
+    stream
+}
+
+/// Sends `message` and takes its echo.
+pub fn exchange(mut stream: &TcpStream, message: &[u8]) {
+    stream.write_all(message).expect("the message goes out");
+    let mut echo = vec![0; message.len()];
+    stream.read_exact(&mut echo).expect("the echo comes back");
+    assert!(echo == message, "the echo differs from the message");
+}
+
+/// Sends the chunks and then FIN, takes what comes back until FIN, both at the same time.
+pub fn send_and_read_all(stream: &TcpStream, chunks: &[&[u8]]) -> Vec<u8> {
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut writer = stream;
+            for chunk in chunks {
+                writer.write_all(chunk).expect("the chunk goes out");
+            }
+            stream.shutdown(Shutdown::Write).expect("FIN goes out");
+        });
+        read_until_fin(stream)
+    })
+}
+
+/// Reads until FIN; anything else that ends the stream, such as RST, fails the test.
+pub fn read_until_fin(mut stream: &TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    stream
+        .read_to_end(&mut bytes)
+        .expect("the stream ends with FIN");
+    bytes
+}
+
+/// Sends without reading until every buffer on the way to the server and back is full; what went
+/// out. The server's thread is then blocked in its write.
+pub fn fill(mut stream: &TcpStream) -> Vec<u8> {
+    let noise = noise(40_000_000, 5);
+    let mut sent = 0;
+    stream
+        .set_write_timeout(Some(Duration::from_millis(500)))
+        .expect("a timeout can be set");
+    while let Ok(written) = stream.write(&noise[sent..]) {
+        sent += written;
+        assert!(
+            sent < noise.len(),
+            "the server takes all and is never blocked"
+        );
+    }
+    stream
+        .set_write_timeout(Some(PATIENCE))
+        .expect("a timeout can be set");
+    noise[..sent].to_vec()
+}
+
+/// Closes the connection with RST.
+pub fn reset(stream: TcpStream) {
+    socket2::SockRef::from(&stream)
+        .set_linger(Some(Duration::ZERO))
+        .expect("SO_LINGER can be set");
+    drop(stream);
+}
+
+/// `len` bytes in which no part looks like another: what xorshift gives from `seed`.
+pub fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    })
+    .flatten()
+    .take(len)
+    .collect()
+}

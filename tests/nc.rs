@@ -1,0 +1,58 @@
+//! The `nc` of the README, for real. Where there is none, CI fails and others are told.
+#![cfg(unix)]
+
+mod common;
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use common::{Server, noise};
+
+/// Runs `nc` with `input` on its stdin; what it prints.
+fn nc(server: &Server, input: &[u8]) -> Option<Vec<u8>> {
+    let (host, port) = (
+        server.address.ip().to_string(),
+        server.address.port().to_string(),
+    );
+    let mut nc = Command::new("nc");
+    nc.args(["-N", &host, &port])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut nc = match nc.spawn() {
+        Ok(nc) => nc,
+        Err(error) => {
+            let required = std::env::var_os("ECHO_SERVER_TEST_NC").is_some_and(|v| v == "required");
+            assert!(!required, "nc is required: {error}");
+            println!("not tested, nc cannot be run: {error}");
+            return None;
+        }
+    };
+    let mut stdin = nc.stdin.take().expect("stdin is piped");
+    let input = input.to_vec();
+    let writer = std::thread::spawn(move || stdin.write_all(&input));
+    let output = nc.wait_with_output().expect("nc ends");
+    writer
+        .join()
+        .expect("no panic")
+        .expect("nc takes its input");
+    assert!(output.status.success(), "{:?}", output.status);
+    Some(output.stdout)
+}
+
+#[test]
+fn nc_gets_a_line_back() {
+    let server = Server::start(&[]);
+    if let Some(echo) = nc(&server, b"hello\n") {
+        assert_eq!(echo, b"hello\n");
+        server.wait_for_log("closed by client, 6 bytes echoed");
+    }
+}
+
+#[test]
+fn nc_gets_a_megabyte_back() {
+    let server = Server::start(&[]);
+    let bytes = noise(1_000_000, 7);
+    if let Some(echo) = nc(&server, &bytes) {
+        assert!(echo == bytes, "{} bytes came back", echo.len());
+    }
+}

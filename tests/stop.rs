@@ -1,0 +1,176 @@
+//! A stop by signal: who is idle gets FIN, the exit code is 0, the port is free at once. On Windows
+//! there is no way in safe code to send Ctrl+C to a child alone, so these tests are for Unix.
+#![cfg(unix)]
+
+mod common;
+
+use std::io::{ErrorKind, pipe};
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{Server, command, echo_server, exchange, fill, read_until_fin};
+use rustix::process::Signal;
+
+#[test]
+fn each_signal_stops_an_idle_server_in_well_under_a_second_with_exit_code_0() {
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+        let mut server = Server::start(&[]);
+        let begin = Instant::now();
+        server.signal(signal);
+        assert_eq!(server.wait().code(), Some(0), "{signal:?}");
+        // Far more than it takes, far less than any timeout that could have ended it instead.
+        assert!(
+            begin.elapsed() < Duration::from_secs(2),
+            "{signal:?}: {:?}",
+            begin.elapsed()
+        );
+        server.wait_for_log("stopped: 0 clients served, 0 of them cut off, 0 bytes echoed");
+    }
+}
+
+#[test]
+fn idle_clients_get_fin_and_the_log_says_why() {
+    let mut server = Server::start(&[]);
+    let spoke = server.connect();
+    exchange(&spoke, b"hello");
+    let silent = server.connect();
+    server.wait_for_logs(2, " connected");
+    server.signal(Signal::TERM);
+    assert_eq!(read_until_fin(&spoke), b"");
+    assert_eq!(read_until_fin(&silent), b"");
+    drop((spoke, silent));
+    assert_eq!(server.wait().code(), Some(0));
+    server.wait_for_logs(2, "disconnected: server stopping");
+    server.wait_for_log("stopped: 2 clients served, 0 of them cut off, 5 bytes echoed");
+}
+
+#[test]
+fn an_idle_client_that_never_closes_does_not_hold_up_the_stop() {
+    let mut server = Server::start(&["--shutdown-timeout", "1h"]);
+    let client = server.connect();
+    exchange(&client, b"hello");
+    let begin = Instant::now();
+    assert_eq!(server.stop().code(), Some(0));
+    assert!(
+        begin.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begin.elapsed()
+    );
+}
+
+#[test]
+fn new_clients_are_refused_while_the_stop_waits_for_those_inside() {
+    let mut server = Server::start(&["--shutdown-timeout", "1h"]);
+    let client = server.connect();
+    // It keeps the server waiting by never pausing for as long as the drain takes for quiet.
+    exchange(&client, b"hello");
+    server.signal(Signal::TERM);
+    server.wait_for_log("stopping");
+    let end = Instant::now() + common::PATIENCE;
+    let refused = loop {
+        exchange(&client, b"still here");
+        match TcpStream::connect(server.address) {
+            // It came before the listener was closed, and is served like any other.
+            Ok(early) => drop(early),
+            Err(error) => break error,
+        }
+        assert!(Instant::now() < end, "the listener stays open");
+    };
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    exchange(&client, b"and still served");
+    drop(client);
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_the_server_at_once_with_exit_code_130() {
+    let mut server = Server::start(&["--shutdown-timeout", "1h"]);
+    let client = server.connect();
+    fill(&client);
+    server.signal(Signal::INT);
+    server.wait_for_log("stopping");
+    server.signal(Signal::INT);
+    assert_eq!(server.wait().code(), Some(130));
+}
+
+#[test]
+fn the_next_server_gets_the_port_at_once_though_connections_are_in_time_wait() {
+    let mut first = Server::start(&[]);
+    let client = first.connect();
+    exchange(&client, b"hello");
+    first.signal(Signal::TERM);
+    // The server closes first, so TIME_WAIT is on its side.
+    assert_eq!(read_until_fin(&client), b"");
+    drop(client);
+    assert_eq!(first.wait().code(), Some(0));
+    let port = first.address.port();
+    #[cfg(target_os = "linux")]
+    assert!(
+        in_time_wait(port),
+        "no connection of port {port} is in TIME_WAIT"
+    );
+    let mut command = echo_server();
+    command.args(["--host", "127.0.0.1", "--port", &port.to_string()]);
+    let second = Server::spawn(&mut command);
+    exchange(&second.connect(), b"hello again");
+}
+
+#[cfg(target_os = "linux")]
+fn in_time_wait(port: u16) -> bool {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("Linux tells its connections");
+    table.lines().skip(1).any(|line| {
+        let mut columns = line.split_whitespace().skip(1);
+        let local = columns.next().unwrap_or_default();
+        let state = columns.nth(1).unwrap_or_default();
+        local.ends_with(&format!(":{port:04X}")) && state == "06"
+    })
+}
+
+#[test]
+fn a_stdout_whose_reader_is_gone_does_not_stop_the_service() {
+    let (reader, writer) = pipe().expect("a pipe can be had");
+    drop(reader);
+    let mut command = echo_server();
+    command.args(["--host", "127.0.0.1", "--port", "0", "-v"]);
+    serves(&mut Server::spawn_as_is(
+        command.stdout(writer).stderr(Stdio::piped()),
+    ));
+}
+
+#[test]
+fn a_stderr_whose_reader_is_gone_does_not_stop_the_service() {
+    let (reader, writer) = pipe().expect("a pipe can be had");
+    drop(reader);
+    let mut command = echo_server();
+    command.args(["--host", "127.0.0.1", "--port", "0", "-vv"]);
+    serves(&mut Server::spawn_as_is(
+        command.stdout(Stdio::piped()).stderr(writer),
+    ));
+}
+
+#[test]
+fn a_stdout_that_is_closed_does_not_stop_the_service() {
+    let mut command = without(">&-");
+    serves(&mut Server::spawn_as_is(command.stderr(Stdio::piped())));
+}
+
+#[test]
+fn a_stderr_that_is_closed_does_not_stop_the_service() {
+    let mut command = without("2>&-");
+    serves(&mut Server::spawn_as_is(command.stdout(Stdio::piped())));
+}
+
+/// A server that a shell starts with one of its streams closed.
+fn without(redirection: &str) -> Command {
+    let script = format!(r#"exec "$0" --host 127.0.0.1 --port 0 -vv {redirection}"#);
+    let mut shell = command("sh");
+    shell.args(["-c", &script, env!("CARGO_BIN_EXE_echo-server")]);
+    shell
+}
+
+fn serves(server: &mut Server) {
+    exchange(&server.connect(), b"hello");
+    exchange(&server.connect(), b"hello again");
+    assert_eq!(server.stop().code(), Some(0));
+}
