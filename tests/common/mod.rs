@@ -2,7 +2,7 @@
 //! the test that waits for it; nothing here sleeps for luck.
 #![allow(dead_code, reason = "each test file uses its own part of this")]
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -276,20 +276,17 @@ pub fn read_until_fin(mut stream: &TcpStream) -> Vec<u8> {
 /// out. The server's thread is then blocked in its write.
 pub fn fill(mut stream: &TcpStream) -> Vec<u8> {
     let noise = noise(40_000_000, 5);
-    let mut sent = 0;
-    stream
-        .set_write_timeout(Some(Duration::from_millis(500)))
-        .expect("a timeout can be set");
-    while let Ok(written) = stream.write(&noise[sent..]) {
-        sent += written;
-        assert!(
-            sent < noise.len(),
-            "the server takes all and is never blocked"
-        );
+    let (mut sent, mut moved) = (0, Instant::now());
+    stream.set_nonblocking(true).expect("the mode can be set");
+    while moved.elapsed() < Duration::from_millis(500) {
+        match stream.write(&noise[sent..]) {
+            Ok(0) => panic!("the server takes all and is never blocked"),
+            Ok(written) => (sent, moved) = (sent + written, Instant::now()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::yield_now(),
+            Err(error) => panic!("{error}"),
+        }
     }
-    stream
-        .set_write_timeout(Some(PATIENCE))
-        .expect("a timeout can be set");
+    stream.set_nonblocking(false).expect("the mode can be set");
     noise[..sent].to_vec()
 }
 
