@@ -6,25 +6,32 @@
     reason = "they panic where the stream is closed"
 )]
 
-use std::io::{self, Write};
+use std::env;
+use std::io::{self, IsTerminal, Write};
 use std::process::{self, ExitCode};
+use std::time::Duration;
 
 use clap::Parser;
 use echo_server::Server;
 use echo_server::cli::{ServerArgs, explain_bind_error};
-use log::debug;
+use echo_server::log_queue::LogQueue;
+use env_logger::{Target, WriteStyle};
+use log::{debug, warn};
 
 /// The exit code of a second Ctrl+C: 128 and the number of SIGINT, as shells have it.
 const FORCED: i32 = 130;
 
+/// How long the end waits for somebody to read the last lines of the log.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
 fn main() -> ExitCode {
     let args = ServerArgs::parse();
-    env_logger::Builder::new()
-        .filter_level(args.verbosity.log_level_filter())
-        .format_target(false)
-        .parse_default_env()
-        .init();
-    match run(&args) {
+    let outcome = start_log(&args).and_then(|log| {
+        let outcome = run(&args);
+        log.close(LAST_LINES);
+        outcome
+    });
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
             // Whoever closed stderr does not want to know; the exit code still tells.
@@ -34,9 +41,28 @@ fn main() -> ExitCode {
     }
 }
 
+fn start_log(args: &ServerArgs) -> Result<LogQueue, String> {
+    let log = LogQueue::start(io::stderr()).map_err(|error| format!("cannot start: {error}"))?;
+    let coloured = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none();
+    env_logger::Builder::new()
+        .filter_level(args.verbosity.log_level_filter())
+        .format_target(false)
+        .write_style(if coloured {
+            WriteStyle::Always
+        } else {
+            WriteStyle::Never
+        })
+        .parse_default_env()
+        .target(Target::Pipe(Box::new(log.clone())))
+        .init();
+    Ok(log)
+}
+
 fn run(args: &ServerArgs) -> Result<(), String> {
     let config = args.config();
     let address = config.address;
+    #[cfg(unix)]
+    raise_file_limit(config.max_connections);
     let server = Server::bind(config).map_err(|error| explain_bind_error(address, &error))?;
     let address = server
         .local_addr()
@@ -57,6 +83,21 @@ fn run(args: &ServerArgs) -> Result<(), String> {
     server
         .run()
         .map_err(|error| format!("gave up on {address}: {error}"))
+}
+
+/// Each client takes a file. The soft limit is for programs that cannot count above 1024.
+#[cfg(unix)]
+fn raise_file_limit(max_connections: usize) {
+    /// Files that are not clients: the three streams, the listener, the pipe, and some to spare.
+    const OWN: u64 = 10;
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(limit) if limit.saturating_sub(OWN) < max_connections as u64 => warn!(
+            "{max_connections} clients do not fit: the system lets this program have {limit} files \
+             open; raise the limit (ulimit -n), or lower --max-connections"
+        ),
+        Ok(_) => {}
+        Err(error) => warn!("the limit of open files cannot be raised: {error}"),
+    }
 }
 
 /// Scripts wait for this line, so it must not stay in a buffer. Where nobody reads stdout, the

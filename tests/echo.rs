@@ -128,8 +128,8 @@ fn two_hundred_clients_at_once_are_all_served_each_by_its_own_thread() {
     #[cfg(target_os = "linux")]
     assert_eq!(
         server.threads(),
-        200 + 2,
-        "one for each client, the main thread and Ctrl+C's"
+        200 + 3,
+        "one for each client, the main thread, Ctrl+C's and the log's"
     );
     for (number, client) in clients.iter().enumerate().rev() {
         let message = noise(1000, 1000 + number as u64);

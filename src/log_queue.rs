@@ -1,0 +1,193 @@
+//! The log on its way to stderr. Whoever reads it may be slow or may have stopped reading, like a
+//! pager; a client's thread must not wait for that. So it leaves its line in a queue, and a thread
+//! of its own writes what has gathered there, many lines at a time.
+
+use std::io::{self, Write};
+use std::mem;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// The most that waits to be written, in bytes; lines beyond it are lost, and counted.
+const LIMIT: usize = 1024 * 1024;
+
+/// How long lines may gather after some were written: a busy server wakes the writer 200 times a
+/// second, not for each line.
+const GATHER: Duration = Duration::from_millis(5);
+
+/// Where the log's lines go, each by one call of [`Write::write`].
+#[derive(Clone, Debug, Default)]
+pub struct LogQueue(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    /// Notified when the writer has something to do, and when it has ended.
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    pending: Vec<u8>,
+    lost: u64,
+    /// Whether the writer sleeps until it is notified.
+    idle: bool,
+    closing: bool,
+    closed: bool,
+}
+
+impl LogQueue {
+    /// Starts the thread that writes the queue to `out`.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn start(out: impl Write + Send + 'static) -> io::Result<Self> {
+        let queue = Self::default();
+        let writer = Arc::clone(&queue.0);
+        thread::Builder::new()
+            .name("log".to_owned())
+            .stack_size(128 * 1024)
+            .spawn(move || writer.write_to(out))?;
+        Ok(queue)
+    }
+
+    /// Blocks until all is written, for `timeout` at most: nobody may be reading.
+    pub fn close(&self, timeout: Duration) {
+        let mut queue = self.0.lock();
+        queue.closing = true;
+        self.0.changed.notify_all();
+        drop(
+            self.0
+                .changed
+                .wait_timeout_while(queue, timeout, |queue| !queue.closed),
+        );
+    }
+}
+
+impl Write for LogQueue {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let mut queue = self.0.lock();
+        if queue.pending.len() + line.len() > LIMIT {
+            queue.lost += 1;
+        } else {
+            queue.pending.extend_from_slice(line);
+        }
+        if mem::take(&mut queue.idle) {
+            self.0.changed.notify_all();
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_to(&self, mut out: impl Write) {
+        let mut batch = Vec::new();
+        loop {
+            let mut queue = self.lock();
+            while queue.pending.is_empty() && !queue.closing {
+                queue.idle = true;
+                queue = self
+                    .changed
+                    .wait(queue)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+            mem::swap(&mut batch, &mut queue.pending);
+            let (lost, closing) = (mem::take(&mut queue.lost), queue.closing);
+            drop(queue);
+            // Nobody can be told that stderr is closed or broken; the service goes on.
+            let _ = out.write_all(&batch);
+            batch.clear();
+            if lost > 0 {
+                let _ = writeln!(
+                    out,
+                    "{lost} lines of the log lost here: they were not read in time"
+                );
+            }
+            let _ = out.flush();
+            if closing {
+                break;
+            }
+            thread::sleep(GATHER);
+        }
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use super::*;
+
+    /// A stderr that takes a write only when the test gives leave.
+    struct Stalled {
+        leave: Receiver<()>,
+        written: Sender<String>,
+    }
+
+    impl Write for Stalled {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _ = self.leave.recv();
+            let _ = self
+                .written
+                .send(String::from_utf8_lossy(bytes).into_owned());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_that_nobody_reads_are_bounded_and_the_lost_ones_counted() -> io::Result<()> {
+        let (go, leave) = channel();
+        let (written, output) = channel();
+        let mut queue = LogQueue::start(Stalled { leave, written })?;
+        let line = [b'x'; 1023]
+            .iter()
+            .chain(b"\n")
+            .copied()
+            .collect::<Vec<u8>>();
+        for _ in 0..5000 {
+            // Nobody gives leave: were this to wait for the reader, the test would hang here.
+            queue.write_all(&line)?;
+        }
+        drop(go);
+        queue.close(Duration::from_secs(20));
+        let output: String = output.try_iter().collect();
+        let lost = output
+            .lines()
+            .find_map(|line| line.split_once(" lines of the log lost"));
+        let lost: usize = lost
+            .expect("the loss is told")
+            .0
+            .parse()
+            .expect("in numbers");
+        let kept = output.lines().filter(|line| line.len() == 1023).count();
+        assert_eq!(kept + lost, 5000);
+        // What was in the writer's hands when it stalled, and what the queue holds.
+        assert!((1024..=2048).contains(&kept), "{kept} lines kept");
+        Ok(())
+    }
+
+    #[test]
+    fn closing_gives_up_on_a_reader_that_never_reads() -> io::Result<()> {
+        let (_go, leave) = channel();
+        let (written, _output) = channel();
+        let mut queue = LogQueue::start(Stalled { leave, written })?;
+        queue.write_all(b"line\n")?;
+        queue.close(Duration::from_millis(1));
+        assert!(!queue.0.lock().closed);
+        Ok(())
+    }
+}
