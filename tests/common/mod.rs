@@ -275,7 +275,8 @@ pub fn read_until_fin(mut stream: &TcpStream) -> Vec<u8> {
 /// Sends without reading until every buffer on the way to the server and back is full; what went
 /// out. The server's thread is then blocked in its write.
 pub fn fill(mut stream: &TcpStream) -> Vec<u8> {
-    let noise = noise(40_000_000, 5);
+    // A prime number of bytes, again and again: no shift by a power of two goes unnoticed.
+    let noise = noise(1_000_003, 5).repeat(40);
     let (mut sent, mut moved) = (0, Instant::now());
     stream.set_nonblocking(true).expect("the mode can be set");
     while moved.elapsed() < Duration::from_millis(500) {

@@ -1,0 +1,239 @@
+//! `--max-connections`, the limit of open files, and `--idle-timeout`.
+
+mod common;
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Server, echo_server, exchange, fill, noise, read_until_fin};
+
+/// Connects, and sends a byte that will be echoed once the server has a place.
+fn knock(server: &Server) -> TcpStream {
+    let mut client = server.connect();
+    client.write_all(b"k").expect("the byte goes out");
+    client
+}
+
+/// Takes the echo of the byte that `knock` sent.
+fn is_let_in(client: &TcpStream) {
+    let mut echo = [0];
+    std::io::Read::read_exact(&mut &*client, &mut echo).expect("the echo comes back");
+    assert_eq!(&echo, b"k");
+}
+
+fn address(client: &TcpStream) -> String {
+    client.local_addr().expect("it has an address").to_string()
+}
+
+#[test]
+fn clients_over_the_limit_wait_and_are_served_in_order_as_places_come_free() {
+    let server = Server::start(&["--max-connections", "2"]);
+    let (first, second) = (knock(&server), knock(&server));
+    is_let_in(&first);
+    is_let_in(&second);
+    server.wait_for_log("new clients must wait: all 2 places are taken");
+    let (third, fourth) = (knock(&server), knock(&server));
+    let inside = |client: &TcpStream| {
+        let line = format!("{} connected", address(client));
+        server.log().iter().any(|logged| logged.ends_with(&line))
+    };
+
+    assert!(!inside(&third) && !inside(&fourth));
+    drop(first);
+    is_let_in(&third);
+    assert!(!inside(&fourth));
+    exchange(&second, b"those inside are served all the while");
+    drop(second);
+    is_let_in(&fourth);
+    drop((third, fourth));
+
+    server.wait_for_log("new clients no longer wait");
+    let told = |text: &str| {
+        server
+            .log()
+            .iter()
+            .filter(|line| line.contains(text))
+            .count()
+    };
+    assert_eq!(
+        (told("must wait"), told("no longer wait")),
+        (1, 1),
+        "{:#?}",
+        server.log()
+    );
+}
+
+#[test]
+fn the_limit_comes_from_its_variable_too() {
+    let mut command = echo_server();
+    command.env("ECHO_SERVER_MAX_CONNECTIONS", "1");
+    let server = Server::spawn(command.args(["--host", "127.0.0.1", "--port", "0"]));
+    is_let_in(&knock(&server));
+    server.wait_for_log("all 1 places are taken");
+}
+
+#[test]
+#[cfg(unix)]
+fn a_stop_at_the_limit_works_at_once_and_serves_those_who_wait() {
+    let mut server = Server::start(&["--max-connections", "1", "--shutdown-timeout", "1h"]);
+    let inside = knock(&server);
+    is_let_in(&inside);
+    let waiting: Vec<TcpStream> = (0..3).map(|_| knock(&server)).collect();
+    server.signal(rustix::process::Signal::TERM);
+    for client in waiting {
+        is_let_in(&client);
+        assert_eq!(read_until_fin(&client), b"");
+    }
+    assert_eq!(server.wait().code(), Some(0));
+    server.wait_for_log("stopped: 4 clients served, 0 of them cut off, 4 bytes echoed");
+}
+
+/// A shell that starts the server under the limits that `ulimit` sets.
+#[cfg(target_os = "linux")]
+fn under(ulimit: &str, flags: &str) -> Server {
+    let program = env!("CARGO_BIN_EXE_echo-server");
+    let script = format!("{ulimit} && exec {program} --host 127.0.0.1 --port 0 {flags}");
+    Server::spawn(common::command("sh").args(["-c", &script]))
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn linux_the_soft_limit_of_open_files_is_raised_to_the_hard_one() {
+    let server = under("ulimit -Sn 50 && ulimit -Hn 2000", "--max-connections 100");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.child.id()));
+    let limits = limits.expect("the server runs");
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let columns: Vec<&str> = line
+        .expect("there is such a limit")
+        .split_whitespace()
+        .collect();
+    assert_eq!(columns[3..5], ["2000", "2000"]);
+    exchange(&server.connect(), b"hello");
+    server.wait_for_log("closed by client");
+    assert!(
+        !server.log().iter().any(|line| line.contains("do not fit")),
+        "{:?}",
+        server.log()
+    );
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn linux_clients_that_do_not_fit_into_the_limit_of_open_files_are_told() {
+    let server = under("ulimit -n 50", "--max-connections 41");
+    server.wait_for_log("41 clients do not fit: the system lets this program have 50 files open");
+}
+
+#[test]
+fn a_client_that_never_speaks_and_one_that_spoke_are_closed_with_fin_once_idle() {
+    let server = Server::start(&["--idle-timeout", "700ms"]);
+    let silent = server.connect();
+    let spoke = server.connect();
+    let begin = Instant::now();
+    exchange(&spoke, b"hello");
+    for client in [&silent, &spoke] {
+        assert_eq!(read_until_fin(client), b"");
+    }
+    assert!(
+        begin.elapsed() >= Duration::from_millis(600),
+        "closed after {:?}",
+        begin.elapsed()
+    );
+    let addresses = [address(&silent), address(&spoke)];
+    drop((silent, spoke));
+    for address in addresses {
+        server.wait_for_log(&format!("{address} disconnected: idle, "));
+    }
+}
+
+#[test]
+fn a_client_that_sends_and_never_reads_is_idle_too_and_harms_nobody() {
+    let mut command = echo_server();
+    command.env("ECHO_SERVER_IDLE_TIMEOUT", "2s");
+    let server = Server::spawn(command.args(["--host", "127.0.0.1", "--port", "0"]));
+    let stuck = server.connect();
+    let address = address(&stuck);
+    fill(&stuck);
+    exchange(&server.connect(), b"others are served");
+    server.wait_for_log(&format!("{address} disconnected: idle, "));
+}
+
+#[test]
+fn a_client_that_speaks_more_often_than_the_idle_timeout_is_never_closed() {
+    let server = Server::start(&["--idle-timeout", "2s"]);
+    let client = server.connect();
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(5) {
+        exchange(&client, b"still here");
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(common::send_and_read_all(&client, &[b"bye"]), b"bye");
+    server.wait_for_log("disconnected: closed by client, ");
+}
+
+#[test]
+fn a_client_that_reads_slowly_is_not_idle_as_long_as_it_reads() {
+    let server = Server::start(&["--idle-timeout", "2s"]);
+    let client = server.connect();
+    let sent = fill(&client);
+    let mut echo = vec![0; sent.len()];
+    // Ten pieces, half a second apart: five seconds in all, and a good part of it blocked.
+    for piece in echo.chunks_mut(sent.len().div_ceil(10)) {
+        thread::sleep(Duration::from_millis(500));
+        std::io::Read::read_exact(&mut &client, piece).expect("the server still echoes");
+    }
+    assert!(echo == sent);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn linux_a_client_that_never_reads_costs_the_server_one_buffer() {
+    let resident = |server: &Server| {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", server.child.id()));
+        let status = status.expect("the server runs");
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .expect("it has one");
+        line.split_whitespace()
+            .nth(1)
+            .and_then(|kib| kib.parse::<usize>().ok())
+            .expect("in KiB")
+    };
+    let server = Server::start(&[]);
+    exchange(&server.connect(), &noise(200_000, 8));
+    let before = resident(&server);
+    let clients: Vec<TcpStream> = (0..4).map(|_| server.connect()).collect();
+    for client in &clients {
+        fill(client);
+    }
+    let each = resident(&server).saturating_sub(before) / clients.len();
+    assert!(each < 64 + 64, "{each} KiB for each client");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn linux_nine_thousand_clients_at_once_are_all_served() {
+    let files = rlimit::increase_nofile_limit(u64::MAX).expect("the limit can be raised");
+    let count = 9000.min(
+        usize::try_from(files)
+            .unwrap_or(usize::MAX)
+            .saturating_sub(100),
+    );
+    if count < 9000 {
+        eprintln!("only {count} clients: this machine allows {files} open files");
+    }
+    let server = Server::start(&["-q"]);
+    let clients: Vec<TcpStream> = (0..count).map(|_| server.connect()).collect();
+    for (number, client) in clients.iter().enumerate() {
+        exchange(client, &number.to_le_bytes());
+    }
+    assert_eq!(server.threads(), count + 3);
+    for (number, client) in clients.iter().enumerate() {
+        exchange(client, &(number + 1).to_be_bytes());
+    }
+}
