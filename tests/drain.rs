@@ -1,0 +1,166 @@
+//! What a stop promises: what a client had sent before it comes back, then FIN, never RST.
+#![cfg(unix)]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Server, exchange, fill, noise, read_until_fin};
+use rustix::process::Signal;
+
+#[test]
+fn clients_in_the_kernels_queue_are_served_then_get_fin() {
+    let mut server = Server::start(&[]);
+    server.signal(Signal::STOP);
+    let clients: Vec<TcpStream> = (0..50).map(|_| server.connect()).collect();
+    for (number, mut client) in clients.iter().enumerate() {
+        client
+            .write_all(&noise(1000, number as u64))
+            .expect("the bytes go out");
+    }
+    server.signal(Signal::TERM);
+    server.signal(Signal::CONT);
+    for (number, client) in clients.iter().enumerate() {
+        assert!(
+            read_until_fin(client) == noise(1000, number as u64),
+            "client {number}"
+        );
+    }
+    drop(clients);
+    assert_eq!(server.wait().code(), Some(0));
+    server.wait_for_log("stopped: 50 clients served, 0 of them cut off, 50000 bytes echoed");
+}
+
+#[test]
+fn a_client_that_reads_late_gets_all_that_it_had_sent_then_fin() {
+    let mut server = Server::start(&["--shutdown-timeout", "1h"]);
+    let client = server.connect();
+    let sent = fill(&client);
+    server.signal(Signal::TERM);
+    server.wait_for_log("stopping");
+    assert!(read_until_fin(&client) == sent);
+    drop(client);
+    assert_eq!(server.wait().code(), Some(0));
+    server.wait_for_log("disconnected: server stopping, ");
+}
+
+#[test]
+fn bytes_that_come_shortly_after_the_stop_come_back_too() {
+    let mut server = Server::start(&["--shutdown-timeout", "1h"]);
+    let mut client = server.connect();
+    exchange(&client, b"before");
+    server.signal(Signal::TERM);
+    server.wait_for_log("stopping");
+    client.write_all(b"on their way").expect("the bytes go out");
+    assert_eq!(read_until_fin(&client), b"on their way");
+    drop(client);
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
+fn a_client_that_sends_after_the_servers_fin_gets_no_rst_while_the_server_lingers() {
+    let server = Server::start(&[]);
+    let mut client = server.connect();
+    exchange(&client, b"before");
+    server.signal(Signal::TERM);
+    assert_eq!(read_until_fin(&client), b"");
+    client.write_all(b"too late").expect("the bytes go out");
+    client.shutdown(Shutdown::Write).expect("FIN goes out");
+    server.wait_for_log("disconnected: server stopping, 6 bytes echoed");
+    assert_eq!(client.read(&mut [0]).expect("no RST has come"), 0);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn linux_the_server_stays_as_long_as_the_system_has_yet_to_send_what_a_client_is_owed() {
+    let mut server = Server::start(&["--shutdown-timeout", "1h"]);
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+    let socket = socket.expect("a socket can be had");
+    socket
+        .set_recv_buffer_size(4096)
+        .expect("the size can be set");
+    socket
+        .connect(&server.address.into())
+        .expect("the server accepts");
+    let mut client = TcpStream::from(socket);
+    // Small enough for the server to have written it all: it is the system that still has it.
+    let sent = noise(60_000, 9);
+    client.write_all(&sent).expect("the bytes go out");
+    server.signal(Signal::TERM);
+    server.wait_for_log("stopping");
+    // Longer than a server takes to leave a client that it owes nothing.
+    thread::sleep(Duration::from_secs(1));
+    assert!(
+        server.child.try_wait().expect("it can be asked").is_none(),
+        "the server has left"
+    );
+    assert!(read_until_fin(&client) == sent);
+    drop(client);
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
+fn who_never_reads_or_never_pauses_is_cut_off_at_the_shutdown_timeout_and_counted() {
+    let mut server = Server::start(&["--shutdown-timeout", "1s"]);
+    let never_reads = server.connect();
+    fill(&never_reads);
+    let never_pauses = server.connect();
+    exchange(&never_pauses, b"hello");
+    let polite = server.connect();
+    exchange(&polite, b"hello");
+    let begin = Instant::now();
+    server.signal(Signal::TERM);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mut writer, mut reader) = (&never_pauses, &never_pauses);
+            while writer.write_all(b"and on").is_ok()
+                && reader.read(&mut [0; 64]).is_ok_and(|n| n > 0)
+            {}
+        });
+        assert_eq!(read_until_fin(&polite), b"");
+        drop(polite);
+        assert_eq!(server.wait().code(), Some(0));
+    });
+    assert!(
+        begin.elapsed() >= Duration::from_secs(1),
+        "{:?}",
+        begin.elapsed()
+    );
+    server.wait_for_logs(2, "disconnected: cut off, ");
+    server.wait_for_log("stopped: 3 clients served, 2 of them cut off, ");
+}
+
+#[test]
+fn a_shutdown_timeout_of_zero_cuts_everybody_off_at_once() {
+    let mut command = common::echo_server();
+    command.env("ECHO_SERVER_SHUTDOWN_TIMEOUT", "0s");
+    let mut server = Server::spawn(command.args(["--host", "127.0.0.1", "--port", "0"]));
+    let client = server.connect();
+    exchange(&client, b"hello");
+    assert_eq!(server.stop().code(), Some(0));
+    server.wait_for_log("stopped: 1 clients served, 1 of them cut off, 5 bytes echoed");
+}
+
+#[test]
+fn a_client_that_resets_during_the_stop_does_not_hold_it_up() {
+    let mut server = Server::start(&["--shutdown-timeout", "1h"]);
+    let client = server.connect();
+    fill(&client);
+    server.signal(Signal::TERM);
+    server.wait_for_log("stopping");
+    common::reset(client);
+    assert_eq!(server.wait().code(), Some(0));
+    server.wait_for_log("disconnected: reset by client, ");
+}
+
+#[test]
+fn the_idle_timeout_holds_during_the_stop_too() {
+    let mut server = Server::start(&["--shutdown-timeout", "1h", "--idle-timeout", "1s"]);
+    let client = server.connect();
+    fill(&client);
+    assert_eq!(server.stop().code(), Some(0));
+    server.wait_for_log("disconnected: idle, ");
+}
