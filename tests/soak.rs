@@ -1,0 +1,157 @@
+//! Everything at once: polite, rude, slow, silent and streaming clients, under a limit and an idle
+//! timeout, and a stop at a random moment. What polite clients sent comes back to the last byte;
+//! afterwards the server has no thread and no file left over. 10 s; `ECHO_SERVER_SOAK_SECONDS`
+//! makes it longer.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::hash::{BuildHasher, RandomState};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{PATIENCE, Server, noise, reset};
+use rustix::process::Signal;
+
+/// A number below `bound` that differs from call to call and from run to run.
+fn random(bound: u32) -> u32 {
+    let any = RandomState::new().hash_one(()) % u64::from(bound);
+    u32::try_from(any).expect("it is below a u32")
+}
+
+/// Connects; `None` where the server has stopped.
+fn enter(server: &Server) -> Option<TcpStream> {
+    let stream = TcpStream::connect(server.address).ok()?;
+    stream
+        .set_read_timeout(Some(PATIENCE))
+        .expect("it can be set");
+    stream
+        .set_write_timeout(Some(PATIENCE))
+        .expect("it can be set");
+    Some(stream)
+}
+
+/// Sends and half-closes, reads until FIN. Where the server accepted it, not a byte may be missing:
+/// not in a stop either, since it never pauses for long.
+fn polite(server: &Server) {
+    let Some(stream) = enter(server) else { return };
+    let sent = noise(random(2_000_000) as usize, random(u32::MAX).into());
+    let echo = thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut writer = &stream;
+            let _ = writer
+                .write_all(&sent)
+                .and_then(|()| stream.shutdown(Shutdown::Write));
+        });
+        let mut echo = Vec::new();
+        (&stream).read_to_end(&mut echo).map(|_| echo)
+    });
+    match echo {
+        Ok(echo) => assert!(
+            echo == sent,
+            "{} of {} bytes came back",
+            echo.len(),
+            sent.len()
+        ),
+        // It was still in the SYN queue when the listener was closed.
+        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}"),
+    }
+}
+
+/// Resets in the middle of what it sends.
+fn rude(server: &Server) {
+    let Some(stream) = enter(server) else { return };
+    let _ = (&stream).write_all(&noise(random(300_000) as usize, 1));
+    reset(stream);
+}
+
+/// Sends a good deal, and takes its time to read it.
+fn slow(server: &Server) {
+    let Some(mut stream) = enter(server) else {
+        return;
+    };
+    let sent = noise(50_000, 2);
+    let mut echo = vec![0; sent.len()];
+    if stream.write_all(&sent).is_err() {
+        return;
+    }
+    for piece in echo.chunks_mut(10_000) {
+        thread::sleep(Duration::from_millis(random(50).into()));
+        if stream.read_exact(piece).is_err() {
+            return;
+        }
+    }
+    assert!(echo == sent);
+}
+
+/// Says nothing until the server closes.
+fn silent(server: &Server) {
+    let Some(mut stream) = enter(server) else {
+        return;
+    };
+    assert!(
+        !matches!(stream.read(&mut [0]), Ok(1)),
+        "a byte that nobody sent"
+    );
+}
+
+/// Sends and never reads, until the server closes.
+fn deaf(server: &Server) {
+    let Some(mut stream) = enter(server) else {
+        return;
+    };
+    while stream.write_all(&[7; 4096]).is_ok() {}
+}
+
+/// What each client of the crowd does, again and again.
+const KINDS: [fn(&Server); 10] = [
+    polite, polite, polite, polite, rude, rude, slow, slow, silent, deaf,
+];
+
+#[test]
+fn linux_polite_clients_lose_no_byte_in_a_crowd_and_nothing_is_left_over() {
+    let seconds = std::env::var("ECHO_SERVER_SOAK_SECONDS")
+        .ok()
+        .and_then(|s| s.parse().ok());
+    let end = Instant::now() + Duration::from_secs(seconds.unwrap_or(10));
+    let arguments = ["-q", "--max-connections", "12", "--idle-timeout", "500ms"];
+    while Instant::now() < end {
+        let mut server = Server::start(&arguments);
+        let (threads, files) = (server.threads(), server.files());
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let crowd: Vec<_> = KINDS
+                .iter()
+                .cycle()
+                .take(20)
+                .map(|kind| {
+                    let (over, server) = (&over, &server);
+                    scope.spawn(move || {
+                        while !over.load(Ordering::Relaxed) {
+                            kind(server);
+                        }
+                    })
+                })
+                .collect();
+            thread::sleep(Duration::from_millis(500 + u64::from(random(1500))));
+            if random(2) == 0 {
+                // Everybody leaves: the server is as it was before they came.
+                over.store(true, Ordering::Relaxed);
+                for client in crowd {
+                    client.join().expect("it is served");
+                }
+                let patience = Instant::now() + PATIENCE;
+                while (server.threads(), server.files()) != (threads, files) {
+                    assert!(Instant::now() < patience, "something is left over");
+                    thread::yield_now();
+                }
+            }
+            server.signal(Signal::TERM);
+            over.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(server.wait().code(), Some(0));
+    }
+}
