@@ -56,11 +56,7 @@ impl LogQueue {
         let mut queue = self.0.lock();
         queue.closing = true;
         self.0.changed.notify_all();
-        drop(
-            self.0
-                .changed
-                .wait_timeout_while(queue, timeout, |queue| !queue.closed),
-        );
+        drop(self.0.changed.wait_timeout_while(queue, timeout, |queue| !queue.closed));
     }
 }
 
@@ -94,10 +90,7 @@ impl Shared {
             let mut queue = self.lock();
             while queue.pending.is_empty() && !queue.closing {
                 queue.idle = true;
-                queue = self
-                    .changed
-                    .wait(queue)
-                    .unwrap_or_else(PoisonError::into_inner);
+                queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
             }
             mem::swap(&mut batch, &mut queue.pending);
             let (lost, closing) = (mem::take(&mut queue.lost), queue.closing);
@@ -106,10 +99,8 @@ impl Shared {
             let _ = out.write_all(&batch);
             batch.clear();
             if lost > 0 {
-                let _ = writeln!(
-                    out,
-                    "{lost} lines of the log lost here: they were not read in time"
-                );
+                let _ =
+                    writeln!(out, "{lost} lines of the log lost here: they were not read in time");
             }
             let _ = out.flush();
             if closing {
@@ -137,9 +128,7 @@ mod tests {
     impl Write for Stalled {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let _ = self.leave.recv();
-            let _ = self
-                .written
-                .send(String::from_utf8_lossy(bytes).into_owned());
+            let _ = self.written.send(String::from_utf8_lossy(bytes).into_owned());
             Ok(bytes.len())
         }
 
@@ -153,11 +142,7 @@ mod tests {
         let (go, leave) = channel();
         let (written, output) = channel();
         let mut queue = LogQueue::start(Stalled { leave, written })?;
-        let line = [b'x'; 1023]
-            .iter()
-            .chain(b"\n")
-            .copied()
-            .collect::<Vec<u8>>();
+        let line = [b'x'; 1023].iter().chain(b"\n").copied().collect::<Vec<u8>>();
         for _ in 0..5000 {
             // Nobody gives leave: were this to wait for the reader, the test would hang here.
             queue.write_all(&line)?;
@@ -165,14 +150,8 @@ mod tests {
         drop(go);
         queue.close(Duration::from_secs(20));
         let output: String = output.try_iter().collect();
-        let lost = output
-            .lines()
-            .find_map(|line| line.split_once(" lines of the log lost"));
-        let lost: usize = lost
-            .expect("the loss is told")
-            .0
-            .parse()
-            .expect("in numbers");
+        let lost = output.lines().find_map(|line| line.split_once(" lines of the log lost"));
+        let lost: usize = lost.expect("the loss is told").0.parse().expect("in numbers");
         let kept = output.lines().filter(|line| line.len() == 1023).count();
         assert_eq!(kept + lost, 5000);
         // What was in the writer's hands when it stalled, and what the queue holds.

@@ -47,11 +47,7 @@ fn start_log(args: &ServerArgs) -> Result<LogQueue, String> {
     env_logger::Builder::new()
         .filter_level(args.verbosity.log_level_filter())
         .format_target(false)
-        .write_style(if coloured {
-            WriteStyle::Always
-        } else {
-            WriteStyle::Never
-        })
+        .write_style(if coloured { WriteStyle::Always } else { WriteStyle::Never })
         .parse_default_env()
         .target(Target::Pipe(Box::new(log.clone())))
         .init();
@@ -64,9 +60,7 @@ fn run(args: &ServerArgs) -> Result<(), String> {
     #[cfg(unix)]
     raise_file_limit(config.max_connections);
     let server = Server::bind(config).map_err(|error| explain_bind_error(address, &error))?;
-    let address = server
-        .local_addr()
-        .map_err(|error| explain_bind_error(address, &error))?;
+    let address = server.local_addr().map_err(|error| explain_bind_error(address, &error))?;
 
     let stop = server.shutdown_handle();
     ctrlc::set_handler(move || {
@@ -80,9 +74,7 @@ fn run(args: &ServerArgs) -> Result<(), String> {
     // For those who log and read no stdout.
     debug!("listening on {address}");
     say_ready(&format!("Server listening on {address}"));
-    server
-        .run()
-        .map_err(|error| format!("gave up on {address}: {error}"))
+    server.run().map_err(|error| format!("gave up on {address}: {error}"))
 }
 
 /// Each client takes a file. The soft limit is for programs that cannot count above 1024.

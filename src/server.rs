@@ -116,11 +116,7 @@ impl Server {
             service.config.shutdown_timeout
         );
         service.drain(listener);
-        info!(
-            "stopped: {} in {:.1?}",
-            service.clients.totals(),
-            started.elapsed()
-        );
+        info!("stopped: {} in {:.1?}", service.clients.totals(), started.elapsed());
         Ok(())
     }
 }
@@ -138,10 +134,7 @@ impl Service {
         let mut holdup = Holdup::default();
         while !self.shutdown.is_requested() {
             if !self.clients.wait_for_place(Duration::ZERO) {
-                holdup.begin(format_args!(
-                    "all {} places are taken",
-                    self.config.max_connections
-                ));
+                holdup.begin(format_args!("all {} places are taken", self.config.max_connections));
                 self.clients.wait_for_place(PATIENCE);
                 continue;
             }
@@ -170,9 +163,7 @@ impl Service {
     fn spawn(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
         let place = self.clients.enter();
         let connection = Connection::new(stream, peer, Arc::clone(self));
-        let thread = thread::Builder::new()
-            .name(peer.to_string())
-            .stack_size(STACK_SIZE);
+        let thread = thread::Builder::new().name(peer.to_string()).stack_size(STACK_SIZE);
         let spawned = thread.spawn(move || place.leave(&connection.serve()));
         if let Err(error) = spawned {
             warn!("{peer} turned away: the system gives no thread for it ({error})");
@@ -188,9 +179,7 @@ impl Service {
                 warn!("{peer} cut off before it was served");
             }
         }
-        let stuck = self
-            .clients
-            .wait_until_empty(self.shutdown.time_left() + LAST_WORDS);
+        let stuck = self.clients.wait_until_empty(self.shutdown.time_left() + LAST_WORDS);
         if stuck > 0 {
             warn!("{stuck} clients' threads are still not done, and are left behind");
         }

@@ -10,18 +10,10 @@ use common::{Server, echo_server, exchange};
 /// Runs a server that cannot start, and takes what it says: stdout must be empty, stderr one line.
 fn fails(command: &mut Command, code: i32) -> String {
     let output = command.output().expect("the server can be spawned");
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = output;
+    let Output { status, stdout, stderr } = output;
     let stderr = String::from_utf8(stderr).expect("the message is text");
     assert_eq!(status.code(), Some(code), "{stderr}");
-    assert!(
-        stdout.is_empty(),
-        "stdout: {}",
-        String::from_utf8_lossy(&stdout)
-    );
+    assert!(stdout.is_empty(), "stdout: {}", String::from_utf8_lossy(&stdout));
     stderr
 }
 
@@ -39,9 +31,7 @@ fn a_port_in_use_is_told_with_the_address_and_what_to_do() {
     let message =
         cannot_start(echo_server().args(["--host", "127.0.0.1", "-p", &port.to_string()]));
     assert!(
-        message.contains(&format!(
-            "cannot listen on 127.0.0.1:{port}: the port is in use"
-        )),
+        message.contains(&format!("cannot listen on 127.0.0.1:{port}: the port is in use")),
         "{message}"
     );
     assert!(message.contains("--port"), "{message}");
@@ -72,10 +62,7 @@ fn linux_a_privileged_port_is_told_with_the_address_and_what_to_do() {
         remove_capability_from_bounding_set(CapabilitySet::NET_BIND_SERVICE).expect("root may");
     }
     let message = cannot_start(echo_server().args(["--host", "127.0.0.1", "--port", "7"]));
-    assert!(
-        message.contains("cannot listen on 127.0.0.1:7: permission denied"),
-        "{message}"
-    );
+    assert!(message.contains("cannot listen on 127.0.0.1:7: permission denied"), "{message}");
     assert!(message.contains("--port"), "{message}");
 }
 
@@ -95,10 +82,7 @@ fn bad_arguments_are_told_with_the_flag_the_value_and_what_to_do() {
         ("--shutdown-timeout", "soon", "such as 500ms, 30s or 5m"),
     ] {
         let message = fails(echo_server().arg(format!("{flag}={value}")), 2);
-        assert!(
-            message.contains(flag) && message.contains(advice),
-            "{flag}={value}: {message}"
-        );
+        assert!(message.contains(flag) && message.contains(advice), "{flag}={value}: {message}");
     }
     assert!(fails(echo_server().arg("--prot=1"), 2).contains("--port"));
     assert!(fails(echo_server().arg("54000"), 2).contains("54000"));
@@ -107,20 +91,14 @@ fn bad_arguments_are_told_with_the_flag_the_value_and_what_to_do() {
 #[test]
 fn a_bad_variable_is_told_as_a_bad_flag_is() {
     let message = fails(echo_server().env("ECHO_SERVER_PORT", "http"), 2);
-    assert!(
-        message.contains("--port") && message.contains("http"),
-        "{message}"
-    );
+    assert!(message.contains("--port") && message.contains("http"), "{message}");
 }
 
 #[test]
 fn by_default_it_listens_on_every_interface() {
     let server = Server::spawn(echo_server().args(["--port", "0"]));
     let port = server.address.port();
-    assert_eq!(
-        server.ready_line,
-        format!("Server listening on 0.0.0.0:{port}\n")
-    );
+    assert_eq!(server.ready_line, format!("Server listening on 0.0.0.0:{port}\n"));
     assert_ne!(port, 0);
     exchange(&common::connect(([127, 0, 0, 1], port).into()), b"hello");
 }
@@ -129,10 +107,7 @@ fn by_default_it_listens_on_every_interface() {
 fn the_default_port_is_54000() {
     let help = echo_server().arg("--help").output().expect("it runs");
     let help = String::from_utf8(help.stdout).expect("the help is text");
-    let line = help
-        .lines()
-        .find(|line| line.contains("--port"))
-        .expect("the help has the flag");
+    let line = help.lines().find(|line| line.contains("--port")).expect("the help has the flag");
     assert!(line.contains("[default: 54000]"), "{line}");
 }
 
@@ -144,17 +119,13 @@ fn host_and_port_come_from_flags_or_variables_and_a_flag_wins() {
     let port = address.port().to_string();
 
     let mut by_variables = echo_server();
-    by_variables
-        .env("ECHO_SERVER_HOST", "127.0.0.1")
-        .env("ECHO_SERVER_PORT", &port);
+    by_variables.env("ECHO_SERVER_HOST", "127.0.0.1").env("ECHO_SERVER_PORT", &port);
     let server = Server::spawn(&mut by_variables);
     assert_eq!(server.address, address);
     drop(server);
 
     let mut flags_win = echo_server();
-    flags_win
-        .env("ECHO_SERVER_HOST", "192.0.2.1")
-        .env("ECHO_SERVER_PORT", "http");
+    flags_win.env("ECHO_SERVER_HOST", "192.0.2.1").env("ECHO_SERVER_PORT", "http");
     let server = Server::spawn(flags_win.args(["--host", "127.0.0.1", "-p", &port]));
     assert_eq!(server.address, address);
 }
@@ -167,9 +138,7 @@ fn longest_read(server: &Server) -> usize {
         let (_, size) = line.strip_suffix(" bytes")?.split_once(" sent ")?;
         size.parse::<usize>().ok()
     });
-    sizes
-        .max()
-        .expect("at level debug the log has the sizes of reads")
+    sizes.max().expect("at level debug the log has the sizes of reads")
 }
 
 #[test]
@@ -179,9 +148,7 @@ fn the_buffer_size_comes_from_its_flag_or_its_variable_and_bounds_each_read() {
     let server = Server::start(&["--buffer-size", "2KiB", "-v"]);
     assert_eq!(longest_read(&server), 2048);
     let mut command = echo_server();
-    command
-        .env("ECHO_SERVER_BUFFER_SIZE", "3000")
-        .args(["--host", "127.0.0.1", "-p0", "-v"]);
+    command.env("ECHO_SERVER_BUFFER_SIZE", "3000").args(["--host", "127.0.0.1", "-p0", "-v"]);
     assert_eq!(longest_read(&Server::spawn(&mut command)), 3000);
     command.args(["--buffer-size", "4000"]);
     assert_eq!(longest_read(&Server::spawn(&mut command)), 4000);
@@ -198,11 +165,7 @@ fn log_of_a_visit(command: &mut Command) -> String {
         b"hello\x1b[2J\r\n"
     );
     assert_eq!(server.stop().code(), Some(0));
-    assert_eq!(
-        server.rest_of_stdout(),
-        "",
-        "stdout has the ready line alone"
-    );
+    assert_eq!(server.rest_of_stdout(), "", "stdout has the ready line alone");
     server.rest_of_log().join("\n")
 }
 
@@ -210,23 +173,12 @@ fn log_of_a_visit(command: &mut Command) -> String {
 #[cfg(unix)]
 fn verbosity_goes_from_nothing_to_the_bytes_themselves() {
     let levels = ["connected", "sent 11 bytes", r"hello\x1b[2J\r\n"];
-    for (flag, shown) in [
-        ("-qqq", 0),
-        ("-qq", 0),
-        ("-q", 0),
-        ("--", 1),
-        ("-v", 2),
-        ("-vv", 3),
-    ] {
+    for (flag, shown) in [("-qqq", 0), ("-qq", 0), ("-q", 0), ("--", 1), ("-v", 2), ("-vv", 3)] {
         let mut command = echo_server();
         let flags: &[&str] = if flag == "--" { &[] } else { &[flag] };
         let log = log_of_a_visit(command.args(flags));
         for (level, text) in levels.iter().enumerate() {
-            assert_eq!(
-                log.contains(text),
-                level < shown,
-                "{flag}: {text:?} in {log}"
-            );
+            assert_eq!(log.contains(text), level < shown, "{flag}: {text:?} in {log}");
         }
     }
 }
@@ -246,10 +198,7 @@ fn at_info_a_visit_is_two_lines_and_the_last_line_has_the_totals() {
     let log = log_of_a_visit(&mut echo_server());
     let about = |text: &str| log.lines().filter(|line| line.contains(text)).count();
     assert_eq!(
-        (
-            about(" connected"),
-            about("disconnected: closed by client, 11 bytes echoed in ")
-        ),
+        (about(" connected"), about("disconnected: closed by client, 11 bytes echoed in ")),
         (1, 1),
         "{log}"
     );
@@ -262,19 +211,9 @@ fn at_info_a_visit_is_two_lines_and_the_last_line_has_the_totals() {
 
 #[test]
 fn help_and_version_go_to_stdout_with_exit_code_0() {
-    for (flag, text) in [
-        ("--help", "Usage: echo-server"),
-        ("-V", env!("CARGO_PKG_VERSION")),
-    ] {
-        let output = echo_server()
-            .arg(flag)
-            .stderr(Stdio::piped())
-            .output()
-            .expect("it runs");
+    for (flag, text) in [("--help", "Usage: echo-server"), ("-V", env!("CARGO_PKG_VERSION"))] {
+        let output = echo_server().arg(flag).stderr(Stdio::piped()).output().expect("it runs");
         assert!(output.status.success() && output.stderr.is_empty());
-        assert!(
-            String::from_utf8_lossy(&output.stdout).contains(text),
-            "{flag}"
-        );
+        assert!(String::from_utf8_lossy(&output.stdout).contains(text), "{flag}");
     }
 }

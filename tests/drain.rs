@@ -17,17 +17,12 @@ fn clients_in_the_kernels_queue_are_served_then_get_fin() {
     server.signal(Signal::STOP);
     let clients: Vec<TcpStream> = (0..50).map(|_| server.connect()).collect();
     for (number, mut client) in clients.iter().enumerate() {
-        client
-            .write_all(&noise(1000, number as u64))
-            .expect("the bytes go out");
+        client.write_all(&noise(1000, number as u64)).expect("the bytes go out");
     }
     server.signal(Signal::TERM);
     server.signal(Signal::CONT);
     for (number, client) in clients.iter().enumerate() {
-        assert!(
-            read_until_fin(client) == noise(1000, number as u64),
-            "client {number}"
-        );
+        assert!(read_until_fin(client) == noise(1000, number as u64), "client {number}");
     }
     drop(clients);
     assert_eq!(server.wait().code(), Some(0));
@@ -79,12 +74,8 @@ fn linux_the_server_stays_as_long_as_the_system_has_yet_to_send_what_a_client_is
     let mut server = Server::start(&["--shutdown-timeout", "1h"]);
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
     let socket = socket.expect("a socket can be had");
-    socket
-        .set_recv_buffer_size(4096)
-        .expect("the size can be set");
-    socket
-        .connect(&server.address.into())
-        .expect("the server accepts");
+    socket.set_recv_buffer_size(4096).expect("the size can be set");
+    socket.connect(&server.address.into()).expect("the server accepts");
     let mut client = TcpStream::from(socket);
     // Small enough for the server to have written it all: it is the system that still has it.
     let sent = noise(60_000, 9);
@@ -93,10 +84,7 @@ fn linux_the_server_stays_as_long_as_the_system_has_yet_to_send_what_a_client_is
     server.wait_for_log("stopping");
     // Longer than a server takes to leave a client that it owes nothing.
     thread::sleep(Duration::from_secs(1));
-    assert!(
-        server.child.try_wait().expect("it can be asked").is_none(),
-        "the server has left"
-    );
+    assert!(server.child.try_wait().expect("it can be asked").is_none(), "the server has left");
     assert!(read_until_fin(&client) == sent);
     drop(client);
     assert_eq!(server.wait().code(), Some(0));
@@ -124,11 +112,7 @@ fn who_never_reads_or_never_pauses_is_cut_off_at_the_shutdown_timeout_and_counte
         drop(polite);
         assert_eq!(server.wait().code(), Some(0));
     });
-    assert!(
-        begin.elapsed() >= Duration::from_secs(1),
-        "{:?}",
-        begin.elapsed()
-    );
+    assert!(begin.elapsed() >= Duration::from_secs(1), "{:?}", begin.elapsed());
     server.wait_for_logs(2, "disconnected: cut off, ");
     server.wait_for_log("stopped: 3 clients served, 2 of them cut off, ");
 }

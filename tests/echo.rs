@@ -106,16 +106,9 @@ fn a_client_that_sends_20_mb_and_half_closes_and_reads_late_gets_every_byte_then
     let stuck = fill(&client);
     let rest = noise(20_000_000 - stuck.len(), 3);
     let echo = send_and_read_all(&client, &[&rest]);
-    assert!(
-        echo == [stuck, rest].concat(),
-        "{} bytes came back",
-        echo.len()
-    );
+    assert!(echo == [stuck, rest].concat(), "{} bytes came back", echo.len());
     let departure = server.wait_for_departure(client.local_addr().expect("it has an address"));
-    assert!(
-        departure.contains("closed by client, 20000000 bytes echoed"),
-        "{departure}"
-    );
+    assert!(departure.contains("closed by client, 20000000 bytes echoed"), "{departure}");
 }
 
 #[test]
@@ -159,8 +152,7 @@ fn a_reset_in_the_middle_of_a_stream_is_logged_as_one_and_harms_nobody_else() {
     let mut rude = server.connect();
     let address = rude.local_addr().expect("it has an address");
     exchange(&rude, b"before");
-    rude.write_all(&noise(100_000, 4))
-        .expect("the bytes go out");
+    rude.write_all(&noise(100_000, 4)).expect("the bytes go out");
     reset(rude);
     let departure = server.wait_for_departure(address);
     assert!(departure.contains("reset by client"), "{departure}");
@@ -171,11 +163,7 @@ fn a_reset_in_the_middle_of_a_stream_is_logged_as_one_and_harms_nobody_else() {
 fn the_ipv6_wildcard_serves_both_versions_and_tells_an_ipv4_peer_plainly() {
     let mut command = echo_server();
     let server = Server::spawn(command.args(["--host", "::", "--port", "0"]));
-    assert!(
-        server.ready_line.starts_with("Server listening on [::]:"),
-        "{}",
-        server.ready_line
-    );
+    assert!(server.ready_line.starts_with("Server listening on [::]:"), "{}", server.ready_line);
     let port = server.address.port();
     for host in ["127.0.0.1", "::1"] {
         let client =

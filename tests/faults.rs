@@ -43,11 +43,7 @@ fn processor_time(server: &Server) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", server.child.id()));
     let stat = stat.expect("the server runs");
     let (_, columns) = stat.rsplit_once(") ").expect("the name is in parentheses");
-    let ticks = columns
-        .split(' ')
-        .skip(11)
-        .take(2)
-        .map(|n| n.parse::<u64>().expect("ticks"));
+    let ticks = columns.split(' ').skip(11).take(2).map(|n| n.parse::<u64>().expect("ticks"));
     Duration::from_millis(ticks.sum::<u64>() * 10)
 }
 
@@ -66,10 +62,7 @@ fn linux_out_of_files_those_inside_are_served_and_those_outside_once_files_come_
         std::thread::sleep(Duration::from_millis(20));
     }
     let used = processor_time(&server).saturating_sub(used);
-    assert!(
-        used < begin.elapsed() / 2,
-        "it spins: {used:?} of processor time"
-    );
+    assert!(used < begin.elapsed() / 2, "it spins: {used:?} of processor time");
 
     drop(inside.pop());
     let mut echo = [0; 7];
@@ -77,11 +70,7 @@ fn linux_out_of_files_those_inside_are_served_and_those_outside_once_files_come_
     assert_eq!(&echo, b"outside");
     drop((inside, outside));
     server.wait_for_log("new clients no longer wait");
-    let told = server
-        .log()
-        .iter()
-        .filter(|line| line.contains("must wait"))
-        .count();
+    let told = server.log().iter().filter(|line| line.contains("must wait")).count();
     assert_eq!(told, 1, "{:#?}", server.log());
 }
 
@@ -106,11 +95,7 @@ fn linux_without_a_thread_to_be_had_a_client_is_turned_away_and_the_others_are_u
     // nothing else, with as many threads as it has of its own and one more. Anybody else's threads
     // are as many as they are: there the limit is set when the first client is inside.
     let root = rustix::process::geteuid().is_root();
-    let server = if root {
-        with_threads(4)
-    } else {
-        Server::start(&[])
-    };
+    let server = if root { with_threads(4) } else { Server::start(&[]) };
     let inside = server.connect();
     exchange(&inside, b"inside");
     if !root {
@@ -118,10 +103,7 @@ fn linux_without_a_thread_to_be_had_a_client_is_turned_away_and_the_others_are_u
     }
     for _ in 0..3 {
         let mut outside = server.connect();
-        assert!(
-            matches!(outside.read(&mut [0]), Ok(0) | Err(_)),
-            "it is served"
-        );
+        assert!(matches!(outside.read(&mut [0]), Ok(0) | Err(_)), "it is served");
     }
     server.wait_for_logs(3, "turned away: the system gives no thread for it");
     exchange(&inside, b"unharmed");
@@ -191,15 +173,7 @@ fn a_flood_of_connects_and_resets_is_two_lines_a_client_in_the_log() {
 fn a_log_that_nobody_reads_stops_neither_the_service_nor_the_stop() {
     let (_nobody_reads, stderr) = pipe().expect("a pipe can be had");
     let mut command = echo_server();
-    command.args([
-        "--host",
-        "127.0.0.1",
-        "--port",
-        "0",
-        "-vv",
-        "--buffer-size",
-        "64",
-    ]);
+    command.args(["--host", "127.0.0.1", "--port", "0", "-vv", "--buffer-size", "64"]);
     let mut server = Server::spawn_as_is(command.stdout(Stdio::piped()).stderr(stderr));
     // Each 64 bytes are three lines of the log: far more than the pipe and the queue hold.
     let client = server.connect();
@@ -219,10 +193,7 @@ fn payload_cannot_forge_a_line_of_the_log_nor_drive_the_terminal() {
     assert_eq!(server.stop().code(), Some(0));
     for line in server.rest_of_log() {
         let printable = line.chars().all(|c| !c.is_control());
-        assert!(
-            line.starts_with("[2") && printable && line.len() < 1000,
-            "{line:?}"
-        );
+        assert!(line.starts_with("[2") && printable && line.len() < 1000, "{line:?}");
         assert!(
             !line.contains("] 192.0.2.1:1 connected") || line.contains(r"\n[2026-01-01"),
             "{line:?}"

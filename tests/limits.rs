@@ -50,19 +50,8 @@ fn clients_over_the_limit_wait_and_are_served_in_order_as_places_come_free() {
     drop((third, fourth));
 
     server.wait_for_log("new clients no longer wait");
-    let told = |text: &str| {
-        server
-            .log()
-            .iter()
-            .filter(|line| line.contains(text))
-            .count()
-    };
-    assert_eq!(
-        (told("must wait"), told("no longer wait")),
-        (1, 1),
-        "{:#?}",
-        server.log()
-    );
+    let told = |text: &str| server.log().iter().filter(|line| line.contains(text)).count();
+    assert_eq!((told("must wait"), told("no longer wait")), (1, 1), "{:#?}", server.log());
 }
 
 #[test]
@@ -104,21 +93,12 @@ fn linux_the_soft_limit_of_open_files_is_raised_to_the_hard_one() {
     let server = under("ulimit -Sn 50 && ulimit -Hn 2000", "--max-connections 100");
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.child.id()));
     let limits = limits.expect("the server runs");
-    let line = limits
-        .lines()
-        .find(|line| line.starts_with("Max open files"));
-    let columns: Vec<&str> = line
-        .expect("there is such a limit")
-        .split_whitespace()
-        .collect();
+    let line = limits.lines().find(|line| line.starts_with("Max open files"));
+    let columns: Vec<&str> = line.expect("there is such a limit").split_whitespace().collect();
     assert_eq!(columns[3..5], ["2000", "2000"]);
     exchange(&server.connect(), b"hello");
     server.wait_for_log("closed by client");
-    assert!(
-        !server.log().iter().any(|line| line.contains("do not fit")),
-        "{:?}",
-        server.log()
-    );
+    assert!(!server.log().iter().any(|line| line.contains("do not fit")), "{:?}", server.log());
 }
 
 #[test]
@@ -138,11 +118,7 @@ fn a_client_that_never_speaks_and_one_that_spoke_are_closed_with_fin_once_idle()
     for client in [&silent, &spoke] {
         assert_eq!(read_until_fin(client), b"");
     }
-    assert!(
-        begin.elapsed() >= Duration::from_millis(600),
-        "closed after {:?}",
-        begin.elapsed()
-    );
+    assert!(begin.elapsed() >= Duration::from_millis(600), "closed after {:?}", begin.elapsed());
     let addresses = [address(&silent), address(&spoke)];
     drop((silent, spoke));
     for address in addresses {
@@ -195,14 +171,8 @@ fn linux_a_client_that_never_reads_costs_the_server_one_buffer() {
     let resident = |server: &Server| {
         let status = std::fs::read_to_string(format!("/proc/{}/status", server.child.id()));
         let status = status.expect("the server runs");
-        let line = status
-            .lines()
-            .find(|line| line.starts_with("VmRSS:"))
-            .expect("it has one");
-        line.split_whitespace()
-            .nth(1)
-            .and_then(|kib| kib.parse::<usize>().ok())
-            .expect("in KiB")
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("it has one");
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<usize>().ok()).expect("in KiB")
     };
     let server = Server::start(&[]);
     exchange(&server.connect(), &noise(200_000, 8));
@@ -219,11 +189,7 @@ fn linux_a_client_that_never_reads_costs_the_server_one_buffer() {
 #[cfg(target_os = "linux")]
 fn linux_nine_thousand_clients_at_once_are_all_served() {
     let files = rlimit::increase_nofile_limit(u64::MAX).expect("the limit can be raised");
-    let count = 9000.min(
-        usize::try_from(files)
-            .unwrap_or(usize::MAX)
-            .saturating_sub(100),
-    );
+    let count = 9000.min(usize::try_from(files).unwrap_or(usize::MAX).saturating_sub(100));
     if count < 9000 {
         eprintln!("only {count} clients: this machine allows {files} open files");
     }

@@ -10,14 +10,9 @@ use common::{Server, noise};
 
 /// Runs `nc` with `input` on its stdin; what it prints.
 fn nc(server: &Server, input: &[u8]) -> Option<Vec<u8>> {
-    let (host, port) = (
-        server.address.ip().to_string(),
-        server.address.port().to_string(),
-    );
+    let (host, port) = (server.address.ip().to_string(), server.address.port().to_string());
     let mut nc = Command::new("nc");
-    nc.args(["-N", &host, &port])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped());
+    nc.args(["-N", &host, &port]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut nc = match nc.spawn() {
         Ok(nc) => nc,
         Err(error) => {
@@ -31,10 +26,7 @@ fn nc(server: &Server, input: &[u8]) -> Option<Vec<u8>> {
     let input = input.to_vec();
     let writer = std::thread::spawn(move || stdin.write_all(&input));
     let output = nc.wait_with_output().expect("nc ends");
-    writer
-        .join()
-        .expect("no panic")
-        .expect("nc takes its input");
+    writer.join().expect("no panic").expect("nc takes its input");
     assert!(output.status.success(), "{:?}", output.status);
     Some(output.stdout)
 }

@@ -25,12 +25,8 @@ fn random(bound: u32) -> u32 {
 /// Connects; `None` where the server has stopped.
 fn enter(server: &Server) -> Option<TcpStream> {
     let stream = TcpStream::connect(server.address).ok()?;
-    stream
-        .set_read_timeout(Some(PATIENCE))
-        .expect("it can be set");
-    stream
-        .set_write_timeout(Some(PATIENCE))
-        .expect("it can be set");
+    stream.set_read_timeout(Some(PATIENCE)).expect("it can be set");
+    stream.set_write_timeout(Some(PATIENCE)).expect("it can be set");
     Some(stream)
 }
 
@@ -42,20 +38,13 @@ fn polite(server: &Server) {
     let echo = thread::scope(|scope| {
         scope.spawn(|| {
             let mut writer = &stream;
-            let _ = writer
-                .write_all(&sent)
-                .and_then(|()| stream.shutdown(Shutdown::Write));
+            let _ = writer.write_all(&sent).and_then(|()| stream.shutdown(Shutdown::Write));
         });
         let mut echo = Vec::new();
         (&stream).read_to_end(&mut echo).map(|_| echo)
     });
     match echo {
-        Ok(echo) => assert!(
-            echo == sent,
-            "{} of {} bytes came back",
-            echo.len(),
-            sent.len()
-        ),
+        Ok(echo) => assert!(echo == sent, "{} of {} bytes came back", echo.len(), sent.len()),
         // It was still in the SYN queue when the listener was closed.
         Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}"),
     }
@@ -92,10 +81,7 @@ fn silent(server: &Server) {
     let Some(mut stream) = enter(server) else {
         return;
     };
-    assert!(
-        !matches!(stream.read(&mut [0]), Ok(1)),
-        "a byte that nobody sent"
-    );
+    assert!(!matches!(stream.read(&mut [0]), Ok(1)), "a byte that nobody sent");
 }
 
 /// Sends and never reads, until the server closes.
@@ -107,15 +93,12 @@ fn deaf(server: &Server) {
 }
 
 /// What each client of the crowd does, again and again.
-const KINDS: [fn(&Server); 10] = [
-    polite, polite, polite, polite, rude, rude, slow, slow, silent, deaf,
-];
+const KINDS: [fn(&Server); 10] =
+    [polite, polite, polite, polite, rude, rude, slow, slow, silent, deaf];
 
 #[test]
 fn linux_polite_clients_lose_no_byte_in_a_crowd_and_nothing_is_left_over() {
-    let seconds = std::env::var("ECHO_SERVER_SOAK_SECONDS")
-        .ok()
-        .and_then(|s| s.parse().ok());
+    let seconds = std::env::var("ECHO_SERVER_SOAK_SECONDS").ok().and_then(|s| s.parse().ok());
     let end = Instant::now() + Duration::from_secs(seconds.unwrap_or(10));
     let arguments = ["-q", "--max-connections", "12", "--idle-timeout", "500ms"];
     while Instant::now() < end {

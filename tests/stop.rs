@@ -20,11 +20,7 @@ fn each_signal_stops_an_idle_server_in_well_under_a_second_with_exit_code_0() {
         server.signal(signal);
         assert_eq!(server.wait().code(), Some(0), "{signal:?}");
         // Far more than it takes, far less than any timeout that could have ended it instead.
-        assert!(
-            begin.elapsed() < Duration::from_secs(2),
-            "{signal:?}: {:?}",
-            begin.elapsed()
-        );
+        assert!(begin.elapsed() < Duration::from_secs(2), "{signal:?}: {:?}", begin.elapsed());
         server.wait_for_log("stopped: 0 clients served, 0 of them cut off, 0 bytes echoed");
     }
 }
@@ -52,11 +48,7 @@ fn an_idle_client_that_never_closes_does_not_hold_up_the_stop() {
     exchange(&client, b"hello");
     let begin = Instant::now();
     assert_eq!(server.stop().code(), Some(0));
-    assert!(
-        begin.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        begin.elapsed()
-    );
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
 }
 
 #[test]
@@ -106,10 +98,7 @@ fn the_next_server_gets_the_port_at_once_though_connections_are_in_time_wait() {
     assert_eq!(first.wait().code(), Some(0));
     let port = first.address.port();
     #[cfg(target_os = "linux")]
-    assert!(
-        in_time_wait(port),
-        "no connection of port {port} is in TIME_WAIT"
-    );
+    assert!(in_time_wait(port), "no connection of port {port} is in TIME_WAIT");
     let mut command = echo_server();
     command.args(["--host", "127.0.0.1", "--port", &port.to_string()]);
     let second = Server::spawn(&mut command);
@@ -133,9 +122,7 @@ fn a_stdout_whose_reader_is_gone_does_not_stop_the_service() {
     drop(reader);
     let mut command = echo_server();
     command.args(["--host", "127.0.0.1", "--port", "0", "-v"]);
-    serves(&mut Server::spawn_as_is(
-        command.stdout(writer).stderr(Stdio::piped()),
-    ));
+    serves(&mut Server::spawn_as_is(command.stdout(writer).stderr(Stdio::piped())));
 }
 
 #[test]
@@ -144,9 +131,7 @@ fn a_stderr_whose_reader_is_gone_does_not_stop_the_service() {
     drop(reader);
     let mut command = echo_server();
     command.args(["--host", "127.0.0.1", "--port", "0", "-vv"]);
-    serves(&mut Server::spawn_as_is(
-        command.stdout(Stdio::piped()).stderr(writer),
-    ));
+    serves(&mut Server::spawn_as_is(command.stdout(Stdio::piped()).stderr(writer)));
 }
 
 #[test]

@@ -25,11 +25,7 @@ struct Count {
 
 impl Clients {
     pub(crate) fn new(limit: usize) -> Self {
-        Self {
-            limit,
-            count: Mutex::default(),
-            left: Condvar::new(),
-        }
+        Self { limit, count: Mutex::default(), left: Condvar::new() }
     }
 
     pub(crate) fn totals(&self) -> Totals {
@@ -62,9 +58,7 @@ impl Clients {
     fn wait_while(&self, timeout: Duration, condition: impl Fn(usize) -> bool) -> usize {
         let mut count = self.count();
         count.awaited = true;
-        let waited = self
-            .left
-            .wait_timeout_while(count, timeout, |count| condition(count.inside));
+        let waited = self.left.wait_timeout_while(count, timeout, |count| condition(count.inside));
         let (mut count, _) = waited.unwrap_or_else(PoisonError::into_inner);
         count.awaited = false;
         count.inside
@@ -110,14 +104,7 @@ pub(crate) struct Totals {
 
 impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            served,
-            echoed,
-            cut_off,
-        } = self;
-        write!(
-            f,
-            "{served} clients served, {cut_off} of them cut off, {echoed} bytes echoed"
-        )
+        let Self { served, echoed, cut_off } = self;
+        write!(f, "{served} clients served, {cut_off} of them cut off, {echoed} bytes echoed")
     }
 }

@@ -87,7 +87,8 @@ pub(crate) struct Connection {
     reader: BufReader<TcpStream>,
     peer: SocketAddr,
     service: Arc<Service>,
-    /// Whether a byte has moved since `idle_since` was set: a busy client needs no clock.
+    /// Whether a byte has moved, in or out, since `idle_since` was set: a busy client needs no
+    /// clock.
     moved: bool,
     idle_since: Instant,
     /// Bytes.
@@ -116,10 +117,7 @@ impl Connection {
         }
         let Self { peer, echoed, .. } = self;
         drop(self.reader);
-        info!(
-            "{peer} disconnected: {reason}, {echoed} bytes echoed in {:.1?}",
-            arrived.elapsed()
-        );
+        info!("{peer} disconnected: {reason}, {echoed} bytes echoed in {:.1?}", arrived.elapsed());
         Departure { reason, echoed }
     }
 
@@ -132,6 +130,7 @@ impl Connection {
                 Ok(received) => {
                     debug!("{} sent {} bytes", self.peer, received.len());
                     trace!("{} sent {}", self.peer, excerpt(received));
+                    self.moved = true;
                     self.write_all()?;
                 }
                 Err(error) => self.wait_if_blocked(error, Interest::Read)?,
@@ -244,9 +243,5 @@ impl Connection {
 fn excerpt(bytes: &[u8]) -> impl fmt::Display {
     let rest = bytes.len().saturating_sub(TRACED);
     let shown = bytes[..bytes.len() - rest].escape_ascii().to_string();
-    if rest == 0 {
-        shown
-    } else {
-        format!("{shown}… and {rest} more")
-    }
+    if rest == 0 { shown } else { format!("{shown}… and {rest} more") }
 }

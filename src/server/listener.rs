@@ -25,11 +25,7 @@ impl Listener {
     /// `TIME_WAIT`. On Windows that is so anyway, and the option would mean something else: that any
     /// other process may take the port over. There it stays off.
     pub(crate) fn bind(address: SocketAddr) -> io::Result<Self> {
-        let socket = Socket::new(
-            Domain::for_address(address),
-            Type::STREAM,
-            Some(Protocol::TCP),
-        )?;
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         if cfg!(not(windows)) {
             socket.set_reuse_address(true)?;
         }

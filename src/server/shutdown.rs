@@ -47,8 +47,7 @@ impl Shutdown {
     }
 
     fn request(&self) {
-        self.deadline
-            .get_or_init(|| Instant::now().checked_add(self.timeout));
+        self.deadline.get_or_init(|| Instant::now().checked_add(self.timeout));
         self.requested.store(true, Ordering::Release);
         self.alarm.ring();
     }
@@ -65,17 +64,12 @@ impl Shutdown {
     /// How long it is until the deadline; a year where that is too far away to be told.
     pub(crate) fn time_left(&self) -> Duration {
         const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-        self.deadline().map_or(YEAR, |deadline| {
-            deadline.saturating_duration_since(Instant::now())
-        })
+        self.deadline().map_or(YEAR, |deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
     /// Whether a stop has been requested and its deadline is over.
     pub(crate) fn is_overdue(&self) -> bool {
-        self.is_requested()
-            && self
-                .deadline()
-                .is_some_and(|deadline| Instant::now() >= deadline)
+        self.is_requested() && self.deadline().is_some_and(|deadline| Instant::now() >= deadline)
     }
 
     pub(crate) fn alarm(&self) -> &Alarm {

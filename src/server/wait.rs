@@ -147,19 +147,11 @@ mod alarm {
     impl Alarm {
         pub(crate) fn new() -> io::Result<Self> {
             let (reader, writer) = pipe()?;
-            Ok(Self {
-                reader,
-                writer: Mutex::new(Some(writer)),
-            })
+            Ok(Self { reader, writer: Mutex::new(Some(writer)) })
         }
 
         pub(crate) fn ring(&self) {
-            drop(
-                self.writer
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .take(),
-            );
+            drop(self.writer.lock().unwrap_or_else(PoisonError::into_inner).take());
         }
 
         pub(super) fn poll_with(

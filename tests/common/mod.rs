@@ -60,12 +60,8 @@ impl Server {
         let mut stdout = child.stdout.take().map(BufReader::new);
         let mut ready_line = String::new();
         let address = if let Some(stdout) = &mut stdout {
-            stdout
-                .read_line(&mut ready_line)
-                .expect("stdout is readable");
-            ready_line
-                .strip_prefix("Server listening on ")
-                .map(str::to_owned)
+            stdout.read_line(&mut ready_line).expect("stdout is readable");
+            ready_line.strip_prefix("Server listening on ").map(str::to_owned)
         } else {
             let line = log.wait_for(1, "listening on ").remove(0);
             line.split("listening on ").last().map(str::to_owned)
@@ -73,13 +69,7 @@ impl Server {
         let address = address
             .and_then(|address| address.trim_end().parse().ok())
             .unwrap_or_else(|| panic!("no ready line but {ready_line:?}, log: {:#?}", log.lines()));
-        Self {
-            child,
-            address,
-            ready_line,
-            stdout,
-            log,
-        }
+        Self { child, address, ready_line, stdout, log }
     }
 
     pub fn connect(&self) -> TcpStream {
@@ -93,11 +83,7 @@ impl Server {
 
     /// All lines, to the end of stderr; only once the server has ended.
     pub fn rest_of_log(&mut self) -> Vec<String> {
-        let reader = self
-            .log
-            .reader
-            .take()
-            .expect("the log is read to its end once");
+        let reader = self.log.reader.take().expect("the log is read to its end once");
         reader.join().expect("the reader does not panic");
         self.log.lines()
     }
@@ -197,10 +183,7 @@ impl Log {
                 line.clear();
             }
         });
-        Self {
-            lines,
-            reader: Some(reader),
-        }
+        Self { lines, reader: Some(reader) }
     }
 
     fn lines(&self) -> Vec<String> {
@@ -210,21 +193,14 @@ impl Log {
     fn wait_for(&self, count: usize, text: &str) -> Vec<String> {
         let (lines, more) = &*self.lines;
         let found = |lines: &[String]| -> Vec<String> {
-            lines
-                .iter()
-                .filter(|line| line.contains(text))
-                .cloned()
-                .collect()
+            lines.iter().filter(|line| line.contains(text)).cloned().collect()
         };
         let lines = lines.lock().expect("no reader panics");
         let (lines, _) = more
             .wait_timeout_while(lines, PATIENCE, |lines| found(lines).len() < count)
             .expect("no reader panics");
         let found = found(&lines);
-        assert!(
-            found.len() >= count,
-            "not {count} lines with {text:?} in the log: {lines:#?}"
-        );
+        assert!(found.len() >= count, "not {count} lines with {text:?} in the log: {lines:#?}");
         found
     }
 }
@@ -232,12 +208,8 @@ impl Log {
 /// A connection whose reads and writes fail the test, rather than hang it.
 pub fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect_timeout(&address, PATIENCE).expect("the server accepts");
-    stream
-        .set_read_timeout(Some(PATIENCE))
-        .expect("a timeout can be set");
-    stream
-        .set_write_timeout(Some(PATIENCE))
-        .expect("a timeout can be set");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+    stream.set_write_timeout(Some(PATIENCE)).expect("a timeout can be set");
     stream
 }
 
@@ -266,9 +238,7 @@ pub fn send_and_read_all(stream: &TcpStream, chunks: &[&[u8]]) -> Vec<u8> {
 /// Reads until FIN; anything else that ends the stream, such as RST, fails the test.
 pub fn read_until_fin(mut stream: &TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
-    stream
-        .read_to_end(&mut bytes)
-        .expect("the stream ends with FIN");
+    stream.read_to_end(&mut bytes).expect("the stream ends with FIN");
     bytes
 }
 
@@ -293,9 +263,7 @@ pub fn fill(mut stream: &TcpStream) -> Vec<u8> {
 
 /// Closes the connection with RST.
 pub fn reset(stream: TcpStream) {
-    socket2::SockRef::from(&stream)
-        .set_linger(Some(Duration::ZERO))
-        .expect("SO_LINGER can be set");
+    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("SO_LINGER can be set");
     drop(stream);
 }
 
