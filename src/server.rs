@@ -179,9 +179,6 @@ impl Service {
                 warn!("{peer} cut off before it was served");
             }
         }
-        let stuck = self.clients.wait_until_empty(self.shutdown.time_left() + LAST_WORDS);
-        if stuck > 0 {
-            warn!("{stuck} clients' threads are still not done, and are left behind");
-        }
+        self.clients.wait_until_empty(self.shutdown.time_left() + LAST_WORDS);
     }
 }

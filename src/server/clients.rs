@@ -49,9 +49,9 @@ impl Clients {
         self.wait_while(timeout, |inside| inside >= before);
     }
 
-    /// Blocks until all have left, for `timeout` at most; how many are still here.
-    pub(crate) fn wait_until_empty(&self, timeout: Duration) -> usize {
-        self.wait_while(timeout, |inside| inside > 0)
+    /// Blocks until all have left, for `timeout` at most.
+    pub(crate) fn wait_until_empty(&self, timeout: Duration) {
+        self.wait_while(timeout, |inside| inside > 0);
     }
 
     /// Blocks while `condition` holds for the number of clients inside; what it is then.
