@@ -23,7 +23,7 @@ pub struct ServerArgs {
     pub host: IpAddr,
 
     /// Port to listen on; 0 lets the system choose a free one
-    #[arg(short, long, env = "ECHO_SERVER_PORT", default_value_t = 54000)]
+    #[arg(short, long, env = "ECHO_SERVER_PORT", value_parser = parse_port, default_value = "54000")]
     pub port: u16,
 
     /// Clients served at once, at least 1; the next ones wait in the kernel's queue
@@ -70,6 +70,10 @@ fn parse_host(value: &str) -> Result<IpAddr, String> {
     })
 }
 
+fn parse_port(value: &str) -> Result<u16, String> {
+    value.parse().map_err(|_| "a number from 0 to 65535 is needed".to_owned())
+}
+
 fn parse_max_connections(value: &str) -> Result<usize, String> {
     match value.parse() {
         Ok(n) if n >= 1 => Ok(n),
@@ -101,7 +105,8 @@ pub fn explain_bind_error(address: SocketAddr, error: &io::Error) -> String {
              (0 lets the system choose)"
         }
         ErrorKind::PermissionDenied => {
-            "permission denied; ports below 1024 are for privileged users, choose another with --port"
+            "permission denied; choose another port with --port (those below 1024 are for privileged \
+             users)"
         }
         ErrorKind::AddrNotAvailable => {
             "this machine has no such address; --host 0.0.0.0 listens on every one it has, \

@@ -177,6 +177,7 @@ impl Service {
                 self.spawn(stream, peer);
             } else {
                 warn!("{peer} cut off before it was served");
+                self.clients.count_cut_off();
             }
         }
         self.clients.wait_until_empty(self.shutdown.time_left() + LAST_WORDS);

@@ -32,6 +32,11 @@ impl Clients {
         self.count().totals
     }
 
+    /// Counts a client that a stop cut off before it was served.
+    pub(crate) fn count_cut_off(&self) {
+        self.count().totals.cut_off += 1;
+    }
+
     /// Takes a place, to be given back when the returned value is dropped.
     pub(crate) fn enter(self: &Arc<Self>) -> Place {
         self.count().inside += 1;
@@ -105,6 +110,6 @@ pub(crate) struct Totals {
 impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { served, echoed, cut_off } = self;
-        write!(f, "{served} clients served, {cut_off} of them cut off, {echoed} bytes echoed")
+        write!(f, "{served} clients served, {cut_off} cut off, {echoed} bytes echoed")
     }
 }

@@ -63,7 +63,7 @@ impl Shutdown {
 
     /// How long it is until the deadline; a year where that is too far away to be told.
     pub(crate) fn time_left(&self) -> Duration {
-        const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+        const YEAR: Duration = Duration::from_secs(31_536_000);
         self.deadline().map_or(YEAR, |deadline| deadline.saturating_duration_since(Instant::now()))
     }
 

@@ -54,7 +54,8 @@ pub(crate) fn prepare_client(client: &SockRef<'_>) -> io::Result<()> {
 }
 
 /// `TCP_NODELAY`, since no echo is the first half of a longer message; keepalive, so that a peer
-/// that vanished without a word frees its thread in two or three minutes; and [`PATIENCE`].
+/// that vanished without a word frees its thread in two or three minutes, where nothing was on its
+/// way to it (TCP itself gives that up later); and [`PATIENCE`].
 fn set_options(socket: &SockRef<'_>) -> io::Result<()> {
     let keepalive = TcpKeepalive::new()
         .with_time(Duration::from_secs(60))
