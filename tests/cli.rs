@@ -69,8 +69,8 @@ fn linux_a_privileged_port_is_told_with_the_address_and_what_to_do() {
 #[test]
 fn bad_arguments_are_told_with_the_flag_the_value_and_what_to_do() {
     for (flag, value, advice) in [
-        ("--port", "65536", "not in 0..=65535"),
-        ("--port", "http", "invalid digit"),
+        ("--port", "65536", "from 0 to 65535"),
+        ("--port", "http", "from 0 to 65535"),
         ("--host", "localhost", "127.0.0.1 for this machine"),
         ("--host", "", "an IP address is needed"),
         ("--buffer-size", "0", "from 1 byte to 16MiB"),
@@ -172,7 +172,7 @@ fn log_of_a_visit(command: &mut Command) -> String {
 #[test]
 #[cfg(unix)]
 fn verbosity_goes_from_nothing_to_the_bytes_themselves() {
-    let levels = ["connected", "sent 11 bytes", r"hello\x1b[2J\r\n"];
+    let levels = ["connected\n", "sent 11 bytes\n", "sent hello\\x1b[2J\\r\\n\n"];
     for (flag, shown) in [("-qqq", 0), ("-qq", 0), ("-q", 0), ("--", 1), ("-v", 2), ("-vv", 3)] {
         let mut command = echo_server();
         let flags: &[&str] = if flag == "--" { &[] } else { &[flag] };
@@ -203,10 +203,7 @@ fn at_info_a_visit_is_two_lines_and_the_last_line_has_the_totals() {
         "{log}"
     );
     let last = log.lines().last().expect("the log has lines");
-    assert!(
-        last.contains("stopped: 1 clients served, 0 of them cut off, 11 bytes echoed in "),
-        "{last}"
-    );
+    assert!(last.contains("stopped: 1 clients served, 0 cut off, 11 bytes echoed in "), "{last}");
 }
 
 #[test]

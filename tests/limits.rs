@@ -1,4 +1,4 @@
-//! `--max-connections`, the limit of open files, and `--idle-timeout`.
+//! `--max-connections` and `--idle-timeout`.
 
 mod common;
 
@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Server, echo_server, exchange, fill, noise, read_until_fin};
+use common::{Server, echo_server, exchange, fill, read_until_fin};
 
 /// Connects, and sends a byte that will be echoed once the server has a place.
 fn knock(server: &Server) -> TcpStream {
@@ -76,36 +76,7 @@ fn a_stop_at_the_limit_works_at_once_and_serves_those_who_wait() {
         assert_eq!(read_until_fin(&client), b"");
     }
     assert_eq!(server.wait().code(), Some(0));
-    server.wait_for_log("stopped: 4 clients served, 0 of them cut off, 4 bytes echoed");
-}
-
-/// A shell that starts the server under the limits that `ulimit` sets.
-#[cfg(target_os = "linux")]
-fn under(ulimit: &str, flags: &str) -> Server {
-    let program = env!("CARGO_BIN_EXE_echo-server");
-    let script = format!("{ulimit} && exec {program} --host 127.0.0.1 --port 0 {flags}");
-    Server::spawn(common::command("sh").args(["-c", &script]))
-}
-
-#[test]
-#[cfg(target_os = "linux")]
-fn linux_the_soft_limit_of_open_files_is_raised_to_the_hard_one() {
-    let server = under("ulimit -Sn 50 && ulimit -Hn 2000", "--max-connections 100");
-    let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.child.id()));
-    let limits = limits.expect("the server runs");
-    let line = limits.lines().find(|line| line.starts_with("Max open files"));
-    let columns: Vec<&str> = line.expect("there is such a limit").split_whitespace().collect();
-    assert_eq!(columns[3..5], ["2000", "2000"]);
-    exchange(&server.connect(), b"hello");
-    server.wait_for_log("closed by client");
-    assert!(!server.log().iter().any(|line| line.contains("do not fit")), "{:?}", server.log());
-}
-
-#[test]
-#[cfg(target_os = "linux")]
-fn linux_clients_that_do_not_fit_into_the_limit_of_open_files_are_told() {
-    let server = under("ulimit -n 50", "--max-connections 41");
-    server.wait_for_log("41 clients do not fit: the system lets this program have 50 files open");
+    server.wait_for_log("stopped: 4 clients served, 0 cut off, 4 bytes echoed");
 }
 
 #[test]
@@ -163,43 +134,4 @@ fn a_client_that_reads_slowly_is_not_idle_as_long_as_it_reads() {
         std::io::Read::read_exact(&mut &client, piece).expect("the server still echoes");
     }
     assert!(echo == sent);
-}
-
-#[test]
-#[cfg(target_os = "linux")]
-fn linux_a_client_that_never_reads_costs_the_server_one_buffer() {
-    let resident = |server: &Server| {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", server.child.id()));
-        let status = status.expect("the server runs");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("it has one");
-        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<usize>().ok()).expect("in KiB")
-    };
-    let server = Server::start(&[]);
-    exchange(&server.connect(), &noise(200_000, 8));
-    let before = resident(&server);
-    let clients: Vec<TcpStream> = (0..4).map(|_| server.connect()).collect();
-    for client in &clients {
-        fill(client);
-    }
-    let each = resident(&server).saturating_sub(before) / clients.len();
-    assert!(each < 64 + 64, "{each} KiB for each client");
-}
-
-#[test]
-#[cfg(target_os = "linux")]
-fn linux_nine_thousand_clients_at_once_are_all_served() {
-    let files = rlimit::increase_nofile_limit(u64::MAX).expect("the limit can be raised");
-    let count = 9000.min(usize::try_from(files).unwrap_or(usize::MAX).saturating_sub(100));
-    if count < 9000 {
-        eprintln!("only {count} clients: this machine allows {files} open files");
-    }
-    let server = Server::start(&["-q"]);
-    let clients: Vec<TcpStream> = (0..count).map(|_| server.connect()).collect();
-    for (number, client) in clients.iter().enumerate() {
-        exchange(client, &number.to_le_bytes());
-    }
-    assert_eq!(server.threads(), count + 3);
-    for (number, client) in clients.iter().enumerate() {
-        exchange(client, &(number + 1).to_be_bytes());
-    }
 }

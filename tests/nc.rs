@@ -12,7 +12,11 @@ use common::{Server, noise};
 fn nc(server: &Server, input: &[u8]) -> Option<Vec<u8>> {
     let (host, port) = (server.address.ip().to_string(), server.address.port().to_string());
     let mut nc = Command::new("nc");
-    nc.args(["-N", &host, &port]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    if cfg!(not(target_os = "macos")) {
+        // The one of macOS closes its sending side at the end of its input unasked.
+        nc.arg("-N");
+    }
+    nc.args([&host, &port]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut nc = match nc.spawn() {
         Ok(nc) => nc,
         Err(error) => {

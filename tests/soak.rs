@@ -33,8 +33,8 @@ fn enter(server: &Server) -> Option<TcpStream> {
 /// Sends and half-closes, reads until FIN. Where the server accepted it, not a byte may be missing:
 /// not in a stop either, since it never pauses for long.
 fn polite(server: &Server) {
-    let Some(stream) = enter(server) else { return };
     let sent = noise(random(2_000_000) as usize, random(u32::MAX).into());
+    let Some(stream) = enter(server) else { return };
     let echo = thread::scope(|scope| {
         scope.spawn(|| {
             let mut writer = &stream;
@@ -100,7 +100,7 @@ const KINDS: [fn(&Server); 10] =
 fn linux_polite_clients_lose_no_byte_in_a_crowd_and_nothing_is_left_over() {
     let seconds = std::env::var("ECHO_SERVER_SOAK_SECONDS").ok().and_then(|s| s.parse().ok());
     let end = Instant::now() + Duration::from_secs(seconds.unwrap_or(10));
-    let arguments = ["-q", "--max-connections", "12", "--idle-timeout", "500ms"];
+    let arguments = ["-q", "--max-connections", "12", "--idle-timeout", "2s"];
     while Instant::now() < end {
         let mut server = Server::start(&arguments);
         let (threads, files) = (server.threads(), server.files());

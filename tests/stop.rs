@@ -21,7 +21,7 @@ fn each_signal_stops_an_idle_server_in_well_under_a_second_with_exit_code_0() {
         assert_eq!(server.wait().code(), Some(0), "{signal:?}");
         // Far more than it takes, far less than any timeout that could have ended it instead.
         assert!(begin.elapsed() < Duration::from_secs(2), "{signal:?}: {:?}", begin.elapsed());
-        server.wait_for_log("stopped: 0 clients served, 0 of them cut off, 0 bytes echoed");
+        server.wait_for_log("stopped: 0 clients served, 0 cut off, 0 bytes echoed");
     }
 }
 
@@ -38,17 +38,19 @@ fn idle_clients_get_fin_and_the_log_says_why() {
     drop((spoke, silent));
     assert_eq!(server.wait().code(), Some(0));
     server.wait_for_logs(2, "disconnected: server stopping");
-    server.wait_for_log("stopped: 2 clients served, 0 of them cut off, 5 bytes echoed");
+    server.wait_for_log("stopped: 2 clients served, 0 cut off, 5 bytes echoed");
 }
 
 #[test]
-fn an_idle_client_that_never_closes_does_not_hold_up_the_stop() {
+fn an_idle_client_that_never_closes_holds_up_the_stop_for_as_long_as_the_server_lingers() {
     let mut server = Server::start(&["--shutdown-timeout", "1h"]);
     let client = server.connect();
     exchange(&client, b"hello");
     let begin = Instant::now();
     assert_eq!(server.stop().code(), Some(0));
-    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    // Quiet for 0.1 s, lingering for 0.3 s; and far from the timeout.
+    let (shortest, longest) = (Duration::from_millis(400), Duration::from_secs(10));
+    assert!((shortest..longest).contains(&begin.elapsed()), "{:?}", begin.elapsed());
 }
 
 #[test]

@@ -1,0 +1,224 @@
+//! What the server takes from the system: files, threads, memory; and what it does where there is
+//! no more to be had. Linux alone lets a test limit and count them from outside.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use common::{Server, exchange, fill, noise, read_until_fin};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
+
+/// A shell that starts the server under the limits that `ulimit` sets.
+fn under(ulimit: &str, flags: &str) -> Server {
+    let program = env!("CARGO_BIN_EXE_echo-server");
+    let script = format!("{ulimit} && exec {program} --host 127.0.0.1 --port 0 {flags}");
+    Server::spawn(common::command("sh").args(["-c", &script]))
+}
+
+#[test]
+fn the_soft_limit_of_open_files_is_raised_to_the_hard_one() {
+    let server = under("ulimit -Sn 50 && ulimit -Hn 2000", "--max-connections 100");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.child.id()));
+    let limits = limits.expect("the server runs");
+    let line = limits.lines().find(|line| line.starts_with("Max open files"));
+    let columns: Vec<&str> = line.expect("there is such a limit").split_whitespace().collect();
+    assert_eq!(columns[3..5], ["2000", "2000"]);
+    exchange(&server.connect(), b"hello");
+    server.wait_for_log("closed by client");
+    assert!(!server.log().iter().any(|line| line.contains("do not fit")), "{:?}", server.log());
+}
+
+#[test]
+fn clients_that_do_not_fit_into_the_limit_of_open_files_are_told() {
+    let server = under("ulimit -n 50", "--max-connections 41");
+    server.wait_for_log("41 clients do not fit: the system lets this program have 50 files open");
+}
+
+#[test]
+fn a_client_that_never_reads_costs_the_server_one_buffer() {
+    let resident = |server: &Server| {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", server.child.id()));
+        let status = status.expect("the server runs");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("it has one");
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<usize>().ok()).expect("in KiB")
+    };
+    let server = Server::start(&[]);
+    exchange(&server.connect(), &noise(200_000, 8));
+    let before = resident(&server);
+    let clients: Vec<TcpStream> = (0..4).map(|_| server.connect()).collect();
+    for client in &clients {
+        fill(client);
+    }
+    let each = resident(&server).saturating_sub(before) / clients.len();
+    assert!(each < 64 + 64, "{each} KiB for each client");
+}
+
+#[test]
+fn nine_thousand_clients_at_once_are_all_served() {
+    let files = rlimit::increase_nofile_limit(u64::MAX).expect("the limit can be raised");
+    let count = 9000.min(usize::try_from(files).unwrap_or(usize::MAX).saturating_sub(100));
+    if count < 9000 {
+        eprintln!("only {count} clients: this machine allows {files} open files");
+    }
+    let server = Server::start(&["-q"]);
+    let clients: Vec<TcpStream> = (0..count).map(|_| server.connect()).collect();
+    for (number, client) in clients.iter().enumerate() {
+        exchange(client, &number.to_le_bytes());
+    }
+    assert_eq!(server.threads(), count + 3);
+    for (number, client) in clients.iter().enumerate() {
+        exchange(client, &(number + 1).to_be_bytes());
+    }
+}
+
+/// How often threads of the server have gone to sleep so far.
+fn sleeps(server: &Server) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", server.child.id()));
+    let tasks = tasks.expect("the server runs").filter_map(Result::ok);
+    let statuses =
+        tasks.filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok());
+    let sleeps = statuses.filter_map(|status| {
+        let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches:"))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+    });
+    sleeps.sum()
+}
+
+#[test]
+fn an_idle_server_with_idle_clients_does_not_wake_up() {
+    let server = Server::start(&["--idle-timeout", "1h"]);
+    let clients: Vec<TcpStream> = (0..100).map(|_| server.connect()).collect();
+    for client in &clients {
+        exchange(client, b"hello");
+    }
+    let patience = Instant::now() + common::PATIENCE;
+    loop {
+        let before = sleeps(&server);
+        std::thread::sleep(Duration::from_secs(1));
+        if sleeps(&server) == before {
+            return;
+        }
+        assert!(Instant::now() < patience, "its threads wake up again and again");
+    }
+}
+
+/// Lowers one limit of a running server, or lifts it to the highest that there is.
+fn limit(server: &Server, resource: Resource, to: Option<u64>) {
+    let pid = Some(Pid::from_child(&server.child));
+    let maximum = getrlimit(resource).maximum;
+    let current = to.or(maximum);
+    prlimit(pid, resource, Rlimit { current, maximum }).expect("the limit can be set");
+}
+
+/// A server that has files for `clients` clients, and as many clients inside.
+fn out_of_files(clients: usize) -> (Server, Vec<TcpStream>) {
+    let server = Server::start(&[]);
+    // Files are numbered without gaps here, and the limit is one on the numbers.
+    let limit_on_numbers = server.files() + clients;
+    limit(&server, Resource::Nofile, Some(limit_on_numbers as u64));
+    let inside: Vec<TcpStream> = (0..clients).map(|_| server.connect()).collect();
+    for client in &inside {
+        exchange(client, b"inside");
+    }
+    (server, inside)
+}
+
+/// Processor time that the server has used.
+fn processor_time(server: &Server) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", server.child.id()));
+    let stat = stat.expect("the server runs");
+    let (_, columns) = stat.rsplit_once(") ").expect("the name is in parentheses");
+    let ticks = columns.split(' ').skip(11).take(2).map(|n| n.parse::<u64>().expect("ticks"));
+    Duration::from_millis(ticks.sum::<u64>() * 10)
+}
+
+#[test]
+fn out_of_files_those_inside_are_served_and_those_outside_once_files_come_free() {
+    let (server, mut inside) = out_of_files(3);
+    let mut outside = server.connect();
+    outside.write_all(b"outside").expect("the bytes go out");
+    server.wait_for_log("new clients must wait: the system accepts none (Too many open files");
+    let (begin, used) = (Instant::now(), processor_time(&server));
+    while begin.elapsed() < Duration::from_secs(1) {
+        for client in &inside {
+            exchange(client, b"unharmed");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let used = processor_time(&server).saturating_sub(used);
+    assert!(used < begin.elapsed() / 2, "it spins: {used:?} of processor time");
+
+    drop(inside.pop());
+    let mut echo = [0; 7];
+    outside.read_exact(&mut echo).expect("it is served now");
+    assert_eq!(&echo, b"outside");
+    drop((inside, outside));
+    server.wait_for_log("new clients no longer wait");
+    let told = server.log().iter().filter(|line| line.contains("must wait")).count();
+    assert_eq!(told, 1, "{:#?}", server.log());
+}
+
+#[test]
+fn out_of_files_a_stop_works() {
+    let (mut server, inside) = out_of_files(3);
+    let _outside = server.connect();
+    server.wait_for_log("new clients must wait");
+    server.signal(Signal::TERM);
+    for client in &inside {
+        assert_eq!(read_until_fin(client), b"");
+    }
+    drop(inside);
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
+fn without_a_thread_to_be_had_a_client_is_turned_away_and_the_others_are_unharmed() {
+    // The limit counts a user's threads, but not root's: there the server runs as a user that has
+    // nothing else, with as many threads as it has of its own and one more. Anybody else's threads
+    // are as many as they are: there the limit is set when the first client is inside.
+    let root = rustix::process::geteuid().is_root();
+    let server = if root { with_threads(4) } else { Server::start(&[]) };
+    let inside = server.connect();
+    exchange(&inside, b"inside");
+    if !root {
+        limit(&server, Resource::Nproc, Some(1));
+    }
+    for _ in 0..3 {
+        let mut outside = server.connect();
+        assert!(matches!(outside.read(&mut [0]), Ok(0) | Err(_)), "it is served");
+    }
+    server.wait_for_logs(3, "turned away: the system gives no thread for it");
+    exchange(&inside, b"unharmed");
+    if root {
+        drop(inside);
+        server.wait_for_log("disconnected: closed by client");
+        while server.threads() > 3 {
+            std::thread::yield_now();
+        }
+    } else {
+        limit(&server, Resource::Nproc, None);
+    }
+    exchange(&server.connect(), b"served again");
+}
+
+/// A server of a user that has no other threads, and may have no more than these.
+fn with_threads(count: usize) -> Server {
+    use std::os::unix::{fs::PermissionsExt, process::CommandExt};
+    // In a folder that this user may enter.
+    let program = std::env::temp_dir().join(format!("echo-server-{}", std::process::id()));
+    std::fs::copy(env!("CARGO_BIN_EXE_echo-server"), &program).expect("it can be copied");
+    let all = PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&program, all).expect("the copy is ours");
+    // `ulimit -u` is `-p` in dash, and `-u` in bash.
+    let script = format!(
+        r#"{{ ulimit -u {count} || ulimit -p {count}; }} 2>/dev/null
+        exec "$0" --host 127.0.0.1 --port 0"#
+    );
+    let mut shell = common::command("sh");
+    let server = Server::spawn(shell.arg("-c").arg(script).arg(&program).uid(54_321));
+    let _ = std::fs::remove_file(&program);
+    server
+}
