@@ -32,7 +32,7 @@ const LINUX: bool = cfg!(target_os = "linux");
 /// How much a client's socket takes from a write beyond what it can send, in bytes. Linux would let
 /// it grow to 4 MiB for a client that does not read; and a write that waits for room in that would
 /// not see a slow client move for a megabyte. Twice the default buffer costs a fast one nothing.
-const UNSENT: u32 = 128 * 1024;
+const UNSENT: u32 = 131_072;
 
 /// What a socket is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,7 +122,7 @@ pub(crate) fn wait(
 /// Polls, and tells whether the first of `fds` is ready.
 fn poll_first(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> Result<bool, Errno> {
     // Windows counts the milliseconds in 32 bits; who wakes after a day looks again.
-    const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+    const LONGEST: Duration = Duration::from_secs(86_400);
     let timeout = timeout.map(|timeout| {
         Timespec::try_from(timeout.min(LONGEST)).expect("a day fits in any Timespec")
     });
