@@ -2,7 +2,7 @@
 //! pager; a client's thread must not wait for that. So it leaves its line in a queue, and a thread
 //! of its own writes what has gathered there, many lines at a time.
 
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -95,14 +95,14 @@ impl Shared {
             mem::swap(&mut batch, &mut queue.pending);
             let (lost, closing) = (mem::take(&mut queue.lost), queue.closing);
             drop(queue);
-            // Nobody can be told that stderr is closed or broken; the service goes on.
-            let _ = out.write_all(&batch);
-            batch.clear();
             if lost > 0 {
-                let _ =
-                    writeln!(out, "{lost} lines of the log lost here: they were not read in time");
+                let told =
+                    format!("{lost} lines of the log lost here: they were not read in time\n");
+                batch.extend_from_slice(told.as_bytes());
             }
-            let _ = out.flush();
+            // Nobody can be told that stderr is closed or broken; the service goes on.
+            let _ = write_patiently(&mut out, &batch);
+            batch.clear();
             if closing {
                 break;
             }
@@ -111,6 +111,20 @@ impl Shared {
         self.lock().closed = true;
         self.changed.notify_all();
     }
+}
+
+/// `write_all`, also where another program has made the stream non-blocking for all who share it.
+fn write_patiently(out: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match out.write(bytes) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(GATHER),
+            Err(error) => return Err(error),
+        }
+    }
+    out.flush()
 }
 
 #[cfg(test)]
@@ -167,6 +181,31 @@ mod tests {
         queue.write_all(b"line\n")?;
         queue.close(Duration::from_millis(1));
         assert!(!queue.0.lock().closed);
+        Ok(())
+    }
+
+    #[test]
+    fn a_stream_that_takes_little_at_a_time_and_often_nothing_loses_nothing() -> io::Result<()> {
+        struct Reluctant(bool, Sender<u8>);
+        impl Write for Reluctant {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0 = !self.0;
+                if self.0 {
+                    return Err(ErrorKind::WouldBlock.into());
+                }
+                let _ = self.1.send(bytes[0]);
+                Ok(1)
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (written, output) = channel();
+        let mut queue = LogQueue::start(Reluctant(false, written))?;
+        queue.write_all(b"one line\n")?;
+        queue.close(Duration::from_secs(20));
+        assert_eq!(output.try_iter().collect::<Vec<u8>>(), b"one line\n");
         Ok(())
     }
 }
