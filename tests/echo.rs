@@ -83,6 +83,15 @@ fn the_powershell_one_liner_gets_its_line_back() {
 }
 
 #[test]
+fn an_urgent_byte_comes_back_among_the_others() {
+    let server = Server::start(&[]);
+    let mut client = server.connect();
+    client.write_all(b"abc").expect("the bytes go out");
+    socket2::SockRef::from(&client).send_out_of_band(b"!").expect("the byte goes out");
+    assert_eq!(send_and_read_all(&client, &[b"def"]), b"abc!def");
+}
+
+#[test]
 fn a_message_without_a_newline_comes_back_at_once() {
     let server = Server::start(&[]);
     let client = server.connect();

@@ -53,7 +53,8 @@ pub(crate) fn prepare_client(client: &SockRef<'_>) -> io::Result<()> {
     if LINUX { Ok(()) } else { set_options(client) }
 }
 
-/// `TCP_NODELAY`, since no echo is the first half of a longer message; keepalive, so that a peer
+/// `TCP_NODELAY`, since no echo is the first half of a longer message; urgent bytes in line with
+/// the others, or they would not be read and not be echoed (RFC 6093, section 6); keepalive, so that a peer
 /// that vanished without a word frees its thread in two or three minutes, where nothing was on its
 /// way to it (TCP itself gives that up later); and [`PATIENCE`].
 fn set_options(socket: &SockRef<'_>) -> io::Result<()> {
@@ -61,6 +62,7 @@ fn set_options(socket: &SockRef<'_>) -> io::Result<()> {
         .with_time(Duration::from_secs(60))
         .with_interval(Duration::from_secs(10));
     socket.set_tcp_nodelay(true)?;
+    socket.set_out_of_band_inline(true)?;
     socket.set_tcp_keepalive(&keepalive)?;
     if LINUX {
         set_unsent(socket, UNSENT)?;
