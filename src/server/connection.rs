@@ -124,7 +124,8 @@ impl Connection {
     /// Echoes until the client half-closes, which is the good end, or anything else ends it.
     fn echo(&mut self) -> Result<(), Reason> {
         prepare_client(&SockRef::from(self.reader.get_ref()))?;
-        while !self.service.shutdown.is_overdue() {
+        loop {
+            self.stay()?;
             match self.reader.fill_buf() {
                 Ok([]) => return Ok(()),
                 Ok(received) => {
@@ -136,13 +137,13 @@ impl Connection {
                 Err(error) => self.wait_if_blocked(error, Interest::Read)?,
             }
         }
-        Err(Reason::CutOff)
     }
 
     /// Writes all that is in the buffer. It is `Write::write_all`, but hears the stop and the idle
     /// timeout while the client does not read.
     fn write_all(&mut self) -> Result<(), Reason> {
         while !self.reader.buffer().is_empty() {
+            self.stay()?;
             match self.reader.get_ref().write(self.reader.buffer()) {
                 Ok(written) => {
                     debug!("{} was sent {written} bytes", self.peer);
@@ -154,6 +155,11 @@ impl Connection {
             }
         }
         Ok(())
+    }
+
+    /// Whether the server may go on with the client, or a stop has run out of time.
+    fn stay(&self) -> Result<(), Reason> {
+        if self.service.shutdown.is_overdue() { Err(Reason::CutOff) } else { Ok(()) }
     }
 
     /// After a call that found nothing to do: blocks until there may be something. Any other error
@@ -185,16 +191,19 @@ impl Connection {
         Err(Reason::ServerStopping)
     }
 
-    /// Blocks as [`wait()`] does, and ends the connection where it is idle or cut off meanwhile.
+    /// Blocks as [`wait()`] does; the connection ends where it is idle or cut off.
+    ///
+    /// It is idle if its time was over before the last try to read or write, which moved nothing: a
+    /// slow client may have taken too little to make its socket writable, but enough for a write.
     fn wait(&mut self, interest: Interest, until: Option<Instant>) -> Result<bool, Reason> {
         if mem::take(&mut self.moved) {
             self.idle_since = Instant::now();
         }
-        let idle = self
-            .service
-            .config
-            .idle_timeout
-            .and_then(|timeout| self.idle_since.checked_add(timeout));
+        let timeout = self.service.config.idle_timeout;
+        let idle = timeout.and_then(|timeout| self.idle_since.checked_add(timeout));
+        if idle.is_some_and(|idle| Instant::now() >= idle) {
+            return Err(Reason::Idle);
+        }
         // Looked at once, so that a stop that comes just now rings the alarm.
         let stopping = self.service.shutdown.is_requested();
         let (deadline, alarm) = if stopping {
@@ -204,11 +213,8 @@ impl Connection {
         };
         let until = [until, idle, deadline].into_iter().flatten().min();
         let ready = wait(self.reader.get_ref(), interest, until, alarm)?;
-        if !ready && self.service.shutdown.is_overdue() {
-            return Err(Reason::CutOff);
-        }
-        if !ready && idle.is_some_and(|idle| Instant::now() >= idle) {
-            return Err(Reason::Idle);
+        if !ready {
+            self.stay()?;
         }
         Ok(ready)
     }
