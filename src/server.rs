@@ -172,12 +172,19 @@ impl Service {
 
     /// Refuses who comes from now on, serves who was in the queue already, and waits for all.
     fn drain(self: &Arc<Self>, listener: Listener) {
-        for (stream, peer) in listener.close() {
-            if self.clients.wait_for_place(self.shutdown.time_left()) {
-                self.spawn(stream, peer);
-            } else {
-                warn!("{peer} cut off before it was served");
-                self.clients.count_cut_off();
+        let mut queue = listener.close();
+        while !queue.is_empty() {
+            match queue.next() {
+                Some((stream, peer)) if self.clients.wait_for_place(self.shutdown.time_left()) => {
+                    self.spawn(stream, peer);
+                }
+                Some((_, peer)) => {
+                    warn!("{peer} cut off before it was served");
+                    self.clients.count_cut_off();
+                }
+                None if self.shutdown.is_overdue() => break,
+                // The system is out of files: a client that leaves gives one back.
+                None => self.clients.wait_for_departure(PATIENCE),
             }
         }
         self.clients.wait_until_empty(self.shutdown.time_left() + LAST_WORDS);

@@ -128,6 +128,27 @@ fn who_never_reads_or_never_pauses_is_cut_off_at_the_shutdown_timeout_and_counte
 }
 
 #[test]
+fn who_reads_without_end_is_cut_off_in_the_middle_of_a_buffer() {
+    let flags = ["--buffer-size", "16MiB", "--shutdown-timeout", "500ms"];
+    let mut server = Server::start(&flags);
+    let client = server.connect();
+    fill(&client);
+    server.signal(Signal::TERM);
+    thread::scope(|scope| {
+        // Slow enough to be owed a part of the buffer all the time, too fast to block the server.
+        scope.spawn(|| {
+            let mut piece = vec![0; 100_000];
+            while (&client).read_exact(&mut piece).is_ok() {
+                thread::sleep(Duration::from_millis(50));
+            }
+        });
+        assert_eq!(server.wait().code(), Some(0));
+    });
+    server.wait_for_log("disconnected: cut off, ");
+    server.wait_for_log("stopped: 1 clients served, 1 cut off, ");
+}
+
+#[test]
 fn a_shutdown_timeout_of_zero_cuts_everybody_off_at_once() {
     let mut command = common::echo_server();
     command.env("ECHO_SERVER_SHUTDOWN_TIMEOUT", "0s");

@@ -175,6 +175,23 @@ fn out_of_files_a_stop_works() {
 }
 
 #[test]
+fn out_of_files_a_stop_serves_those_in_the_queue_as_files_come_free() {
+    let (mut server, inside) = out_of_files(3);
+    let outside: Vec<TcpStream> = (0..10).map(|_| server.connect()).collect();
+    for mut client in &outside {
+        client.write_all(b"outside").expect("the bytes go out");
+    }
+    server.wait_for_log("new clients must wait");
+    server.signal(Signal::TERM);
+    drop(inside);
+    for client in outside {
+        assert_eq!(read_until_fin(&client), b"outside");
+    }
+    assert_eq!(server.wait().code(), Some(0));
+    server.wait_for_log("stopped: 13 clients served, 0 cut off, ");
+}
+
+#[test]
 fn without_a_thread_to_be_had_a_client_is_turned_away_and_the_others_are_unharmed() {
     // The limit counts a user's threads, but not root's: there the server runs as a user that has
     // nothing else, with as many threads as it has of its own and one more. Anybody else's threads

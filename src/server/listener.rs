@@ -1,7 +1,8 @@
 //! The listening socket: made with `socket2`, since `std`'s `TcpListener::bind` has a backlog of
 //! only 128 and no say over IP versions, then handed to `std`.
 
-use std::io;
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Instant;
 
@@ -55,13 +56,51 @@ impl Listener {
         wait(&self.0, Interest::Read, until, Some(alarm))
     }
 
-    /// Takes the clients that are already in the queue, then closes: new ones are refused at once.
-    pub(crate) fn close(self) -> Vec<(TcpStream, SocketAddr)> {
-        if self.0.set_nonblocking(true).is_err() {
-            return Vec::new();
+    /// Refuses new clients from now on; those in the queue are still to be had.
+    pub(crate) fn close(self) -> Queue {
+        let listener = self.0.set_nonblocking(true).is_ok().then_some(self);
+        // Those who keep coming cannot keep it open: no more than the queue can have held, which on
+        // Linux is one more than it was asked for.
+        let mut queue = Queue { listener, room: u32::from(BACKLOG) + 1, taken: VecDeque::new() };
+        queue.take();
+        queue
+    }
+}
+
+/// The clients who were in the queue of a listener when it closed.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    /// Open only as long as the system has no file for those who are still in its queue.
+    listener: Option<Listener>,
+    room: u32,
+    taken: VecDeque<(TcpStream, SocketAddr)>,
+}
+
+impl Queue {
+    /// The next client, where there is one and the system has a file for it.
+    pub(crate) fn next(&mut self) -> Option<(TcpStream, SocketAddr)> {
+        self.take();
+        self.taken.pop_front()
+    }
+
+    /// Whether there is no next client, and none to come.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.listener.is_none() && self.taken.is_empty()
+    }
+
+    /// Takes over as many as there are files for, and closes the listener behind the last.
+    fn take(&mut self) {
+        while let Some(listener) = &self.listener {
+            match listener.accept() {
+                Ok(client) if self.room > 0 => {
+                    self.room -= 1;
+                    self.taken.push_back(client);
+                }
+                Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
+                Err(error) if error.kind() != ErrorKind::WouldBlock => return,
+                _ => self.listener = None,
+            }
         }
-        // Those who keep coming cannot keep it open: no more than the queue can have held.
-        (0..BACKLOG).map_while(|_| self.accept().ok()).collect()
     }
 }
 
@@ -95,7 +134,7 @@ mod tests {
     fn accept_gives_up_when_nobody_comes() -> io::Result<()> {
         let listener = Listener::bind(([127, 0, 0, 1], 0).into())?;
         let error = listener.accept().expect_err("nobody came");
-        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
         Ok(())
     }
 
@@ -104,11 +143,15 @@ mod tests {
         let listener = Listener::bind(([127, 0, 0, 1], 0).into())?;
         let address = listener.local_addr()?;
         let clients = [TcpStream::connect(address)?, TcpStream::connect(address)?];
-        let queue = listener.close();
-        let peers: Vec<_> = queue.iter().map(|(_, peer)| *peer).collect();
-        assert_eq!(peers, [clients[0].local_addr()?, clients[1].local_addr()?]);
+        let mut queue = listener.close();
         let error = TcpStream::connect(address).expect_err("it is closed");
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        for client in clients {
+            assert!(!queue.is_empty());
+            let (_, peer) = queue.next().expect("it was in the queue");
+            assert_eq!(peer, client.local_addr()?);
+        }
+        assert!(queue.next().is_none() && queue.is_empty());
         Ok(())
     }
 }
