@@ -9,14 +9,15 @@ use bytesize::ByteSize;
 use clap::Parser;
 use clap_verbosity_flag::{InfoLevel, Verbosity};
 
-use crate::Config;
-
-/// The most that `--buffer-size` takes: no read comes near it, and 10,000 clients' must fit.
-const MAX_BUFFER_SIZE: u64 = 16 * 1024 * 1024;
+use crate::server::{Config, MAX_BUFFER_SIZE};
 
 /// A TCP echo server: sends back to each client what it gets from it, byte for byte.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "echo-server", version)]
+#[command(
+    name = "echo-server",
+    version,
+    after_help = "RUST_LOG, where it is set, wins over -v and -q."
+)]
 pub struct ServerArgs {
     /// IP address to listen on; `::` serves IPv6 and IPv4 both
     #[arg(long, env = "ECHO_SERVER_HOST", value_name = "ADDR", value_parser = parse_host, default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED))]
@@ -91,7 +92,7 @@ fn parse_buffer_size(value: &str) -> Result<usize, String> {
         .parse()
         .map_err(|_| "a number of bytes is needed, or one with KiB or MiB, such as 64KiB")?;
     match usize::try_from(size.as_u64()) {
-        Ok(bytes) if (1..=MAX_BUFFER_SIZE).contains(&size.as_u64()) => Ok(bytes),
+        Ok(bytes) if (1..=MAX_BUFFER_SIZE).contains(&bytes) => Ok(bytes),
         _ => Err("it must be from 1 byte to 16MiB".to_owned()),
     }
 }
@@ -115,4 +116,15 @@ pub fn explain_bind_error(address: SocketAddr, error: &io::Error) -> String {
         _ => return format!("cannot listen on {address}: {error}; try another --host or --port"),
     };
     format!("cannot listen on {address}: {why}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flags_defaults_are_those_of_the_library() -> Result<(), clap::Error> {
+        assert_eq!(ServerArgs::try_parse_from(["echo-server"])?.config(), Config::default());
+        Ok(())
+    }
 }

@@ -43,7 +43,8 @@ fn main() -> ExitCode {
 
 fn start_log(args: &ServerArgs) -> Result<LogQueue, String> {
     let log = LogQueue::start(io::stderr()).map_err(|error| format!("cannot start: {error}"))?;
-    let coloured = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none();
+    let coloured =
+        io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
     env_logger::Builder::new()
         .filter_level(args.verbosity.log_level_filter())
         .format_target(false)

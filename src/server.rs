@@ -32,6 +32,10 @@ const STACK_SIZE: usize = 128 * 1024;
 /// After a deadline, how long the threads may take to notice it and to write their last line.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
+/// The largest buffer that a client may have, in bytes: what the network holds for one client is
+/// less than that, and the buffers of thousands must fit into memory.
+pub const MAX_BUFFER_SIZE: usize = 16 * 1024 * 1024;
+
 /// How a server is set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -43,7 +47,7 @@ pub struct Config {
     pub idle_timeout: Option<Duration>,
     /// How long a stop waits for clients that are still owed bytes.
     pub shutdown_timeout: Duration,
-    /// The size of each client's buffer, in bytes, at least 1.
+    /// The size of each client's buffer, in bytes, from 1 to [`MAX_BUFFER_SIZE`].
     pub buffer_size: usize,
 }
 
@@ -72,10 +76,10 @@ impl Server {
     ///
     /// # Errors
     /// The address is in use, is not this machine's or may not be bound by this user; or the
-    /// configuration has a 0 where there must be at least 1.
+    /// configuration has a number that is out of its bounds.
     pub fn bind(config: Config) -> io::Result<Self> {
-        if config.max_connections == 0 || config.buffer_size == 0 {
-            let message = "max_connections and buffer_size must be at least 1";
+        if config.max_connections == 0 || !(1..=MAX_BUFFER_SIZE).contains(&config.buffer_size) {
+            let message = "max_connections must be at least 1, buffer_size from 1 byte to 16 MiB";
             return Err(io::Error::new(ErrorKind::InvalidInput, message));
         }
         Ok(Self {
@@ -142,20 +146,30 @@ impl Service {
                 Ok((stream, peer)) => self.spawn(stream, peer),
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock => {
-                        if !listener.wait(holdup.lull(), self.shutdown.alarm())? {
-                            holdup.end();
-                        }
+                        holdup.end_if_over();
+                        listener.wait(holdup.over_at(), self.shutdown.alarm())?;
                     }
                     // That client gave up while it was in the queue.
                     ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset => {}
                     _ => {
                         holdup.begin(format_args!("the system accepts none ({error})"));
-                        self.clients.wait_for_departure(holdup.pause());
+                        self.pause(holdup.pause());
                     }
                 },
             }
         }
         Ok(())
+    }
+
+    /// Lets time pass until a client leaves, which may give back what `accept` lacked.
+    fn pause(&self, duration: Duration) {
+        let until = Instant::now() + duration;
+        while !self.shutdown.is_requested() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.clients.wait_for_departure(left.min(PATIENCE)) {
+                return;
+            }
+        }
     }
 
     /// Gives the client a thread of its own. Where there is none to be had, it is that client's
@@ -184,7 +198,9 @@ impl Service {
                 }
                 None if self.shutdown.is_overdue() => break,
                 // The system is out of files: a client that leaves gives one back.
-                None => self.clients.wait_for_departure(PATIENCE),
+                None => {
+                    self.clients.wait_for_departure(PATIENCE);
+                }
             }
         }
         self.clients.wait_until_empty(self.shutdown.time_left() + LAST_WORDS);

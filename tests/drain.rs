@@ -82,11 +82,7 @@ fn a_client_that_sends_after_the_servers_fin_gets_no_rst_while_the_server_linger
 #[cfg(target_os = "linux")]
 fn linux_the_server_stays_as_long_as_the_system_has_yet_to_send_what_a_client_is_owed() {
     let mut server = Server::start(&["--shutdown-timeout", "1h"]);
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
-    let socket = socket.expect("a socket can be had");
-    socket.set_recv_buffer_size(4096).expect("the size can be set");
-    socket.connect(&server.address.into()).expect("the server accepts");
-    let mut client = TcpStream::from(socket);
+    let mut client = common::connect_with_buffer(server.address, 4096);
     // Small enough for the server to have written it all: it is the system that still has it.
     let sent = noise(60_000, 9);
     client.write_all(&sent).expect("the bytes go out");

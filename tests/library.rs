@@ -6,7 +6,7 @@ mod common;
 use std::io;
 use std::net::SocketAddr;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{connect, exchange, fill, noise, read_until_fin};
 use echo_server::{Config, Server, ShutdownHandle};
@@ -66,8 +66,10 @@ fn a_client_that_never_reads_is_cut_off_when_the_server_stops() {
     let (address, stop, running) = run(Config { shutdown_timeout, ..Config::default() });
     let client = connect(address);
     fill(&client);
+    let begin = Instant::now();
     stop.shutdown();
     ends(running);
+    assert!(begin.elapsed() >= shutdown_timeout, "{:?}", begin.elapsed());
 }
 
 #[test]
@@ -85,7 +87,8 @@ fn a_client_is_closed_by_the_idle_timeout() {
 fn a_configuration_with_nothing_where_there_must_be_something_is_refused() {
     let none_inside = Config { max_connections: 0, ..Config::default() };
     let no_buffer = Config { buffer_size: 0, ..Config::default() };
-    for config in [none_inside, no_buffer] {
+    let huge_buffer = Config { buffer_size: usize::MAX, ..Config::default() };
+    for config in [none_inside, no_buffer, huge_buffer] {
         let address = ([127, 0, 0, 1], 0).into();
         let error = Server::bind(Config { address, ..config }).expect_err("it cannot serve");
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);

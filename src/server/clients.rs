@@ -48,10 +48,10 @@ impl Clients {
         self.wait_while(timeout, |inside| inside >= self.limit) < self.limit
     }
 
-    /// Blocks until a client has left, for `timeout` at most.
-    pub(crate) fn wait_for_departure(&self, timeout: Duration) {
+    /// Blocks until a client has left, for `timeout` at most; whether one has.
+    pub(crate) fn wait_for_departure(&self, timeout: Duration) -> bool {
         let before = self.count().inside;
-        self.wait_while(timeout, |inside| inside >= before);
+        self.wait_while(timeout, |inside| inside >= before) < before
     }
 
     /// Blocks until all have left, for `timeout` at most.

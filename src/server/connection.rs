@@ -25,7 +25,7 @@ const QUIET: Duration = PATIENCE;
 /// How long a closing connection waits for the client's FIN after it has sent its own.
 const LINGER: Duration = Duration::from_millis(300);
 
-/// The most of one read or write that the log shows at level trace, in bytes.
+/// The most of one read that the log shows at level trace, in bytes.
 const TRACED: usize = 64;
 
 /// Why a connection ended.
@@ -204,14 +204,9 @@ impl Connection {
         if idle.is_some_and(|idle| Instant::now() >= idle) {
             return Err(Reason::Idle);
         }
-        // Looked at once, so that a stop that comes just now rings the alarm.
-        let stopping = self.service.shutdown.is_requested();
-        let (deadline, alarm) = if stopping {
-            (self.service.shutdown.deadline(), None)
-        } else {
-            (None, Some(self.service.shutdown.alarm()))
-        };
-        let until = [until, idle, deadline].into_iter().flatten().min();
+        let shutdown = &self.service.shutdown;
+        let alarm = (!shutdown.is_requested()).then(|| shutdown.alarm());
+        let until = [until, idle, shutdown.deadline()].into_iter().flatten().min();
         let ready = wait(self.reader.get_ref(), interest, until, alarm)?;
         if !ready {
             self.stay()?;

@@ -20,24 +20,31 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(crate) struct Holdup {
     told: bool,
+    over_at: Option<Instant>,
     pause: Duration,
 }
 
 impl Holdup {
     pub(crate) fn begin(&mut self, reason: fmt::Arguments<'_>) {
+        self.over_at = None;
         if !mem::replace(&mut self.told, true) {
             warn!("new clients must wait: {reason}");
         }
     }
 
-    /// When it is over, should nobody come until then; `None` where there is no holdup.
-    pub(crate) fn lull(&self) -> Option<Instant> {
-        self.told.then(|| Instant::now() + LULL)
+    /// When it will be over, should nobody come until then; `None` where there is no holdup.
+    pub(crate) fn over_at(&mut self) -> Option<Instant> {
+        if self.told && self.over_at.is_none() {
+            self.over_at = Some(Instant::now() + LULL);
+        }
+        self.over_at
     }
 
-    pub(crate) fn end(&mut self) {
-        if mem::take(self).told {
+    /// Nobody is in the queue: has that been so for long enough?
+    pub(crate) fn end_if_over(&mut self) {
+        if self.over_at.is_some_and(|over_at| Instant::now() >= over_at) {
             info!("new clients no longer wait");
+            *self = Self::default();
         }
     }
 
@@ -60,15 +67,22 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_holdup_makes_the_next_pause_short_again() {
+    fn a_holdup_is_over_when_nobody_has_come_for_a_lull_and_not_before() {
         let mut holdup = Holdup::default();
+        assert_eq!(holdup.over_at(), None);
         holdup.begin(format_args!("a test"));
-        assert!(holdup.lull().is_some_and(|lull| lull > Instant::now()));
-        for _ in 0..5 {
-            holdup.pause();
-        }
-        holdup.end();
-        assert!(holdup.lull().is_none());
+        holdup.pause();
+        holdup.pause();
+        let begin = Instant::now();
+        let over_at = holdup.over_at().expect("there is a holdup");
+        assert!(over_at >= begin + LULL);
+        holdup.end_if_over();
+        assert_eq!(holdup.over_at(), Some(over_at), "it goes on, and the time does not move");
+        holdup.begin(format_args!("somebody came"));
+        assert!(holdup.over_at() > Some(over_at), "the lull begins anew");
+        holdup.over_at = Some(begin);
+        holdup.end_if_over();
+        assert_eq!(holdup.over_at(), None);
         assert_eq!(holdup.pause(), SHORTEST_PAUSE);
     }
 }

@@ -56,7 +56,7 @@ impl Shutdown {
         self.requested.load(Ordering::Acquire)
     }
 
-    /// When who is left is cut off; `None` as long as no stop is requested.
+    /// When who is left is cut off; `None` without a stop, or where it is too far away to be told.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.deadline.get().copied().flatten()
     }
@@ -69,7 +69,7 @@ impl Shutdown {
 
     /// Whether a stop has been requested and its deadline is over.
     pub(crate) fn is_overdue(&self) -> bool {
-        self.is_requested() && self.deadline().is_some_and(|deadline| Instant::now() >= deadline)
+        self.deadline().is_some_and(|deadline| Instant::now() >= deadline)
     }
 
     pub(crate) fn alarm(&self) -> &Alarm {

@@ -3,7 +3,7 @@
 //! A thread blocked in `accept`, `read` or `write` cannot be woken in a way that works everywhere
 //! and loses nothing. So none of them blocks for long: a call gives up with "would block" after at
 //! most [`PATIENCE`], and only then does its thread [`wait`] in `poll(2)`, where the stop reaches
-//! it. A busy client's thread never gets there: a read costs it one system call, and so a write.
+//! it. On Linux a busy client's thread never gets there: a read is one system call, and so a write.
 //!
 //! | | Linux | other Unix | Windows |
 //! | --- | --- | --- | --- |
@@ -75,7 +75,7 @@ fn set_options(socket: &SockRef<'_>) -> io::Result<()> {
 
 /// From now on a client's socket counts as writable when every byte in it has been sent.
 ///
-/// Linux alone has it here; elsewhere it is writable when there is room in its buffer, and what is
+/// `socket2` offers it on Linux alone; elsewhere it is writable when there is room in its buffer, and what is
 /// in there is left to the system to deliver.
 pub(crate) fn report_writable_when_all_is_sent(client: &SockRef<'_>) -> io::Result<()> {
     set_unsent(client, 1)

@@ -1,5 +1,5 @@
 //! A spawned `echo-server` and clients for it. Whatever does not happen within [`PATIENCE`] fails
-//! the test that waits for it; nothing here sleeps for luck.
+//! the test that waits for it.
 #![allow(dead_code, reason = "each test file uses its own part of this")]
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -8,6 +8,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+
+use socket2::{Domain, Socket, Type};
 
 /// How long an event may take on a slow and busy machine before it counts as never coming.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -208,6 +210,18 @@ impl Log {
 /// A connection whose reads and writes fail the test, rather than hang it.
 pub fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect_timeout(&address, PATIENCE).expect("the server accepts");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+    stream.set_write_timeout(Some(PATIENCE)).expect("a timeout can be set");
+    stream
+}
+
+/// The same with a receive buffer of about `size` bytes.
+pub fn connect_with_buffer(address: SocketAddr, size: usize) -> TcpStream {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None);
+    let socket = socket.expect("a socket can be had");
+    socket.set_recv_buffer_size(size).expect("the size can be set");
+    socket.connect(&address.into()).expect("the server accepts");
+    let stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
     stream.set_write_timeout(Some(PATIENCE)).expect("a timeout can be set");
     stream
