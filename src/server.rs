@@ -22,7 +22,7 @@ use holdup::Holdup;
 use listener::Listener;
 use shutdown::Shutdown;
 pub use shutdown::ShutdownHandle;
-use wait::PATIENCE;
+use wait::TICK;
 
 /// What a client's thread has for its calls: enough to write a line of the log in a debug build.
 /// The C library keeps the stacks of threads that have ended for the next ones, 40 MiB of them in
@@ -139,7 +139,7 @@ impl Service {
         while !self.shutdown.is_requested() {
             if !self.clients.wait_for_place(Duration::ZERO) {
                 holdup.begin(format_args!("all {} places are taken", self.config.max_connections));
-                self.clients.wait_for_place(PATIENCE);
+                self.clients.wait_for_place(TICK);
                 continue;
             }
             match listener.accept() {
@@ -166,7 +166,7 @@ impl Service {
         let until = Instant::now() + duration;
         while !self.shutdown.is_requested() {
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.clients.wait_for_departure(left.min(PATIENCE)) {
+            if left.is_zero() || self.clients.wait_for_departure(left.min(TICK)) {
                 return;
             }
         }
@@ -199,7 +199,7 @@ impl Service {
                 None if self.shutdown.is_overdue() => break,
                 // The system is out of files: a client that leaves gives one back.
                 None => {
-                    self.clients.wait_for_departure(PATIENCE);
+                    self.clients.wait_for_departure(TICK);
                 }
             }
         }

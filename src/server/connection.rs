@@ -16,11 +16,11 @@ use log::{debug, info, trace};
 use socket2::SockRef;
 
 use super::Service;
-use super::wait::{Interest, PATIENCE, prepare_client, report_writable_when_all_is_sent, wait};
+use super::wait::{Interest, prepare_client, report_writable_when_all_is_sent, wait};
 
 /// How long nothing must have come from a client before a stop takes it for quiet: bytes that were
 /// on their way when the stop began still arrive.
-const QUIET: Duration = PATIENCE;
+const QUIET: Duration = Duration::from_millis(100);
 
 /// How long a closing connection waits for the client's FIN after it has sent its own.
 const LINGER: Duration = Duration::from_millis(300);
