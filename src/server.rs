@@ -189,9 +189,7 @@ impl Service {
         let mut queue = listener.close();
         while !queue.is_empty() {
             match queue.next() {
-                Some((stream, peer)) if self.clients.wait_for_place(self.shutdown.time_left()) => {
-                    self.spawn(stream, peer);
-                }
+                Some((stream, peer)) if self.has_place_in_time() => self.spawn(stream, peer),
                 Some((_, peer)) => {
                     warn!("{peer} cut off before it was served");
                     self.clients.count_cut_off();
@@ -204,5 +202,11 @@ impl Service {
             }
         }
         self.clients.wait_until_empty(self.shutdown.time_left() + LAST_WORDS);
+    }
+
+    /// In a stop: blocks until there is a place. One that comes free by the deadline's own doing is
+    /// of no use.
+    fn has_place_in_time(&self) -> bool {
+        self.clients.wait_for_place(self.shutdown.time_left()) && !self.shutdown.is_overdue()
     }
 }
