@@ -1,6 +1,9 @@
 //! The command line: what the flags are called, which environment variable stands behind each, how
 //! their values are read, and the sentences for those who got one wrong.
 
+#[cfg(feature = "client")]
+mod client;
+
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -10,6 +13,8 @@ use clap::Parser;
 use clap_verbosity_flag::{InfoLevel, Verbosity};
 
 use crate::server::{Config, MAX_BUFFER_SIZE};
+#[cfg(feature = "client")]
+pub use client::ClientArgs;
 
 /// A TCP echo server: sends back to each client what it gets from it, byte for byte.
 #[derive(Clone, Debug, Parser)]

@@ -16,6 +16,14 @@
 //! | `server/shutdown.rs` | the stop: an `AtomicBool`, its deadline and its handle |
 //! | `server/wait.rs` | how a thread waits for a socket and still hears the stop; what differs by platform |
 //!
+//! The client, `echo-client`, is behind the feature `client`, which is on by default:
+//!
+//! | file | its part |
+//! | --- | --- |
+//! | `bin/echo-client.rs` | the program: parse the flags, hand over to the command, exit code |
+//! | [`client`] | where the server is, how to connect to it, what can fail on the way |
+//! | [`client::pipe`] | from stdin through the server to stdout |
+//!
 //! The library runs inside other programs too, for example in their tests:
 //!
 //! ```
@@ -56,6 +64,8 @@
 )]
 
 pub mod cli;
+#[cfg(feature = "client")]
+pub mod client;
 pub mod log_queue;
 pub mod server;
 

@@ -6,7 +6,7 @@ mod common;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use common::{Server, noise};
+use common::{Server, noise, start_tool};
 
 /// Runs `nc` with `input` on its stdin; what it prints.
 fn nc(server: &Server, input: &[u8]) -> Option<Vec<u8>> {
@@ -17,15 +17,7 @@ fn nc(server: &Server, input: &[u8]) -> Option<Vec<u8>> {
         nc.arg("-N");
     }
     nc.args([&host, &port]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut nc = match nc.spawn() {
-        Ok(nc) => nc,
-        Err(error) => {
-            let required = std::env::var_os("ECHO_SERVER_TEST_NC").is_some_and(|v| v == "required");
-            assert!(!required, "nc is required: {error}");
-            println!("not tested, nc cannot be run: {error}");
-            return None;
-        }
-    };
+    let mut nc = start_tool(&mut nc)?;
     let mut stdin = nc.stdin.take().expect("stdin is piped");
     let input = input.to_vec();
     let writer = std::thread::spawn(move || stdin.write_all(&input));

@@ -19,7 +19,30 @@ pub fn echo_server() -> Command {
     command(env!("CARGO_BIN_EXE_echo-server"))
 }
 
-/// The same for any program that starts one.
+/// The command `echo-client` for the server at `address`.
+#[cfg(feature = "client")]
+pub fn echo_client(address: SocketAddr) -> Command {
+    let (host, port) = (address.ip().to_string(), address.port().to_string());
+    let mut command = command(env!("CARGO_BIN_EXE_echo-client"));
+    command.args(["--host", &host, "--port", &port]);
+    command
+}
+
+/// Starts a program that is not ours. Where there is none, CI fails and others are told.
+pub fn start_tool(command: &mut Command) -> Option<Child> {
+    match command.spawn() {
+        Ok(child) => Some(child),
+        Err(error) => {
+            let program = command.get_program().display();
+            let required = std::env::var_os("ECHO_SERVER_TEST_TOOLS");
+            assert!(required.is_none_or(|v| v != "required"), "{program} is required: {error}");
+            println!("not tested, {program} cannot be run: {error}");
+            None
+        }
+    }
+}
+
+/// Any program, without those variables.
 pub fn command(program: &str) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {

@@ -1,0 +1,120 @@
+//! The client: where the server is, how to connect to it, and the sentences for what can fail on
+//! the way. What it does once it is connected is in the files of its commands.
+
+pub mod pipe;
+
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::time::Duration;
+
+/// The server to talk to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// A name or an IP address.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+    /// How long the server may take to accept a connection, and to go on while it owes bytes.
+    pub timeout: Duration,
+}
+
+/// Why a command did not succeed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// A sentence for the person at the terminal: what failed, on which address, what to do.
+    Because(String),
+    /// All has been said, or nobody listens any more: only the exit code is left.
+    Silent,
+}
+
+impl From<String> for Failure {
+    fn from(sentence: String) -> Self {
+        Self::Because(sentence)
+    }
+}
+
+impl Target {
+    /// Connects to the first of the host's addresses that answers. Small writes then go out at
+    /// once (`TCP_NODELAY`).
+    ///
+    /// # Errors
+    /// The name is not known, or no address has accepted the connection within the timeout.
+    pub fn connect(&self) -> Result<(TcpStream, SocketAddr), Failure> {
+        let Self { host, port, timeout } = self;
+        let addresses: Vec<SocketAddr> = (host.as_str(), *port)
+            .to_socket_addrs()
+            .map_err(|error| {
+                format!(
+                    "cannot find the host {host}: {error}; look at its spelling, or give an IP \
+                     address with --host"
+                )
+            })?
+            .collect();
+        let mut failure = format!("cannot connect to {host}: the name has no address").into();
+        for address in addresses {
+            match connect(address, *timeout) {
+                Ok(stream) => return Ok((stream, address)),
+                Err(error) => failure = explain_connect_error(address, *timeout, &error).into(),
+            }
+        }
+        Err(failure)
+    }
+}
+
+/// Connects to `address`; small writes then go out at once.
+fn connect(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, timeout)?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// The sentence for a connection that could not be had.
+fn explain_connect_error(address: SocketAddr, timeout: Duration, error: &io::Error) -> String {
+    let port = address.port();
+    let why = match error.kind() {
+        ErrorKind::ConnectionRefused => format!(
+            "connection refused; is the server running there? Start it with: echo-server --port \
+             {port}"
+        ),
+        ErrorKind::TimedOut => format!(
+            "no answer within {timeout:?}; is the address right, and no firewall in between? \
+             --timeout waits longer"
+        ),
+        ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable => {
+            "no way there; is the address right, and this machine's network up?".to_owned()
+        }
+        _ => format!("{error}; are --host and --port right?"),
+    };
+    format!("cannot connect to {address}: {why}")
+}
+
+/// The sentence for a connection that broke while it was in use.
+fn explain_lost_connection(address: SocketAddr, error: &io::Error) -> String {
+    if is_reset(error) {
+        format!("{address} reset the connection; its log may say why")
+    } else {
+        format!("the connection to {address} broke: {error}")
+    }
+}
+
+/// Whether the peer, or something on the way, sent RST: a write after it meets EPIPE, and Windows
+/// names some resets "aborted".
+fn is_reset(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe
+    )
+}
+
+/// Whether a call on a socket came to the end of its timeout: Unix and Windows name it differently.
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+}
+
+/// What a failed write to stdout means: a reader that has gone, as `head` goes, need not be told.
+fn explain_stdout_error(error: &io::Error) -> Failure {
+    match error.kind() {
+        ErrorKind::BrokenPipe => Failure::Silent,
+        _ => format!("cannot write to stdout: {error}").into(),
+    }
+}

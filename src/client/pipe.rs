@@ -1,0 +1,142 @@
+//! A pipe through the server: stdin goes out, what comes back goes to stdout, both at once.
+//!
+//! A thread for each direction: a client that sends all before it reads is stuck as soon as its
+//! echoes fill every buffer on the way, since a server that cannot write does not read.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::Duration;
+
+use super::{Failure, Target, explain_lost_connection, explain_stdout_error, is_timeout};
+
+/// The buffer of each direction, in bytes: all that a stream of any length takes here.
+const BUFFER_SIZE: usize = 64 * 1024;
+
+/// Sends stdin, half-closes at its end, writes what comes back to stdout. A stdin that pauses may
+/// do so for ever; the timeout runs while the server owes bytes and none moves, in or out.
+///
+/// # Errors
+/// The server cannot be reached, has left, or has sent back more or fewer bytes than it got; or
+/// stdin or stdout failed. A stdout that nobody reads any more is [`Failure::Silent`].
+pub fn run(target: &Target) -> Result<(), Failure> {
+    let (stream, address) = target.connect()?;
+    let broke = |error| explain_lost_connection(address, &error);
+    stream.set_read_timeout(Some(target.timeout)).map_err(broke)?;
+    let sending = Sending::start(stream.try_clone().map_err(broke)?, address)?;
+    Pipe { stream, address, timeout: target.timeout, sending, received: 0 }.receive()
+}
+
+/// The direction from stdin to the server, which has a thread of its own.
+#[derive(Default)]
+struct Sending {
+    /// Bytes, those of the write that is under way included.
+    sent: AtomicU64,
+    /// How it ended, once it has.
+    outcome: OnceLock<Result<(), Failure>>,
+}
+
+impl Sending {
+    fn start(stream: TcpStream, address: SocketAddr) -> Result<Arc<Self>, Failure> {
+        let sending = Arc::new(Self::default());
+        let this = Arc::clone(&sending);
+        let thread = thread::Builder::new().name("stdin".to_owned()).spawn(move || {
+            let outcome = this.send(&stream, address);
+            // Before the half-close, so that it is known when the server answers that with FIN.
+            this.outcome.get_or_init(|| outcome);
+            // A connection that is gone needs none.
+            let _ = stream.shutdown(Shutdown::Write);
+        });
+        thread.map_err(|error| format!("the system gives no thread to read stdin: {error}"))?;
+        Ok(sending)
+    }
+
+    fn send(&self, mut stream: &TcpStream, address: SocketAddr) -> Result<(), Failure> {
+        let mut stdin = io::stdin().lock();
+        let mut buffer = vec![0; BUFFER_SIZE];
+        loop {
+            match stdin.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(n) => {
+                    self.sent.fetch_add(n as u64, Relaxed);
+                    let written = stream.write_all(&buffer[..n]);
+                    written.map_err(|error| explain_lost_connection(address, &error))?;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(format!("cannot read stdin: {error}").into()),
+            }
+        }
+    }
+}
+
+/// The whole, seen from the direction that decides when it ends: from the server to stdout.
+struct Pipe {
+    stream: TcpStream,
+    address: SocketAddr,
+    timeout: Duration,
+    sending: Arc<Sending>,
+    /// Bytes.
+    received: u64,
+}
+
+impl Pipe {
+    fn receive(mut self) -> Result<(), Failure> {
+        let mut stdout = io::stdout().lock();
+        let mut buffer = vec![0; BUFFER_SIZE];
+        loop {
+            let sent_before = self.sending.sent.load(Relaxed);
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return self.judge_end(),
+                Ok(n) => {
+                    self.received += n as u64;
+                    let written = stdout.write_all(&buffer[..n]).and_then(|()| stdout.flush());
+                    written.map_err(|error| explain_stdout_error(&error))?;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if is_timeout(&error) => {
+                    let moved = self.sending.sent.load(Relaxed) > sent_before;
+                    if !moved && sent_before > self.received {
+                        return Err(self.explain_debt(sent_before));
+                    }
+                    // All came back, but FIN did not: that is for `echo-client test` to mind.
+                    if !moved && self.sending.outcome.get().is_some() {
+                        return self.judge_end();
+                    }
+                }
+                Err(error) => return Err(explain_lost_connection(self.address, &error).into()),
+            }
+        }
+    }
+
+    /// Nothing more will come: was that all?
+    fn judge_end(&self) -> Result<(), Failure> {
+        let Self { address, received, sending, .. } = self;
+        let sent = sending.sent.load(Relaxed);
+        match sending.outcome.get() {
+            Some(Err(failure)) => Err(failure.clone()),
+            Some(Ok(())) if sent == *received => Ok(()),
+            Some(Ok(())) => Err(format!(
+                "{address} got {sent} bytes and sent {received} back; echo-client test shows where \
+                 it fails"
+            )
+            .into()),
+            None => Err(format!(
+                "{address} closed the connection before the end of stdin, when it had sent back \
+                 {received} of {sent} bytes"
+            )
+            .into()),
+        }
+    }
+
+    fn explain_debt(&self, sent: u64) -> Failure {
+        let Self { address, timeout, received, .. } = self;
+        let owed = sent - received;
+        format!(
+            "{address} owes {owed} of {sent} bytes, and none has moved for {timeout:?}; --timeout \
+             waits longer"
+        )
+        .into()
+    }
+}

@@ -1,0 +1,114 @@
+//! What a person meets at `echo-client` before it is connected: its flags, and every error line.
+#![cfg(feature = "client")]
+
+mod common;
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::process::Command;
+
+use common::{Server, command, echo_client};
+
+/// Runs a client that fails; what it says on stderr. Nothing must be on stdout.
+fn fails(client: &mut Command, code: i32) -> String {
+    let output = client.output().expect("the client can be spawned");
+    let message = String::from_utf8(output.stderr).expect("the message is text");
+    assert_eq!(output.status.code(), Some(code), "{message}");
+    assert!(output.stdout.is_empty(), "stdout: {}", String::from_utf8_lossy(&output.stdout));
+    message
+}
+
+/// A failure to connect: one line, exit code 1.
+fn cannot_connect(client: &mut Command) -> String {
+    let message = fails(client, 1);
+    assert_eq!(message.lines().count(), 1, "{message}");
+    message
+}
+
+/// An address where nothing listens.
+fn nobody() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port can be had");
+    listener.local_addr().expect("it has an address")
+}
+
+#[test]
+fn a_refused_connection_is_told_with_the_address_and_what_to_do() {
+    let address = nobody();
+    let message = cannot_connect(&mut echo_client(address));
+    assert!(message.contains(&format!("cannot connect to {address}: connection refused")));
+    assert!(message.contains(&format!("echo-server --port {}", address.port())), "{message}");
+}
+
+#[test]
+fn an_unknown_host_is_told_with_its_name_and_what_to_do() {
+    // No name ends in .invalid (RFC 2606).
+    let mut client = command(env!("CARGO_BIN_EXE_echo-client"));
+    let message = cannot_connect(client.args(["--host", "no-such-host.invalid"]));
+    assert!(message.contains("cannot find the host no-such-host.invalid: "), "{message}");
+    assert!(message.contains("--host"), "{message}");
+}
+
+#[test]
+fn an_address_without_a_way_to_it_is_told_with_the_address_and_what_to_do() {
+    // 2001:db8::/32 is for documentation (RFC 3849): there is no way to it, or no answer from it.
+    let mut client = command(env!("CARGO_BIN_EXE_echo-client"));
+    let message = cannot_connect(client.args(["--host", "2001:db8::1", "--timeout", "500ms"]));
+    assert!(message.contains("cannot connect to [2001:db8::1]:54000: "), "{message}");
+    assert!(message.contains("no way there") || message.contains("no answer within"), "{message}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn linux_a_server_that_does_not_accept_is_told_after_the_timeout() {
+    use std::net::TcpStream;
+    use std::time::Duration;
+    let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+    let listener = listener.expect("a socket can be had");
+    listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("a port can be had");
+    listener.listen(0).expect("it can listen");
+    let address = listener.local_addr().ok().and_then(|address| address.as_socket());
+    let address = address.expect("it has an address");
+    let soon = Duration::from_millis(200);
+    // Linux drops the SYN of who does not fit into the queue.
+    let mut queue = Vec::new();
+    while let Ok(stream) = TcpStream::connect_timeout(&address, soon) {
+        queue.push(stream);
+    }
+    let message = cannot_connect(echo_client(address).args(["--timeout", "200ms"]));
+    let expected = format!("cannot connect to {address}: no answer within 200ms");
+    assert!(message.contains(&expected) && message.contains("--timeout"), "{message}");
+}
+
+#[test]
+fn a_host_may_be_a_name() {
+    let server = Server::start(&[]);
+    let mut client = command(env!("CARGO_BIN_EXE_echo-client"));
+    let port = server.address.port().to_string();
+    let output = client.args(["--host", "localhost", "--port", &port]).output();
+    let output = output.expect("the client can be spawned");
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), b"".as_slice()));
+    server.wait_for_log("closed by client, 0 bytes echoed");
+}
+
+#[test]
+fn the_defaults_are_127_0_0_1_54000_and_5s() {
+    let help = command(env!("CARGO_BIN_EXE_echo-client")).arg("--help").output();
+    let help = String::from_utf8(help.expect("it runs").stdout).expect("the help is text");
+    for default in ["127.0.0.1", "54000", "5s"] {
+        assert!(help.contains(&format!("[default: {default}]")), "{help}");
+    }
+}
+
+#[test]
+fn bad_arguments_are_told_with_the_flag_the_value_and_what_to_do() {
+    for (arguments, advice) in [
+        (&["--port", "0"][..], "from 1 to 65535"),
+        (&["--port", "http"], "from 1 to 65535"),
+        (&["--timeout", "0s"], "from 1ms to 24h"),
+        (&["--timeout", "25h"], "from 1ms to 24h"),
+        (&["--timeout", "5"], "such as 500ms, 30s or 5m"),
+    ] {
+        let message = fails(command(env!("CARGO_BIN_EXE_echo-client")).args(arguments), 2);
+        assert!(message.contains(arguments[0]), "{message}");
+        assert!(message.contains(advice), "{arguments:?}: {message}");
+    }
+}

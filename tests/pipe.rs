@@ -1,0 +1,216 @@
+//! `echo-client` as a pipe: stdin through the server to stdout, byte for byte, and an exit code
+//! that tells whether all came back.
+#![cfg(feature = "client")]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Output, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use common::{Server, echo_client, noise, read_until_fin, reset};
+
+/// The client as a pipe to `address`.
+fn pipe(address: SocketAddr, arguments: &[&str]) -> Child {
+    let mut client = echo_client(address);
+    client.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    client.spawn().expect("the client can be spawned")
+}
+
+/// Sends `input` and then the end of stdin.
+fn send(mut client: Child, input: &[u8]) -> Output {
+    let mut stdin = client.stdin.take().expect("stdin is piped");
+    thread::scope(|scope| {
+        // A client that fails does not take all.
+        scope.spawn(move || stdin.write_all(input));
+        client.wait_with_output().expect("the client ends")
+    })
+}
+
+/// Asserts that the client failed with one line on stderr; the line.
+fn failure(output: &Output) -> String {
+    let message = String::from_utf8(output.stderr.clone()).expect("the message is text");
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert_eq!(message.lines().count(), 1, "{message}");
+    message
+}
+
+/// A server that does with its one client what `serve` does.
+fn server(serve: impl FnOnce(TcpStream) + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port can be had");
+    let address = listener.local_addr().expect("it has an address");
+    thread::spawn(move || serve(listener.accept().expect("the client connects").0));
+    address
+}
+
+#[test]
+fn what_goes_in_comes_out_whatever_the_size() {
+    let server = Server::start(&[]);
+    for size in [0, 1, 65_536, 30_000_000] {
+        let input = noise(size, 3);
+        let output = send(pipe(server.address, &[]), &input);
+        assert!(output.stdout == input, "{} of {size} bytes came out", output.stdout.len());
+        assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), b"".as_slice()));
+    }
+}
+
+#[test]
+fn what_came_back_is_written_at_once() {
+    let server = Server::start(&[]);
+    let mut client = pipe(server.address, &["--timeout", "100ms"]);
+    let mut stdin = client.stdin.take().expect("stdin is piped");
+    let mut stdout = client.stdout.take().expect("stdout is piped");
+    for message in [b"no newline", b"and a rest"] {
+        stdin.write_all(message).expect("the client reads");
+        let mut echo = [0; 10];
+        stdout.read_exact(&mut echo).expect("the echo comes");
+        assert_eq!(&echo, message);
+        // A stdin may pause for longer than the timeout.
+        thread::sleep(Duration::from_millis(300));
+    }
+    drop(stdin);
+    assert_eq!(client.wait().expect("the client ends").code(), Some(0));
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn linux_a_long_stream_takes_little_memory() {
+    let server = Server::start(&[]);
+    let mut client = pipe(server.address, &[]);
+    let mut stdin = client.stdin.take().expect("stdin is piped");
+    let mut stdout = client.stdout.take().expect("stdout is piped");
+    let (chunk, count) = (vec![7; 1_000_000], 300);
+    let stdin = thread::scope(|scope| {
+        let sender = scope.spawn(|| {
+            (0..count).for_each(|_| stdin.write_all(&chunk).expect("the client reads"));
+            stdin
+        });
+        let mut all = (&mut stdout).take(count * chunk.len() as u64);
+        std::io::copy(&mut all, &mut std::io::sink()).expect("all comes back");
+        sender.join().expect("no panic")
+    });
+    let status = std::fs::read_to_string(format!("/proc/{}/status", client.id()));
+    let status = status.expect("the client still runs");
+    let peak = status.lines().find(|line| line.starts_with("VmHWM:")).expect("Linux tells it");
+    let kib = peak.split_whitespace().nth(1).and_then(|kib| kib.parse::<u32>().ok());
+    assert!(kib.expect("a number") < 30_000, "{peak}");
+    drop(stdin);
+    assert_eq!(client.wait().expect("the client ends").code(), Some(0));
+}
+
+#[test]
+fn a_server_that_closes_too_early_is_told() {
+    let address = server(|mut stream| {
+        let mut taken = [0; 3];
+        stream.read_exact(&mut taken).expect("the client sends");
+        stream.write_all(&taken).expect("the client reads");
+    });
+    let mut client = pipe(address, &[]);
+    let mut stdin = client.stdin.take().expect("stdin is piped");
+    stdin.write_all(b"abc").expect("the client reads");
+    let output = client.wait_with_output().expect("the client ends, though its stdin does not");
+    assert_eq!(output.stdout, b"abc");
+    let message = failure(&output);
+    let expected = format!("{address} closed the connection before the end of stdin");
+    assert!(message.contains(&expected) && message.contains("3 of 3"), "{message}");
+}
+
+#[test]
+fn a_server_that_loses_bytes_is_told() {
+    let address = server(|mut stream| {
+        read_until_fin(&stream);
+        stream.write_all(b"ab").expect("the client reads");
+    });
+    let output = send(pipe(address, &[]), b"abc");
+    assert_eq!(output.stdout, b"ab");
+    let message = failure(&output);
+    assert!(message.contains(&format!("{address} got 3 bytes and sent 2 back")), "{message}");
+}
+
+#[test]
+fn a_server_that_adds_bytes_is_told() {
+    let address = server(|mut stream| {
+        read_until_fin(&stream);
+        stream.write_all(b"abc!").expect("the client reads");
+    });
+    let output = send(pipe(address, &[]), b"abc");
+    assert_eq!(output.stdout, b"abc!");
+    let message = failure(&output);
+    assert!(message.contains(&format!("{address} got 3 bytes and sent 4 back")), "{message}");
+}
+
+#[test]
+fn a_server_that_resets_is_told() {
+    let address = server(|mut stream| {
+        stream.read_exact(&mut [0; 3]).expect("the client sends");
+        reset(stream);
+    });
+    let mut client = pipe(address, &[]);
+    let mut stdin = client.stdin.take().expect("stdin is piped");
+    stdin.write_all(b"abc").expect("the client reads");
+    let message = failure(&client.wait_with_output().expect("the client ends"));
+    assert!(message.contains(&format!("{address} reset the connection")), "{message}");
+}
+
+#[test]
+fn a_server_that_never_answers_is_told_after_the_timeout() {
+    let address = server(|stream| {
+        read_until_fin(&stream);
+        thread::park();
+    });
+    let message = failure(&send(pipe(address, &["--timeout", "200ms"]), b"hello"));
+    let expected = format!("{address} owes 5 of 5 bytes, and none has moved for 200ms");
+    assert!(message.contains(&expected), "{message}");
+}
+
+#[test]
+fn a_server_that_never_takes_what_is_sent_is_told_after_the_timeout() {
+    let address = server(|stream| {
+        thread::park();
+        drop(stream);
+    });
+    let message = failure(&send(pipe(address, &["--timeout", "500ms"]), &noise(30_000_000, 1)));
+    assert!(message.contains(" bytes, and none has moved for 500ms"), "{message}");
+}
+
+#[test]
+fn all_that_came_back_is_enough_where_the_server_never_closes() {
+    let address = server(|mut stream| {
+        stream.write_all(&read_until_fin(&stream)).expect("the client reads");
+        thread::park();
+    });
+    let output = send(pipe(address, &["--timeout", "200ms"]), b"hello");
+    assert_eq!(output.stdout, b"hello");
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), b"".as_slice()));
+}
+
+#[test]
+fn a_reader_that_leaves_ends_it_quietly() {
+    let server = Server::start(&[]);
+    let mut client = pipe(server.address, &[]);
+    drop(client.stdout.take());
+    let output = send(client, &noise(1_000_000, 2));
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(1), b"".as_slice()));
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn linux_a_full_disk_is_told() {
+    let server = Server::start(&[]);
+    let mut client = echo_client(server.address);
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
+    client.stdin(Stdio::piped()).stdout(full).stderr(Stdio::piped());
+    let message = failure(&send(client.spawn().expect("it can be spawned"), b"hello"));
+    assert!(message.contains("cannot write to stdout: No space left"), "{message}");
+}
+
+#[test]
+#[cfg(unix)]
+fn a_stdin_that_cannot_be_read_is_told() {
+    let server = Server::start(&[]);
+    let folder = std::fs::File::open("/").expect("there is a root");
+    let output = echo_client(server.address).stdin(folder).output().expect("it can be spawned");
+    assert!(failure(&output).contains("cannot read stdin: Is a directory"));
+}
