@@ -14,7 +14,7 @@ use clap_verbosity_flag::{InfoLevel, Verbosity};
 
 use crate::server::{Config, MAX_BUFFER_SIZE};
 #[cfg(feature = "client")]
-pub use client::ClientArgs;
+pub use client::{ClientArgs, ClientCommand};
 
 /// A TCP echo server: sends back to each client what it gets from it, byte for byte.
 #[derive(Clone, Debug, Parser)]

@@ -23,6 +23,9 @@
 //! | `bin/echo-client.rs` | the program: parse the flags, hand over to the command, exit code |
 //! | [`client`] | where the server is, how to connect to it, what can fail on the way |
 //! | [`client::pipe`] | from stdin through the server to stdout |
+//! | [`client::conformance`] | `echo-client test`: the suite and its report |
+//! | `client/conformance/checks.rs` | what an echo server owes its clients, a function for each property |
+//! | `client/conformance/peer.rs` | a connection to the server under test, and how a fault is told |
 //!
 //! The library runs inside other programs too, for example in their tests:
 //!

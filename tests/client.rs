@@ -33,9 +33,11 @@ fn nobody() -> SocketAddr {
 #[test]
 fn a_refused_connection_is_told_with_the_address_and_what_to_do() {
     let address = nobody();
-    let message = cannot_connect(&mut echo_client(address));
-    assert!(message.contains(&format!("cannot connect to {address}: connection refused")));
-    assert!(message.contains(&format!("echo-server --port {}", address.port())), "{message}");
+    for arguments in [&[][..], &["test"], &["test", "--json"]] {
+        let message = cannot_connect(echo_client(address).args(arguments));
+        assert!(message.contains(&format!("cannot connect to {address}: connection refused")));
+        assert!(message.contains(&format!("echo-server --port {}", address.port())), "{message}");
+    }
 }
 
 #[test]
@@ -90,6 +92,17 @@ fn a_host_may_be_a_name() {
 }
 
 #[test]
+fn options_may_stand_before_or_after_the_command() {
+    let address = nobody();
+    let port = address.port().to_string();
+    for arguments in [["--port", &port, "test"], ["test", "--port", &port]] {
+        let mut client = command(env!("CARGO_BIN_EXE_echo-client"));
+        let message = cannot_connect(client.args(arguments));
+        assert!(message.contains(&address.to_string()), "{message}");
+    }
+}
+
+#[test]
 fn the_defaults_are_127_0_0_1_54000_and_5s() {
     let help = command(env!("CARGO_BIN_EXE_echo-client")).arg("--help").output();
     let help = String::from_utf8(help.expect("it runs").stdout).expect("the help is text");
@@ -106,6 +119,8 @@ fn bad_arguments_are_told_with_the_flag_the_value_and_what_to_do() {
         (&["--timeout", "0s"], "from 1ms to 24h"),
         (&["--timeout", "25h"], "from 1ms to 24h"),
         (&["--timeout", "5"], "such as 500ms, 30s or 5m"),
+        (&["tset"], "test"),
+        (&["test", "--jsno"], "--json"),
     ] {
         let message = fails(command(env!("CARGO_BIN_EXE_echo-client")).args(arguments), 2);
         assert!(message.contains(arguments[0]), "{message}");

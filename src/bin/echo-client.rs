@@ -10,12 +10,17 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use echo_server::cli::ClientArgs;
-use echo_server::client::{Failure, pipe};
+use echo_server::cli::{ClientArgs, ClientCommand};
+use echo_server::client::{Failure, conformance, pipe};
 
 fn main() -> ExitCode {
     let args = ClientArgs::parse();
-    match pipe::run(&args.target()) {
+    let target = args.target();
+    let outcome = match args.command {
+        Some(ClientCommand::Test(options)) => conformance::run(&target, &options),
+        None => pipe::run(&target),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if let Failure::Because(message) = failure {

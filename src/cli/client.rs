@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 use super::parse_duration;
-use crate::client::Target;
+use crate::client::{Target, conformance::TestOptions};
 
-/// A pipe from stdin through a TCP echo server to stdout.
+/// Talks to a TCP echo server; without a command, as a pipe from stdin through it to stdout.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "echo-client", version)]
 pub struct ClientArgs {
@@ -22,6 +22,10 @@ pub struct ClientArgs {
     /// How long the server may take to accept a connection, and to go on while it owes bytes
     #[arg(long, global = true, value_name = "DURATION", value_parser = parse_timeout, default_value = "5s")]
     pub timeout: Duration,
+
+    /// What to do
+    #[command(subcommand)]
+    pub command: Option<ClientCommand>,
 }
 
 impl ClientArgs {
@@ -30,6 +34,13 @@ impl ClientArgs {
     pub fn target(&self) -> Target {
         Target { host: self.host.clone(), port: self.port, timeout: self.timeout }
     }
+}
+
+/// The commands of `echo-client`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ClientCommand {
+    /// Checks whether the server echoes, exactly and always
+    Test(TestOptions),
 }
 
 fn parse_server_port(value: &str) -> Result<u16, String> {

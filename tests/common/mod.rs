@@ -28,6 +28,27 @@ pub fn echo_client(address: SocketAddr) -> Command {
     command
 }
 
+/// What `echo-client test --json` says of the server at `address`, and its exit code.
+#[cfg(feature = "client")]
+pub fn judge(address: SocketAddr, timeout: &str) -> (serde_json::Value, Option<i32>) {
+    let mut client = echo_client(address);
+    client.args(["test", "--json", "--timeout", timeout]);
+    let output = client.output().expect("the client can be spawned");
+    let report = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+        panic!("no JSON ({error}): {}", String::from_utf8_lossy(&output.stderr))
+    });
+    (report, output.status.code())
+}
+
+/// Of each check that has failed its name, what was expected and what came.
+#[cfg(feature = "client")]
+pub fn failures(report: &serde_json::Value) -> Vec<[String; 3]> {
+    let checks = report["checks"].as_array().expect("there is a list of checks");
+    let failed = checks.iter().filter(|check| check["passed"] == false);
+    let text = |value: &serde_json::Value| value.as_str().expect("it is a text").to_owned();
+    failed.map(|check| ["name", "expected", "got"].map(|key| text(&check[key]))).collect()
+}
+
 /// Starts a program that is not ours. Where there is none, CI fails and others are told.
 pub fn start_tool(command: &mut Command) -> Option<Child> {
     match command.spawn() {

@@ -1,0 +1,117 @@
+//! The conformance suite: does a server echo, exactly and always (RFC 862)? It judges the path
+//! too: pointed at a proxy or a tunnel with an echo server behind it, it shows what they change.
+//!
+//! Each check makes its own connections and states one property, so a server that fails one can
+//! still pass the others. Nothing is asked of speed: a server may be as slow as it likes, as long
+//! as something moves within the timeout.
+
+mod checks;
+mod peer;
+
+use std::io::{self, Write};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use console::style;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use super::{Failure, Target, explain_stdout_error};
+use checks::{CHECKS, Check};
+use peer::{Fault, Subject};
+
+/// The flags of `echo-client test`.
+#[derive(Clone, Debug, Args)]
+pub struct TestOptions {
+    /// Prints the results as JSON, for scripts
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs all checks and prints a line for each; one that fails or hangs does not stop the others.
+///
+/// # Errors
+/// The server cannot be reached, or stdout fails. [`Failure::Silent`]: a check has failed, and its
+/// line says why.
+pub fn run(target: &Target, options: &TestOptions) -> Result<(), Failure> {
+    let (_, address) = target.connect()?;
+    let subject =
+        Subject { address, timeout: target.timeout, progress: ProgressBar::new_spinner() };
+    let passed = if options.json { as_json(&subject) } else { as_text(&subject) };
+    subject.progress.finish_and_clear();
+    match passed {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Failure::Silent),
+        Err(error) => Err(explain_stdout_error(&error)),
+    }
+}
+
+/// A line for each check as it ends, and one for the whole; whether all passed.
+fn as_text(subject: &Subject) -> io::Result<bool> {
+    let mut stdout = io::stdout();
+    let started = Instant::now();
+    writeln!(stdout, "Testing {}", subject.address)?;
+    let mut failed = 0;
+    for check in &CHECKS {
+        let Verdict { name, outcome, took } = judge(check, subject);
+        subject.progress.suspend(|| match &outcome {
+            Ok(()) => writeln!(stdout, "{} {name} ({took:.1?})", style("✓").green()),
+            Err(Fault { expected, got }) => {
+                failed += 1;
+                let mark = style("✗").red();
+                writeln!(stdout, "{mark} {name} ({took:.1?}): expected {expected}; got {got}")
+            }
+        })?;
+    }
+    let passed = CHECKS.len() - failed;
+    writeln!(stdout, "{passed} passed, {failed} failed in {:.1?}", started.elapsed())?;
+    Ok(failed == 0)
+}
+
+/// One object at the end; whether all passed.
+fn as_json(subject: &Subject) -> io::Result<bool> {
+    let started = Instant::now();
+    let verdicts: Vec<Verdict> = CHECKS.iter().map(|check| judge(check, subject)).collect();
+    let failed = verdicts.iter().filter(|verdict| verdict.outcome.is_err()).count();
+    let report = json!({
+        "address": subject.address.to_string(),
+        "passed": verdicts.len() - failed,
+        "failed": failed,
+        "seconds": started.elapsed().as_secs_f64(),
+        "checks": verdicts.iter().map(Verdict::to_json).collect::<Vec<_>>(),
+    });
+    writeln!(io::stdout(), "{report:#}")?;
+    Ok(failed == 0)
+}
+
+/// What came of a check.
+struct Verdict {
+    name: &'static str,
+    outcome: Result<(), Fault>,
+    took: Duration,
+}
+
+impl Verdict {
+    fn to_json(&self) -> Value {
+        let Self { name, outcome, took } = self;
+        let seconds = took.as_secs_f64();
+        match outcome {
+            Ok(()) => json!({ "name": name, "passed": true, "seconds": seconds }),
+            Err(Fault { expected, got }) => json!({
+                "name": name,
+                "passed": false,
+                "seconds": seconds,
+                "expected": expected,
+                "got": got,
+            }),
+        }
+    }
+}
+
+fn judge(check: &Check, subject: &Subject) -> Verdict {
+    subject.progress.set_style(ProgressStyle::default_spinner());
+    subject.progress.set_message(check.name);
+    let started = Instant::now();
+    let outcome = (check.run)(subject);
+    Verdict { name: check.name, outcome, took: started.elapsed() }
+}

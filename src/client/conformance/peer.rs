@@ -1,0 +1,228 @@
+//! A connection to the server under test, and how a check says what it expected of it and what
+//! came instead.
+
+use std::fmt;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use indicatif::ProgressBar;
+use socket2::SockRef;
+
+use crate::client::{connect, is_reset, is_timeout};
+
+/// The most that a fault shows of what was expected or came, in bytes.
+const QUOTED: usize = 64;
+
+/// The server under test.
+pub(super) struct Subject {
+    pub(super) address: SocketAddr,
+    /// How long the server may let nothing move before it counts as hanging.
+    pub(super) timeout: Duration,
+    /// For the person who waits while a check takes long.
+    pub(super) progress: ProgressBar,
+}
+
+impl Subject {
+    pub(super) fn connect(&self) -> Result<Peer, Fault> {
+        let connected = connect(self.address, self.timeout).and_then(|stream| {
+            stream.set_read_timeout(Some(self.timeout))?;
+            stream.set_write_timeout(Some(self.timeout))?;
+            Ok(Peer { stream, timeout: self.timeout })
+        });
+        connected.map_err(|error| Fault::new("a connection", error))
+    }
+}
+
+/// A property that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Fault {
+    pub(super) expected: String,
+    pub(super) got: String,
+}
+
+impl Fault {
+    pub(super) fn new(expected: impl fmt::Display, got: impl fmt::Display) -> Self {
+        Self { expected: expected.to_string(), got: got.to_string() }
+    }
+}
+
+/// What came instead of bytes.
+#[derive(Debug)]
+enum End {
+    Fin,
+    Reset,
+    Silence(Duration),
+    Failed(io::Error),
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> Self {
+        if is_reset(&error) { Self::Reset } else { Self::Failed(error) }
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fin => f.write_str("FIN"),
+            Self::Reset => f.write_str("a reset"),
+            Self::Silence(duration) => write!(f, "nothing for {duration:?}"),
+            Self::Failed(error) => error.fmt(f),
+        }
+    }
+}
+
+/// A connection to the server.
+pub(super) struct Peer {
+    stream: TcpStream,
+    timeout: Duration,
+}
+
+impl Peer {
+    /// Sends `bytes` and expects them back.
+    pub(super) fn exchange(&self, bytes: &[u8]) -> Result<(), Fault> {
+        self.send(bytes)?;
+        self.expect(bytes)
+    }
+
+    pub(super) fn send(&self, bytes: &[u8]) -> Result<(), Fault> {
+        (&self.stream)
+            .write_all(bytes)
+            .map_err(|error| Fault::new("bytes to be taken", self.end(error)))
+    }
+
+    /// Expects `bytes` to come. What comes behind them is left for the next call.
+    pub(super) fn expect(&self, bytes: &[u8]) -> Result<(), Fault> {
+        self.expect_part(&Part { bytes, offset: 0, whole: bytes.len() })
+    }
+
+    /// The same for a part of something longer.
+    pub(super) fn expect_part(&self, expected: &Part) -> Result<(), Fault> {
+        let mut came = vec![0; expected.bytes.len()];
+        let mut got = 0;
+        while got < came.len() {
+            match self.read(&mut came[got..]) {
+                Ok(n) => got += n,
+                Err(end) => return Err(expected.cut_short(&came[..got], &end)),
+            }
+            if came[..got] != expected.bytes[..got] {
+                return Err(expected.different(&came[..got]));
+            }
+        }
+        Ok(())
+    }
+
+    /// Expects that nothing comes for `duration`, be it bytes or an end.
+    pub(super) fn expect_silence(&self, duration: Duration) -> Result<(), Fault> {
+        let failed = |error| Fault::new("silence", End::from(error));
+        self.stream.set_read_timeout(Some(duration)).map_err(failed)?;
+        let mut came = [0; QUOTED + 1];
+        match self.read(&mut came) {
+            Err(End::Silence(_)) => {}
+            Err(end) => return Err(Fault::new("nothing", end)),
+            Ok(n) => return Err(Fault::new("nothing", quote(&came[..n]))),
+        }
+        self.stream.set_read_timeout(Some(self.timeout)).map_err(failed)
+    }
+
+    /// Expects the end of the stream, and no byte before it.
+    pub(super) fn expect_fin(&self) -> Result<(), Fault> {
+        let mut came = [0; QUOTED + 1];
+        match self.read(&mut came) {
+            Err(End::Fin) => Ok(()),
+            Err(end) => Err(Fault::new("FIN", end)),
+            Ok(n) => Err(Fault::new("FIN", quote(&came[..n]))),
+        }
+    }
+
+    pub(super) fn half_close(&self) -> Result<(), Fault> {
+        let closed = self.stream.shutdown(Shutdown::Write);
+        closed.map_err(|error| Fault::new("a connection to half-close", End::from(error)))
+    }
+
+    /// Ends both directions, which also releases a thread that is blocked in one of them.
+    pub(super) fn abandon(&self) {
+        // What is gone already needs no end.
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
+    /// Closes the connection with RST.
+    pub(super) fn reset(self) -> Result<(), Fault> {
+        // To close with a linger time of zero is to reset (RFC 1122, 4.2.2.13; socket(7)).
+        let set = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+        set.map_err(|error| Fault::new("a connection to reset", error))
+    }
+
+    /// Sends without reading until every buffer on the way there and back is full, or `most` bytes
+    /// are out.
+    pub(super) fn fill(&self, most: usize, patience: Duration) -> Result<(), Fault> {
+        let chunk = [b'x'; 16 * 1024];
+        let failed = |error| Fault::new("room to send", End::from(error));
+        self.stream.set_write_timeout(Some(patience)).map_err(failed)?;
+        let mut sent = 0;
+        while sent < most {
+            match (&self.stream).write(&chunk) {
+                Ok(written) => sent += written,
+                Err(error) if is_timeout(&error) => break,
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what there is, as soon as there is something.
+    fn read(&self, buffer: &mut [u8]) -> Result<usize, End> {
+        loop {
+            match (&self.stream).read(buffer) {
+                Ok(0) => return Err(End::Fin),
+                Ok(n) => return Ok(n),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.end(error)),
+            }
+        }
+    }
+
+    fn end(&self, error: io::Error) -> End {
+        if is_timeout(&error) { End::Silence(self.timeout) } else { error.into() }
+    }
+}
+
+/// A part of what is expected to come.
+pub(super) struct Part<'a> {
+    pub(super) bytes: &'a [u8],
+    /// Where in the whole it begins, in bytes.
+    pub(super) offset: usize,
+    /// The length of the whole, in bytes.
+    pub(super) whole: usize,
+}
+
+impl Part<'_> {
+    fn different(&self, came: &[u8]) -> Fault {
+        if self.whole <= QUOTED {
+            return Fault::new(quote(self.bytes), quote(came));
+        }
+        let same = came.iter().zip(self.bytes).take_while(|(came, sent)| came == sent).count();
+        let (expected, got) = (self.bytes[same], came[same]);
+        Fault::new(
+            format!("0x{expected:02x} at offset {}", self.offset + same),
+            format!("0x{got:02x}"),
+        )
+    }
+
+    fn cut_short(&self, came: &[u8], end: &End) -> Fault {
+        let before = self.offset + came.len();
+        if self.whole <= QUOTED {
+            let came = if before == 0 { String::new() } else { format!("{}, then ", quote(came)) };
+            return Fault::new(quote(self.bytes), format!("{came}{end}"));
+        }
+        Fault::new(format!("{} bytes", self.whole), format!("{before} bytes, then {end}"))
+    }
+}
+
+/// Bytes for a person to read; what is long is cut.
+fn quote(bytes: &[u8]) -> String {
+    let shown = bytes[..bytes.len().min(QUOTED)].escape_ascii();
+    let more = if bytes.len() > QUOTED { "…" } else { "" };
+    format!("\"{shown}\"{more}")
+}

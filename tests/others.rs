@@ -1,0 +1,109 @@
+//! `echo-client test` against programs that are not ours: echo servers of Debian's packages as they
+//! stand, and a balancer before our server.
+#![cfg(all(unix, feature = "client"))]
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{PATIENCE, Server, failures, judge, start_tool};
+use rustix::process::{Pid, Signal, kill_process_group};
+
+/// A program that is killed when the test ends, with the processes that it has forked.
+struct Tool(Child);
+
+impl Drop for Tool {
+    fn drop(&mut self) {
+        let _ = kill_process_group(Pid::from_child(&self.0), Signal::KILL);
+        let _ = self.0.wait();
+    }
+}
+
+impl Tool {
+    fn start(command: &mut Command) -> Option<Self> {
+        start_tool(command.process_group(0)).map(Self)
+    }
+}
+
+/// A port that was free a moment ago, for programs that cannot say which one they got.
+fn free_port() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port can be had");
+    listener.local_addr().expect("it has an address")
+}
+
+fn wait_until_it_listens(address: SocketAddr) {
+    let end = Instant::now() + PATIENCE;
+    while let Err(error) = TcpStream::connect(address) {
+        assert!(Instant::now() < end, "nothing listens on {address}: {error}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A process for each client, and a queue of five.
+#[test]
+fn socat_passes() {
+    let listen = "TCP-LISTEN:0,bind=127.0.0.1,fork,reuseaddr";
+    let mut command = Command::new("socat");
+    command.args(["-d", "-d", listen, "EXEC:cat"]).stderr(Stdio::piped());
+    let Some(mut socat) = Tool::start(&mut command) else { return };
+    let log = BufReader::new(socat.0.stderr.take().expect("stderr is piped"));
+    let mut lines = log.lines().map(|line| line.expect("the log is text"));
+    let line = lines.find(|line| line.contains("listening on ")).expect("socat listens");
+    let address = line.split(' ').next_back().and_then(|address| address.parse().ok());
+    // Its log must not fill the pipe.
+    thread::spawn(move || lines.count());
+
+    let (report, code) = judge(address.expect("an address"), "20s");
+    assert_eq!(failures(&report), Vec::<[String; 3]>::new());
+    assert_eq!(code, Some(0));
+}
+
+/// It is wrong where much is under way: it waits for `cat` to read while `cat` waits for it, and at
+/// the client's FIN it leaves without what is still in `cat`. `nc -N` loses bytes with it too.
+#[test]
+fn ncat_passes_but_for_streams_of_megabytes() {
+    let address = free_port();
+    let mut command = Command::new("ncat");
+    command.args(["-l", "-k", "127.0.0.1", &address.port().to_string(), "--exec", "/bin/cat"]);
+    let Some(_ncat) = Tool::start(&mut command) else { return };
+    wait_until_it_listens(address);
+
+    let (report, _) = judge(address, "10s");
+    let failures = failures(&report);
+    let known = ["64 MiB both ways at once", "half-close with megabytes owed"];
+    assert!(failures.iter().all(|[name, ..]| known.contains(&name.as_str())), "{failures:#?}");
+}
+
+/// haproxy, in TCP mode, keeps every byte, the order and the half-close.
+#[test]
+#[cfg(target_os = "linux")]
+fn our_server_passes_behind_haproxy() {
+    let server = Server::start(&[]);
+    // It cannot say which port it got, so it gets a socket that listens already.
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port can be had");
+    let address = listener.local_addr().expect("it has an address");
+    rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::empty()).expect("it can be inherited");
+    let config = format!(
+        "defaults\n mode tcp\n timeout connect 5s\n timeout client 1m\n timeout server 1m\n\
+         listen echo\n bind fd@{}\n server one {}\n",
+        std::os::fd::AsRawFd::as_raw_fd(&listener),
+        server.address
+    );
+    let file = std::env::temp_dir().join(format!("echo-server-test-{}.cfg", address.port()));
+    fs::write(&file, config).expect("a file can be written");
+    let mut command = Command::new("haproxy");
+    let started = Tool::start(command.arg("-db").arg("-f").arg(&file));
+    if let Some(_haproxy) = started {
+        drop(listener);
+        let (report, code) = judge(address, "20s");
+        assert_eq!(failures(&report), Vec::<[String; 3]>::new());
+        assert_eq!(code, Some(0));
+    }
+    fs::remove_file(&file).expect("the file can be removed");
+}
