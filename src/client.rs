@@ -2,6 +2,7 @@
 //! the way. What it does once it is connected is in the files of its commands.
 
 pub mod conformance;
+pub mod interactive;
 pub mod pipe;
 
 use std::io::{self, ErrorKind};

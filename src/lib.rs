@@ -22,6 +22,10 @@
 //! | --- | --- |
 //! | `bin/echo-client.rs` | the program: parse the flags, hand over to the command, exit code |
 //! | [`client`] | where the server is, how to connect to it, what can fail on the way |
+//! | [`client::interactive`] | line by line at a terminal: who tells what, and the conversation |
+//! | `client/interactive/screen.rs` | the screen, and all that is written to it |
+//! | `client/interactive/prompt.rs` | the line being typed: keys, history, search |
+//! | `client/interactive/text.rs` | what a stranger sends, as text that is safe at a terminal |
 //! | [`client::pipe`] | from stdin through the server to stdout |
 //! | [`client::conformance`] | `echo-client test`: the suite and its report |
 //! | `client/conformance/checks.rs` | what an echo server owes its clients, a function for each property |

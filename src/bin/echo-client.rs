@@ -6,18 +6,19 @@
     reason = "they panic where the stream is closed"
 )]
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
 use echo_server::cli::{ClientArgs, ClientCommand};
-use echo_server::client::{Failure, conformance, pipe};
+use echo_server::client::{Failure, conformance, interactive, pipe};
 
 fn main() -> ExitCode {
     let args = ClientArgs::parse();
     let target = args.target();
     let outcome = match args.command {
         Some(ClientCommand::Test(options)) => conformance::run(&target, &options),
+        None if io::stdin().is_terminal() => interactive::run(&target),
         None => pipe::run(&target),
     };
     match outcome {

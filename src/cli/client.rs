@@ -7,7 +7,8 @@ use clap::{Parser, Subcommand};
 use super::parse_duration;
 use crate::client::{Target, conformance::TestOptions};
 
-/// Talks to a TCP echo server; without a command, as a pipe from stdin through it to stdout.
+/// Talks to a TCP echo server. Without a command: at a terminal line by line, else as a pipe from
+/// stdin through the server to stdout.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "echo-client", version)]
 pub struct ClientArgs {

@@ -1,0 +1,326 @@
+//! Line by line at a terminal.
+//!
+//! Three threads tell what happens: one reads the keys, one reads the socket, one writes to it. The
+//! main one hears it all in its order, and alone owns the screen: so nothing tears the line being
+//! typed, nothing that came back is lost, nobody waits for anybody, and a server that leaves is told
+//! of while the person is still typing.
+
+mod prompt;
+mod screen;
+mod text;
+
+use std::io::{self, BufRead, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossterm::event;
+
+use self::prompt::Typed;
+use self::screen::Screen;
+use self::text::Decoder;
+use super::{Failure, Target, explain_lost_connection, is_timeout};
+
+/// How long the beginning of a line waits for its rest before it is shown.
+const BLINK: Duration = Duration::from_millis(20);
+
+/// How many events may wait to be shown; a server that sends more than the terminal takes then has
+/// to wait, too.
+const QUEUED: usize = 64;
+
+/// What the threads tell.
+enum Event {
+    /// A key, or a change of the window's size.
+    Key(event::Event),
+    /// What a key has ended; without a prompt, what the terminal itself has edited.
+    Typed(Typed),
+    /// The terminal cannot be read.
+    Deaf(io::Error),
+    /// A line has gone out.
+    Sent,
+    /// The server takes nothing any more.
+    Stuck,
+    Received(Vec<u8>),
+    /// The server has sent its last: FIN, or an error.
+    End(io::Result<()>),
+}
+
+/// Talks to the server until the person leaves or the server does. A thread that still waits for a
+/// key then ends only with the process.
+///
+/// # Errors
+/// The server cannot be reached, has left, or does not send what it owes; or the terminal failed. A
+/// terminal that is gone is [`Failure::Silent`].
+pub fn run(target: &Target) -> Result<(), Failure> {
+    let (stream, address) = target.connect()?;
+    stream
+        .set_write_timeout(Some(target.timeout))
+        .map_err(|error| explain_lost_connection(address, &error))?;
+    let mut screen = Screen::open().map_err(explain_terminal_error)?;
+    screen
+        .print([
+            format!("Connected to {address}"),
+            "Each line is sent; quit, exit or Ctrl+D leaves.".to_owned(),
+        ])
+        .map_err(explain_terminal_error)?;
+    let (lines, events) = start_threads(Arc::new(stream), screen.has_prompt());
+    let talk = Talk {
+        address,
+        timeout: target.timeout,
+        screen,
+        lines: Some(lines),
+        events,
+        owed: 0,
+        deadline: None,
+        decoder: Decoder::default(),
+        held: String::new(),
+        held_until: None,
+    };
+    talk.run()
+}
+
+/// The conversation, as the main thread sees it.
+struct Talk {
+    address: SocketAddr,
+    timeout: Duration,
+    screen: Screen,
+    /// Where lines go out; `None` once the person has left.
+    lines: Option<Sender<String>>,
+    events: Receiver<Event>,
+    /// Bytes that have not come back yet.
+    owed: u64,
+    /// Once the person has left: when the server must have sent something more.
+    deadline: Option<Instant>,
+    decoder: Decoder,
+    /// The beginning of a line that came without its end.
+    held: String,
+    held_until: Option<Instant>,
+}
+
+impl Talk {
+    fn run(mut self) -> Result<(), Failure> {
+        loop {
+            let Some(event) = self.next_event()? else { return self.give_up() };
+            match event {
+                Event::Key(key) => {
+                    let typed = self.screen.press(&key).map_err(explain_terminal_error)?;
+                    typed.into_iter().try_for_each(|typed| self.obey(typed))?;
+                }
+                Event::Typed(typed) => self.obey(typed)?,
+                Event::Deaf(error) => return Err(explain_terminal_error(error)),
+                Event::Sent => self.put_off_deadline(),
+                Event::Stuck => return self.give_up(),
+                Event::Received(bytes) => self.receive(&bytes)?,
+                Event::End(end) => return self.end(end),
+            }
+        }
+    }
+
+    /// Waits for what happens next; nothing does where the server is out of time.
+    fn next_event(&mut self) -> Result<Option<Event>, Failure> {
+        loop {
+            if self.held_until.is_some_and(is_over) {
+                self.show_held()?;
+            }
+            if let Ok(event) = self.events.try_recv() {
+                return Ok(Some(event));
+            }
+            if self.deadline.is_some_and(is_over) {
+                return Ok(None);
+            }
+            self.screen.draw().map_err(explain_terminal_error)?;
+            let until = [self.held_until, self.deadline].into_iter().flatten().min();
+            let event = match until {
+                Some(until) => {
+                    self.events.recv_timeout(until.saturating_duration_since(Instant::now())).ok()
+                }
+                // The reader of the socket ends with an event, and that ends the conversation.
+                None => self.events.recv().ok(),
+            };
+            if event.is_some() {
+                return Ok(event);
+            }
+        }
+    }
+
+    fn obey(&mut self, typed: Typed) -> Result<(), Failure> {
+        // Whoever has left may still be typing.
+        let Some(lines) = &self.lines else { return Ok(()) };
+        match typed {
+            Typed::Line(line) if line != "quit" && line != "exit" => {
+                let line = line + "\n";
+                self.owed += line.len() as u64;
+                // A sender that has ended has met an error, and the reader meets it too.
+                let _ = lines.send(line);
+                Ok(())
+            }
+            Typed::Line(_) | Typed::Leave => self.leave(),
+        }
+    }
+
+    /// Half-closes once all lines have gone out. The terminal is given back, so that Ctrl+C can end
+    /// the wait for what is still owed.
+    fn leave(&mut self) -> Result<(), Failure> {
+        self.lines = None;
+        self.deadline = Some(Instant::now() + self.timeout);
+        self.screen.close().map_err(explain_terminal_error)
+    }
+
+    /// Bytes have moved. One who is owed nothing waits for the server's FIN alone, not for whatever
+    /// else it might send for ever.
+    fn put_off_deadline(&mut self) {
+        if self.owed > 0 {
+            self.deadline = self.deadline.map(|_| Instant::now() + self.timeout);
+        }
+    }
+
+    fn receive(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.put_off_deadline();
+        self.owed = self.owed.saturating_sub(bytes.len() as u64);
+        self.held += &self.decoder.decode(bytes);
+        if let Some(end) = self.held.rfind('\n') {
+            let rest = self.held.split_off(end + 1);
+            self.show_held()?;
+            self.held = rest;
+        }
+        if !self.held.is_empty() {
+            self.held_until.get_or_insert_with(|| Instant::now() + BLINK);
+        }
+        Ok(())
+    }
+
+    fn show_held(&mut self) -> Result<(), Failure> {
+        let lines = self.held.lines().map(|line| format!("Server: {line}"));
+        self.screen.print(lines).map_err(explain_terminal_error)?;
+        self.held.clear();
+        self.held_until = None;
+        Ok(())
+    }
+
+    /// Shows what is left, and gives the terminal back.
+    fn close(&mut self) -> Result<(), Failure> {
+        self.held += &self.decoder.finish();
+        self.show_held()?;
+        self.screen.close().map_err(explain_terminal_error)
+    }
+
+    /// The server has sent its last.
+    fn end(mut self, end: io::Result<()>) -> Result<(), Failure> {
+        self.close()?;
+        let Self { address, owed, .. } = self;
+        match end {
+            Ok(()) if self.lines.is_none() && owed == 0 => self.say_goodbye(),
+            Ok(()) if owed == 0 => {
+                Err(format!("{address} closed the connection; its log may say why").into())
+            },
+            Ok(()) => Err(format!(
+                "{address} closed the connection with {owed} bytes still owed; is it an echo server?"
+            )
+            .into()),
+            Err(error) => Err(explain_lost_connection(address, &error).into()),
+        }
+    }
+
+    /// The server is out of time. One that owes nothing may keep its FIN.
+    fn give_up(mut self) -> Result<(), Failure> {
+        self.close()?;
+        let Self { address, timeout, owed, .. } = self;
+        if owed == 0 {
+            return self.say_goodbye();
+        }
+        Err(format!(
+            "{address} has neither taken nor sent anything for {timeout:?}, with {owed} bytes still \
+             owed; --timeout waits longer"
+        )
+        .into())
+    }
+
+    fn say_goodbye(&mut self) -> Result<(), Failure> {
+        let line = format!("Disconnected from {}", self.address);
+        self.screen.print([line]).map_err(explain_terminal_error)
+    }
+}
+
+/// Starts what reads the keys, what reads the socket, and what writes to it the lines that it gets.
+fn start_threads(stream: Arc<TcpStream>, has_prompt: bool) -> (Sender<String>, Receiver<Event>) {
+    let (events, received) = mpsc::sync_channel(QUEUED);
+    let (lines, queue) = mpsc::channel();
+    let (reader, writer, keys) = (events.clone(), events.clone(), events);
+    let shared = Arc::clone(&stream);
+    thread::spawn(move || read_socket(&shared, &reader));
+    thread::spawn(move || write_socket(&stream, queue, &writer));
+    thread::spawn(move || if has_prompt { read_keys(&keys) } else { read_lines(&keys) });
+    (lines, received)
+}
+
+/// Reads to the server's end. The main thread, once it has ended, wants no more.
+fn read_socket(mut stream: &TcpStream, events: &SyncSender<Event>) {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let event = match stream.read(&mut buffer) {
+            Ok(0) => Event::End(Ok(())),
+            Ok(n) => Event::Received(buffer[..n].to_vec()),
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) => Event::End(Err(error)),
+        };
+        let is_end = matches!(event, Event::End(_));
+        if events.send(event).is_err() || is_end {
+            return;
+        }
+    }
+}
+
+/// Writes lines until there are no more, then half-closes.
+fn write_socket(mut stream: &TcpStream, lines: Receiver<String>, events: &SyncSender<Event>) {
+    for line in lines {
+        if let Err(error) = stream.write_all(line.as_bytes()) {
+            // The reader learns of any other end, after all that came before it.
+            if is_timeout(&error) {
+                let _ = events.send(Event::Stuck);
+            }
+            return;
+        }
+        let _ = events.send(Event::Sent);
+    }
+    let _ = stream.shutdown(Shutdown::Write);
+}
+
+fn read_keys(events: &SyncSender<Event>) {
+    loop {
+        let (event, is_end) = match event::read() {
+            Ok(event) => (Event::Key(event), false),
+            Err(error) => (Event::Deaf(error), true),
+        };
+        if events.send(event).is_err() || is_end {
+            return;
+        }
+    }
+}
+
+fn read_lines(events: &SyncSender<Event>) {
+    for line in io::stdin().lock().lines() {
+        let event = match line {
+            Ok(line) => Event::Typed(Typed::Line(line)),
+            Err(error) => Event::Deaf(error),
+        };
+        if events.send(event).is_err() {
+            return;
+        }
+    }
+    let _ = events.send(Event::Typed(Typed::Leave));
+}
+
+fn is_over(time: Instant) -> bool {
+    Instant::now() >= time
+}
+
+/// A terminal that is gone has nobody before it to hear why.
+#[expect(clippy::needless_pass_by_value, reason = "it is for map_err")]
+fn explain_terminal_error(error: io::Error) -> Failure {
+    match error.kind() {
+        ErrorKind::BrokenPipe => Failure::Silent,
+        _ => format!("the terminal failed: {error}").into(),
+    }
+}

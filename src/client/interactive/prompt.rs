@@ -1,0 +1,180 @@
+//! The line being typed: what each key does to it, the lines before it, and what of it is to be
+//! seen. It knows keys but no terminal.
+
+use std::mem;
+
+use crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use tui_input::{Input, InputRequest};
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
+/// What a key has ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Typed {
+    /// The line: Enter.
+    Line(String),
+    /// The conversation: Ctrl+D on an empty line, or Ctrl+C.
+    Leave,
+}
+
+/// The line being typed, and those that were typed before it.
+#[derive(Default)]
+pub(super) struct Prompt {
+    line: Input,
+    history: Vec<String>,
+    /// Which line of the history stands in `line`; the number of them all: the new one does.
+    at: usize,
+    /// The new line, while one of the history stands in its place.
+    new: String,
+    /// What is searched for in the history, while Ctrl+R does.
+    needle: Option<String>,
+}
+
+impl Prompt {
+    /// Does what the key asks for.
+    pub(super) fn press(&mut self, key: KeyEvent) -> Option<Typed> {
+        // Windows tells of keys that go up, too.
+        if key.kind == KeyEventKind::Release || self.search(key) {
+            return None;
+        }
+        let control = key.modifiers == KeyModifiers::CONTROL;
+        match key.code {
+            KeyCode::Enter => return Some(Typed::Line(self.enter())),
+            // What was typed before the prompt was there, or pasted, has these for Enter.
+            KeyCode::Char('j' | 'm') if control => return Some(Typed::Line(self.enter())),
+            KeyCode::Char('c') if control => return Some(Typed::Leave),
+            KeyCode::Char('d') if control && self.is_empty() => return Some(Typed::Leave),
+            KeyCode::Char('r') if control => self.needle = Some(String::new()),
+            KeyCode::Up => self.recall(self.at.checked_sub(1)),
+            KeyCode::Char('p') if control => self.recall(self.at.checked_sub(1)),
+            KeyCode::Down => self.recall(Some(self.at + 1)),
+            KeyCode::Char('n') if control => self.recall(Some(self.at + 1)),
+            _ => {
+                edit(key).and_then(|request| self.line.handle(request));
+            }
+        }
+        None
+    }
+
+    /// Whether nothing has been typed.
+    pub(super) fn is_empty(&self) -> bool {
+        self.line.value().is_empty()
+    }
+
+    /// Takes the line, and remembers it.
+    fn enter(&mut self) -> String {
+        let line = self.line.value_and_reset();
+        if !line.is_empty() && self.history.last() != Some(&line) {
+            self.history.push(line.clone());
+        }
+        self.at = self.history.len();
+        line
+    }
+
+    /// Puts a line of the history, or the new one, in the place of the line.
+    fn recall(&mut self, at: Option<usize>) {
+        let Some(at) = at.filter(|at| *at <= self.history.len()) else { return };
+        if self.at == self.history.len() {
+            self.line.value().clone_into(&mut self.new);
+        }
+        self.at = at;
+        let line = self.history.get(at).unwrap_or(&self.new).clone();
+        self.line = mem::take(&mut self.line).with_value(line);
+    }
+
+    /// Whether the key belongs to a search. Any other key ends it, and works on what was found.
+    fn search(&mut self, key: KeyEvent) -> bool {
+        let Some(mut needle) = self.needle.take() else { return false };
+        let control = key.modifiers == KeyModifiers::CONTROL;
+        let end = match key.code {
+            KeyCode::Char('r') if control => self.at,
+            KeyCode::Char('g') if control => return self.give_up_search(),
+            KeyCode::Esc => return self.give_up_search(),
+            KeyCode::Char(c) if !control => {
+                needle.push(c);
+                self.history.len().min(self.at + 1)
+            }
+            KeyCode::Backspace => {
+                needle.pop();
+                self.history.len()
+            }
+            _ => return false,
+        };
+        let found = self.history[..end].iter().rposition(|line| line.contains(&needle));
+        self.recall(found);
+        self.needle = Some(needle);
+        true
+    }
+
+    fn give_up_search(&mut self) -> bool {
+        self.recall(Some(self.history.len()));
+        true
+    }
+
+    /// What stands in front of the line.
+    fn label(&self) -> String {
+        match &self.needle {
+            None => "> ".to_owned(),
+            Some(needle) => format!("(search: {needle}) "),
+        }
+    }
+
+    /// What is to be seen in one row of a screen, and the column of the cursor in it. A line that is
+    /// too long is shown in part, around the cursor.
+    pub(super) fn row(&self, columns: u16) -> (String, u16) {
+        let mut row = self.label();
+        let start = row.width();
+        let room = usize::from(columns).saturating_sub(start + 1).max(1);
+        let scrolled = self.line.visual_scroll(room);
+        let mut column = 0;
+        for c in self.line.value().chars() {
+            let left = column;
+            column += c.width().unwrap_or(1);
+            if left >= scrolled && column <= scrolled + room {
+                row.push(if c.is_control() { ' ' } else { c });
+            }
+        }
+        let cursor = start + self.line.visual_cursor().saturating_sub(scrolled);
+        (row, u16::try_from(cursor).unwrap_or(columns))
+    }
+}
+
+/// The keys of Emacs and of every editor, as in a shell.
+fn edit(key: KeyEvent) -> Option<InputRequest> {
+    let control = key.modifiers == KeyModifiers::CONTROL;
+    let alt = key.modifiers == KeyModifiers::ALT;
+    let by_word = control || alt;
+    Some(match key.code {
+        KeyCode::Left if by_word => InputRequest::GoToPrevWord,
+        KeyCode::Right if by_word => InputRequest::GoToNextWord,
+        KeyCode::Left => InputRequest::GoToPrevChar,
+        KeyCode::Right => InputRequest::GoToNextChar,
+        KeyCode::Home => InputRequest::GoToStart,
+        KeyCode::End => InputRequest::GoToEnd,
+        KeyCode::Backspace if by_word => InputRequest::DeletePrevWord,
+        KeyCode::Backspace => InputRequest::DeletePrevChar,
+        KeyCode::Delete => InputRequest::DeleteNextChar,
+        KeyCode::Tab => InputRequest::InsertChar('\t'),
+        KeyCode::Char(c) if control => match c {
+            'a' => InputRequest::GoToStart,
+            'b' => InputRequest::GoToPrevChar,
+            'd' => InputRequest::DeleteNextChar,
+            'e' => InputRequest::GoToEnd,
+            'f' => InputRequest::GoToNextChar,
+            'h' => InputRequest::DeletePrevChar,
+            'k' => InputRequest::DeleteTillEnd,
+            'u' => InputRequest::DeleteFromStart,
+            'w' => InputRequest::DeletePrevWord,
+            'y' => InputRequest::Yank,
+            _ => return None,
+        },
+        KeyCode::Char(c) if alt => match c {
+            'b' => InputRequest::GoToPrevWord,
+            'd' => InputRequest::DeleteNextWord,
+            'f' => InputRequest::GoToNextWord,
+            _ => return None,
+        },
+        // With Ctrl and Alt both: AltGr on Windows.
+        KeyCode::Char(c) => InputRequest::InsertChar(c),
+        _ => return None,
+    })
+}

@@ -1,0 +1,442 @@
+//! `echo-client` as a person meets it: in a pseudo-terminal, key by key.
+#![cfg(all(unix, feature = "client"))]
+
+mod common;
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use common::{PATIENCE, Server, command, reset};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
+
+/// An `echo-client` in a terminal of its own; killed when dropped.
+struct Terminal {
+    keyboard: File,
+    /// The side that the client has; kept open so that its modes can be looked at.
+    line: File,
+    modes: Termios,
+    client: Child,
+    shown: Arc<(Mutex<Vec<u8>>, Condvar)>,
+    /// How much of what is shown has been waited for.
+    seen: usize,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Terminal {
+    /// A client for `address`, with what is typed before it has even started.
+    fn start(address: SocketAddr, arguments: &[&str], ahead: &str) -> Self {
+        Self::spawn(address, ahead, |client| {
+            client.args(arguments);
+        })
+    }
+
+    /// A client for `address` that has shown its prompt.
+    fn open(address: SocketAddr, arguments: &[&str]) -> Self {
+        let mut terminal = Self::start(address, arguments, "");
+        terminal.wait_for(&format!("Connected to {address}\r\n"));
+        terminal.wait_for("quit, exit or Ctrl+D");
+        terminal.wait_for("> ");
+        terminal
+    }
+
+    /// The same, with whatever `change` changes.
+    fn spawn(address: SocketAddr, ahead: &str, change: impl FnOnce(&mut Command)) -> Self {
+        let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
+            .expect("a terminal");
+        grantpt(&keyboard).and_then(|()| unlockpt(&keyboard)).expect("it can be used");
+        let path = ptsname(&keyboard, Vec::new()).expect("it has a name");
+        let path = Path::new(std::ffi::OsStr::from_bytes(path.as_bytes()));
+        let no_tty = OpenptFlags::NOCTTY.bits().cast_signed();
+        let line = OpenOptions::new().read(true).write(true).custom_flags(no_tty).open(path);
+        let line = line.expect("it can be opened");
+        let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&line, size).expect("it has a size");
+        let modes = tcgetattr(&line).expect("it has modes");
+
+        let mut keyboard = File::from(keyboard);
+        keyboard.write_all(ahead.as_bytes()).expect("it has keys");
+        let mut client = command(env!("CARGO_BIN_EXE_echo-client"));
+        client.env("TERM", "xterm").args(["--port", &address.port().to_string()]);
+        let duplicate = || line.try_clone().expect("it can be duplicated");
+        client.stdin(duplicate()).stdout(duplicate()).stderr(duplicate());
+        change(&mut client);
+        let child = client.spawn().expect("the client starts");
+        // It has the client's side of the terminal, too.
+        drop(client);
+        let shown: Arc<(Mutex<Vec<u8>>, Condvar)> = Arc::default();
+        let reader = {
+            let (mut screen, shown) = (keyboard.try_clone().expect("a duplicate"), shown.clone());
+            thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                while let Ok(n @ 1..) = screen.read(&mut buffer) {
+                    shown.0.lock().expect("no panics").extend_from_slice(&buffer[..n]);
+                    shown.1.notify_all();
+                }
+            })
+        };
+        Self { keyboard, line, modes, client: child, shown, seen: 0, reader: Some(reader) }
+    }
+
+    fn press(&mut self, keys: &str) {
+        self.keyboard.write_all(keys.as_bytes()).expect("it has keys");
+    }
+
+    /// Waits until `text` is shown after all that was waited for before.
+    fn wait_for(&mut self, text: &str) {
+        let (shown, more) = &*self.shown;
+        let find = |shown: &[u8]| {
+            shown[self.seen..].windows(text.len()).position(|window| window == text.as_bytes())
+        };
+        let shown = shown.lock().expect("no panics");
+        let (shown, _) = more
+            .wait_timeout_while(shown, PATIENCE, |shown| find(shown).is_none())
+            .expect("no panics");
+        let place = find(&shown).unwrap_or_else(|| {
+            let (seen, rest) = shown.split_at(self.seen);
+            panic!("no {text:?} in {}, before: {}", rest.escape_ascii(), seen.escape_ascii())
+        });
+        self.seen += place + text.len();
+    }
+
+    /// Waits for the client's end by itself; its exit code.
+    fn wait(&mut self) -> i32 {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.client.try_wait().expect("it can be waited for") {
+                return status.code().expect("it was not killed");
+            }
+            assert!(Instant::now() < end, "the client still runs: {}", self.text());
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Waits for the client's end by itself; its exit code, and all that it has shown. The terminal
+    /// must be as it was found.
+    fn end(&mut self) -> (i32, String) {
+        let code = self.wait();
+        let modes = tcgetattr(&self.line).expect("it has modes");
+        assert_eq!(format!("{modes:?}"), format!("{:?}", self.modes));
+        // The reader has read all once it has read what is written now.
+        self.line.write_all(b"the end").expect("it is open");
+        self.wait_for("the end");
+        let mut shown = self.text();
+        shown.truncate(shown.len() - "the end".len());
+        assert!(shown.ends_with('\n'), "the cursor is in a line: {shown:?}");
+        assert!(!shown.contains("\x1b[?2004"), "a mode was changed: {shown:?}");
+        (code, shown)
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.shown.0.lock().expect("no panics")).into_owned()
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.client.kill();
+        let _ = self.client.wait();
+        // The reader ends once nobody has the other side.
+        if let Ok(null) = File::open("/dev/null") {
+            self.line = null;
+        }
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
+}
+
+/// A server that the test itself plays.
+struct Stranger {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Stranger {
+    fn new() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port can be had");
+        let address = listener.local_addr().expect("it has an address");
+        Self { listener, address }
+    }
+
+    /// The client that has said it is connected.
+    fn accept(&self) -> BufReader<TcpStream> {
+        let (stream, _) = self.listener.accept().expect("it is in the queue");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+        stream.set_nodelay(true).expect("the mode can be set");
+        BufReader::new(stream)
+    }
+}
+
+fn read_line(stream: &mut BufReader<TcpStream>) -> String {
+    let mut line = String::new();
+    stream.read_line(&mut line).expect("a line comes");
+    line
+}
+
+fn send(stream: &BufReader<TcpStream>, bytes: &[u8]) {
+    stream.get_ref().write_all(bytes).expect("it goes out");
+}
+
+#[test]
+fn a_line_comes_back() {
+    let server = Server::start(&[]);
+    let mut terminal = Terminal::open(server.address, &[]);
+    terminal.press("hello\r");
+    terminal.wait_for("> hello\r\n");
+    terminal.wait_for("Server: hello\r\n");
+    terminal.wait_for("> ");
+    terminal.press("Grüße, мир, 世界, שלום 🦀\r");
+    terminal.wait_for("Server: Grüße, мир, 世界, שלום 🦀\r\n");
+}
+
+#[test]
+fn every_way_out_is_polite() {
+    let server = Server::start(&[]);
+    for keys in ["quit\r", "exit\r", "\x04", "\x03", "half a line\x03"] {
+        let mut terminal = Terminal::open(server.address, &[]);
+        terminal.press(keys);
+        let (code, shown) = terminal.end();
+        assert_eq!(code, 0, "{shown}");
+        let last = format!("Disconnected from {}\r\n", server.address);
+        assert!(shown.ends_with(&last) && !shown.contains("Server:"), "{shown:?}");
+    }
+    for departure in server.wait_for_logs(5, "disconnected: ") {
+        assert!(departure.contains("closed by client, 0 bytes"), "{departure}");
+    }
+}
+
+#[test]
+fn what_is_typed_ahead_is_not_lost_nor_is_what_it_brings_back() {
+    let server = Server::start(&[]);
+    for _ in 0..5 {
+        let mut ahead = Terminal::start(server.address, &[], "hello\nquit\n");
+        let mut pasted = Terminal::open(server.address, &[]);
+        pasted.press("hello\nquit\n");
+        for terminal in [&mut ahead, &mut pasted] {
+            terminal.wait_for("Server: hello\r\n");
+            terminal.wait_for("Disconnected from ");
+            let (code, shown) = terminal.end();
+            assert_eq!((code, shown.matches("Server: ").count()), (0, 1), "{shown}");
+        }
+    }
+}
+
+#[test]
+fn a_long_paste_arrives_whole() {
+    let stranger = Stranger::new();
+    let mut terminal = Terminal::open(stranger.address, &[]);
+    let mut server = stranger.accept();
+    let long = "0123456789".repeat(380);
+    terminal.press(&long);
+    terminal.press("\r");
+    assert_eq!(read_line(&mut server), long + "\n");
+}
+
+#[test]
+fn empty_lines_and_tabs_are_sent() {
+    let stranger = Stranger::new();
+    let mut terminal = Terminal::open(stranger.address, &[]);
+    let mut server = stranger.accept();
+    terminal.press("\r\ta\tb\r");
+    assert_eq!(read_line(&mut server), "\n");
+    assert_eq!(read_line(&mut server), "\ta\tb\n");
+}
+
+#[test]
+fn what_comes_does_not_tear_the_line_being_typed() {
+    let stranger = Stranger::new();
+    let mut terminal = Terminal::open(stranger.address, &[]);
+    let mut server = stranger.accept();
+    terminal.press("half");
+    terminal.wait_for("> half");
+    send(&server, b"one\n\ntwo\nthr");
+    terminal.wait_for("\x1b[1G\x1b[JServer: one\r\nServer: \r\nServer: two\r\n");
+    terminal.wait_for("> half");
+    terminal.wait_for("Server: thr\r\n");
+    terminal.wait_for("> half\x1b[7G");
+    terminal.press(" done\r");
+    assert_eq!(read_line(&mut server), "half done\n");
+}
+
+#[test]
+fn lines_are_edited_and_remembered() {
+    let stranger = Stranger::new();
+    let mut terminal = Terminal::open(stranger.address, &[]);
+    let mut server = stranger.accept();
+    for (keys, line) in [
+        ("first\r", "first\n"),
+        ("sxecond\x1b[D\x1b[D\x1b[D\x1b[D\x1b[D\x7f\r", "second\n"),
+        ("\x1b[A\r", "second\n"),
+        ("\x1b[A\x1b[A\x1b[A\r", "first\n"),
+        ("new\x1b[A\x1b[A\x1b[B\x1b[B!\r", "new!\n"),
+        ("\x12fir\r", "first\n"),
+        ("\x12e\x12\x01>\r", ">second\n"),
+        ("mine\x12se\x07\r", "mine\n"),
+        ("世界\x02\x7f人\r", "人界\n"),
+    ] {
+        terminal.press(keys);
+        assert_eq!(read_line(&mut server), line, "{keys:?}");
+    }
+}
+
+#[test]
+fn a_hostile_server_cannot_drive_the_terminal() {
+    let stranger = Stranger::new();
+    let mut terminal = Terminal::open(stranger.address, &[]);
+    let server = stranger.accept();
+    send(&server, "\x1b[2J\x1b]0;title\x07\rHa\u{9b}31m\u{202e}\n".as_bytes());
+    terminal.wait_for("Server: \\x1b[2J\\x1b]0;title\\x07\\rHa\\u{9b}31m\\u{202e}\r\n");
+    let shown = terminal.text();
+    for evil in ["\x1b[2J", "\x1b]", "\x07", "\u{9b}", "\u{202e}"] {
+        assert!(!shown.contains(evil), "{evil:?} in {shown:?}");
+    }
+}
+
+#[test]
+fn a_character_that_is_cut_by_the_network_is_shown_whole() {
+    let stranger = Stranger::new();
+    let mut terminal = Terminal::open(stranger.address, &[]);
+    let server = stranger.accept();
+    send(&server, b"5 \xe2\x82");
+    terminal.wait_for("Server: 5 \r\n");
+    send(&server, b"\xac\n\xff\xe2");
+    terminal.wait_for("Server: €\r\n");
+    terminal.wait_for("Server: \\xff\r\n");
+    drop(server);
+    terminal.wait_for("Server: \\xe2\r\n");
+}
+
+#[test]
+fn a_server_that_leaves_is_told_of_at_once() {
+    let stranger = Stranger::new();
+    let mut terminal = Terminal::open(stranger.address, &[]);
+    let server = stranger.accept();
+    terminal.press("half");
+    terminal.wait_for("> half");
+    send(&server, b"bye");
+    drop(server);
+    terminal.wait_for("Server: bye\r\n");
+    let (code, shown) = terminal.end();
+    let message = format!("echo-client: {} closed the connection; ", stranger.address);
+    let last = shown.lines().last().expect("lines");
+    assert!(code == 1 && last.contains(&message), "{code}: {shown:?}");
+    assert!(shown.contains("> half\x1b[7G\r\n"), "the message has a line of its own: {shown:?}");
+}
+
+#[test]
+fn a_server_that_resets_is_told_of_at_once() {
+    let stranger = Stranger::new();
+    let mut terminal = Terminal::open(stranger.address, &[]);
+    reset(stranger.accept().into_inner());
+    terminal.wait_for(&format!("echo-client: {} reset the connection", stranger.address));
+    assert_eq!(terminal.end().0, 1);
+}
+
+#[test]
+fn what_comes_after_the_person_has_left_is_shown() {
+    let stranger = Stranger::new();
+    let mut terminal = Terminal::open(stranger.address, &[]);
+    let mut server = stranger.accept();
+    terminal.press("one\rtwo\rquit\r");
+    let mut sent = Vec::new();
+    server.read_to_end(&mut sent).expect("the client half-closes");
+    send(&server, &sent);
+    terminal.wait_for("Server: one\nServer: two\n".replace('\n', "\r\n").as_str());
+    drop(server);
+    terminal.wait_for("Disconnected from ");
+    assert_eq!(terminal.end().0, 0);
+}
+
+#[test]
+fn bytes_that_stay_owed_are_counted() {
+    let stranger = Stranger::new();
+    let mut terminal = Terminal::open(stranger.address, &["--timeout=300ms"]);
+    let mut server = stranger.accept();
+    terminal.press("hello\rquit\r");
+    assert_eq!(read_line(&mut server), "hello\n");
+    send(&server, b"he");
+    terminal.wait_for("Server: he\r\n");
+    terminal.wait_for(&format!("echo-client: {} has neither taken nor", stranger.address));
+    terminal.wait_for("with 4 bytes still owed");
+    assert_eq!(terminal.end().0, 1);
+}
+
+#[test]
+fn a_server_that_closes_early_is_told_what_it_owes() {
+    let stranger = Stranger::new();
+    let mut terminal = Terminal::open(stranger.address, &[]);
+    let mut server = stranger.accept();
+    terminal.press("hello\rquit\r");
+    assert_eq!(read_line(&mut server), "hello\n");
+    assert_eq!(read_line(&mut server), "");
+    drop(server);
+    terminal.wait_for("closed the connection with 6 bytes still owed");
+    assert_eq!(terminal.end().0, 1);
+}
+
+#[test]
+fn a_server_that_owes_nothing_may_keep_its_fin() {
+    let stranger = Stranger::new();
+    let mut terminal = Terminal::open(stranger.address, &["--timeout=100ms"]);
+    let _server = stranger.accept();
+    terminal.press("quit\r");
+    assert_eq!(terminal.end().0, 0);
+}
+
+#[test]
+fn a_server_that_does_not_read_does_not_hang_the_client() {
+    let stranger = Stranger::new();
+    let mut terminal = Terminal::spawn(stranger.address, "", |client| {
+        client.env("TERM", "dumb").arg("--timeout=500ms");
+    });
+    terminal.wait_for("Connected to ");
+    let _server = stranger.accept();
+    let mut keyboard = terminal.keyboard.try_clone().expect("a duplicate");
+    // It blocks once nobody reads any more; then it ends with the tests.
+    thread::spawn(move || {
+        while keyboard.write_all(("0123456789".repeat(400) + "\n").as_bytes()).is_ok() {}
+    });
+    terminal.wait_for("has neither taken nor sent anything for 500ms");
+    assert_eq!(terminal.wait(), 1);
+}
+
+#[test]
+fn a_dumb_terminal_is_served_plainly() {
+    let server = Server::start(&[]);
+    let mut terminal = Terminal::spawn(server.address, "", |client| {
+        client.env("TERM", "dumb");
+    });
+    terminal.wait_for("Connected to ");
+    terminal.press("hello\n");
+    terminal.wait_for("Server: hello\r\n");
+    terminal.press("\x04");
+    terminal.wait_for("Disconnected from ");
+    let (code, shown) = terminal.end();
+    assert!(code == 0 && !shown.contains('\x1b'), "{code}: {shown:?}");
+}
+
+#[test]
+fn a_stdout_that_is_no_terminal_gets_plain_lines() {
+    let server = Server::start(&[]);
+    let path = std::env::temp_dir().join(format!("echo-client-{}", server.address.port()));
+    let mut terminal = Terminal::spawn(server.address, "", |client| {
+        client.stdout(File::create(&path).expect("a file"));
+    });
+    terminal.press("hello\nquit\n");
+    assert_eq!(terminal.wait(), 0);
+    let shown = std::fs::read_to_string(&path).expect("the file is text");
+    std::fs::remove_file(&path).expect("the file can be removed");
+    let (first, rest) = shown.split_once('\n').expect("lines");
+    assert_eq!(first, format!("Connected to {}", server.address));
+    assert!(rest.ends_with(&format!("Server: hello\nDisconnected from {}\n", server.address)));
+    assert!(!shown.contains(['\x1b', '\r', '>']), "{shown:?}");
+}
