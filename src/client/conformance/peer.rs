@@ -12,7 +12,7 @@ use socket2::SockRef;
 use crate::client::{connect, is_reset, is_timeout};
 
 /// The most that a fault shows of what was expected or came, in bytes.
-const QUOTED: usize = 64;
+const QUOTED: usize = 32;
 
 /// The server under test.
 pub(super) struct Subject {
