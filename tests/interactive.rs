@@ -15,6 +15,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use common::{PATIENCE, Server, command, reset};
+use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
 
@@ -50,8 +51,8 @@ impl Terminal {
 
     /// The same, with whatever `change` changes.
     fn spawn(address: SocketAddr, ahead: &str, change: impl FnOnce(&mut Command)) -> Self {
-        let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
-            .expect("a terminal");
+        let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+        fcntl_setfd(&keyboard, FdFlags::CLOEXEC).expect("it can be kept from other tests' clients");
         grantpt(&keyboard).and_then(|()| unlockpt(&keyboard)).expect("it can be used");
         let path = ptsname(&keyboard, Vec::new()).expect("it has a name");
         let path = Path::new(std::ffi::OsStr::from_bytes(path.as_bytes()));
