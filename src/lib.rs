@@ -21,15 +21,20 @@
 //! | file | its part |
 //! | --- | --- |
 //! | `bin/echo-client.rs` | the program: parse the flags, hand over to the command, exit code |
-//! | [`client`] | where the server is, how to connect to it, what can fail on the way |
-//! | [`client::interactive`] | line by line at a terminal: who tells what, and the conversation |
+//! | `cli/client.rs` | its flags |
+//! | `client.rs` | where the server is, how to connect to it, what can fail on the way |
+//! | `client/interactive.rs` | line by line at a terminal: the threads, and the conversation |
 //! | `client/interactive/screen.rs` | the screen, and all that is written to it |
 //! | `client/interactive/prompt.rs` | the line being typed: keys, history, search |
 //! | `client/interactive/text.rs` | what a stranger sends, as text that is safe at a terminal |
-//! | [`client::pipe`] | from stdin through the server to stdout |
-//! | [`client::conformance`] | `echo-client test`: the suite and its report |
+//! | `client/pipe.rs` | from stdin through the server to stdout |
+//! | `client/conformance.rs` | `echo-client test`: the suite and its report |
 //! | `client/conformance/checks.rs` | what an echo server owes its clients, a function for each property |
 //! | `client/conformance/peer.rs` | a connection to the server under test, and how a fault is told |
+//! | `client/bench.rs` | `echo-client bench`: the load generator, the run as a whole |
+//! | `client/bench/load.rs` | one connection's part of the load |
+//! | `client/bench/tally.rs` | what is counted: messages, latencies, failures |
+//! | `client/bench/report.rs` | what a run has shown, for a person or a script |
 //!
 //! The library runs inside other programs too, for example in their tests:
 //!

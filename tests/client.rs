@@ -3,10 +3,11 @@
 
 mod common;
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
 
 use common::{Server, command, echo_client};
+use socket2::{Domain, Socket, Type};
 
 /// Runs a client that fails; what it says on stderr. Nothing must be on stdout.
 fn fails(client: &mut Command, code: i32) -> String {
@@ -24,15 +25,18 @@ fn cannot_connect(client: &mut Command) -> String {
     message
 }
 
-/// An address where nothing listens.
-fn nobody() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port can be had");
-    listener.local_addr().expect("it has an address")
+/// A socket that has an address, but does not listen there: nobody else can, either.
+fn nobody() -> (Socket, SocketAddr) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket can be had");
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    socket.bind(&any.into()).expect("a port can be had");
+    let address = socket.local_addr().ok().and_then(|address| address.as_socket());
+    (socket, address.expect("it has an address"))
 }
 
 #[test]
 fn a_refused_connection_is_told_with_the_address_and_what_to_do() {
-    let address = nobody();
+    let (_nobody, address) = nobody();
     for arguments in [&[][..], &["test"], &["test", "--json"]] {
         let message = cannot_connect(echo_client(address).args(arguments));
         assert!(message.contains(&format!("cannot connect to {address}: connection refused")));
@@ -63,12 +67,8 @@ fn an_address_without_a_way_to_it_is_told_with_the_address_and_what_to_do() {
 fn linux_a_server_that_does_not_accept_is_told_after_the_timeout() {
     use std::net::TcpStream;
     use std::time::Duration;
-    let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
-    let listener = listener.expect("a socket can be had");
-    listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("a port can be had");
+    let (listener, address) = nobody();
     listener.listen(0).expect("it can listen");
-    let address = listener.local_addr().ok().and_then(|address| address.as_socket());
-    let address = address.expect("it has an address");
     let soon = Duration::from_millis(200);
     // Linux drops the SYN of who does not fit into the queue.
     let mut queue = Vec::new();
@@ -93,7 +93,7 @@ fn a_host_may_be_a_name() {
 
 #[test]
 fn options_may_stand_before_or_after_the_command() {
-    let address = nobody();
+    let (_nobody, address) = nobody();
     let port = address.port().to_string();
     for arguments in [["--port", &port, "test"], ["test", "--port", &port]] {
         let mut client = command(env!("CARGO_BIN_EXE_echo-client"));

@@ -5,14 +5,13 @@
 mod common;
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::Stdio;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
-use std::time::Duration;
 
-use common::{Server, echo_client, failures, judge};
+use common::{Server, echo_client, failures, judge, listen, reset_on_close};
 use serde_json::Value;
 
 /// Asserts that the server passes.
@@ -49,6 +48,21 @@ fn the_report_for_people_is_a_line_a_check_and_a_summary() {
 }
 
 #[test]
+fn checks_can_be_chosen_by_a_part_of_their_names() {
+    let server = Server::start(&[]);
+    let output = echo_client(server.address).args(["test", "half-close"]).output();
+    let report = String::from_utf8(output.expect("it runs").stdout).expect("the report is text");
+    let marked: Vec<&str> = report.lines().filter(|line| line.starts_with('✓')).collect();
+    assert_eq!(marked.len(), 2, "{report}");
+    assert!(marked.iter().all(|line| line.contains("half-close")), "{report}");
+
+    let output = echo_client(server.address).args(["test", "no such"]).output().expect("it runs");
+    let message = String::from_utf8(output.stderr).expect("the message is text");
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(1), b"".as_slice()));
+    assert!(message.contains("\"no such\"") && message.contains("one byte; "), "{message}");
+}
+
+#[test]
 fn a_reader_that_leaves_ends_it_quietly() {
     let server = Server::start(&[]);
     let mut client = echo_client(server.address);
@@ -60,20 +74,28 @@ fn a_reader_that_leaves_ends_it_quietly() {
 }
 
 /// What the clients of a broken server share.
-#[derive(Default)]
 struct State {
-    count: AtomicUsize,
+    /// How many were accepted, and have not given their place back.
+    places: AtomicUsize,
+    broken_down: AtomicBool,
     memory: Mutex<Vec<u8>>,
+    /// As many as the suite has at once.
+    crowd: Barrier,
 }
 
 /// Serves each client with `serve` in a thread of its own.
 fn serve(serve: fn(&TcpStream, &State)) -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port can be had");
-    let address = listener.local_addr().expect("it has an address");
-    let state = Arc::new(State::default());
+    let (listener, address) = listen();
+    let state = Arc::new(State {
+        places: AtomicUsize::new(0),
+        broken_down: AtomicBool::new(false),
+        memory: Mutex::default(),
+        crowd: Barrier::new(64),
+    });
     thread::spawn(move || {
         for stream in listener.incoming() {
             let (stream, state) = (stream.expect("a client can be accepted"), Arc::clone(&state));
+            state.places.fetch_add(1, SeqCst);
             thread::spawn(move || serve(&stream, &state));
         }
     });
@@ -200,8 +222,7 @@ mod servers {
 
     pub fn resets_at_the_end(stream: &TcpStream, _: &State) {
         echo(stream, |_| {});
-        let linger = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
-        linger.expect("SO_LINGER can be set");
+        reset_on_close(stream);
     }
 
     pub fn never_closes(stream: &TcpStream, _: &State) {
@@ -285,8 +306,7 @@ mod servers {
         while let Ok(n @ 1..) = stream.read(&mut buffer) {
             *state.memory.lock().expect("nobody panics") = buffer[..n].to_vec();
             if buffer.starts_with(b"message") {
-                // Until all have come.
-                thread::sleep(Duration::from_millis(100));
+                state.crowd.wait();
             }
             let echo = state.memory.lock().expect("nobody panics").clone();
             if stream.write_all(&echo).is_err() {
@@ -317,13 +337,13 @@ mod servers {
         loop {
             match stream.read(&mut buffer) {
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => {
-                    state.count.store(1, SeqCst);
+                    state.broken_down.store(true, SeqCst);
                 }
-                Ok(n @ 1..) if state.count.load(SeqCst) == 0 => {
+                Ok(n @ 1..) if !state.broken_down.load(SeqCst) => {
                     if stream.write_all(&buffer[..n]).is_ok() {
                         continue;
                     }
-                    state.count.store(1, SeqCst);
+                    state.broken_down.store(true, SeqCst);
                 }
                 _ => {}
             }
@@ -332,12 +352,13 @@ mod servers {
     }
 
     pub fn keeps_the_places_of_who_said_nothing(mut stream: &TcpStream, state: &State) {
-        if state.count.load(SeqCst) >= 50 {
-            let _ = stream.read(&mut [0; 4096]);
-            return;
+        let is_full = state.places.load(SeqCst) > 99;
+        let mut first = [0; 4096];
+        if let Ok(n @ 1..) = stream.read(&mut first) {
+            state.places.fetch_sub(1, SeqCst);
+            if !is_full && stream.write_all(&first[..n]).is_ok() {
+                echo(stream, |_| {});
+            }
         }
-        let mut silent = true;
-        echo(stream, |_| silent = false);
-        state.count.fetch_add(usize::from(silent), SeqCst);
     }
 }

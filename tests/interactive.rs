@@ -19,6 +19,21 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
 
+/// A terminal of 80 columns: the side of the person, and that of the program.
+fn open_terminal() -> (File, File) {
+    let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+    fcntl_setfd(&keyboard, FdFlags::CLOEXEC).expect("it can be kept from other tests' clients");
+    grantpt(&keyboard).and_then(|()| unlockpt(&keyboard)).expect("it can be used");
+    let path = ptsname(&keyboard, Vec::new()).expect("it has a name");
+    let path = Path::new(std::ffi::OsStr::from_bytes(path.as_bytes()));
+    let no_tty = OpenptFlags::NOCTTY.bits().cast_signed();
+    let line = OpenOptions::new().read(true).write(true).custom_flags(no_tty).open(path);
+    let line = line.expect("it can be opened");
+    let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(&line, size).expect("it has a size");
+    (keyboard.into(), line)
+}
+
 /// An `echo-client` in a terminal of its own; killed when dropped.
 struct Terminal {
     keyboard: File,
@@ -51,19 +66,8 @@ impl Terminal {
 
     /// The same, with whatever `change` changes.
     fn spawn(address: SocketAddr, ahead: &str, change: impl FnOnce(&mut Command)) -> Self {
-        let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
-        fcntl_setfd(&keyboard, FdFlags::CLOEXEC).expect("it can be kept from other tests' clients");
-        grantpt(&keyboard).and_then(|()| unlockpt(&keyboard)).expect("it can be used");
-        let path = ptsname(&keyboard, Vec::new()).expect("it has a name");
-        let path = Path::new(std::ffi::OsStr::from_bytes(path.as_bytes()));
-        let no_tty = OpenptFlags::NOCTTY.bits().cast_signed();
-        let line = OpenOptions::new().read(true).write(true).custom_flags(no_tty).open(path);
-        let line = line.expect("it can be opened");
-        let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
-        tcsetwinsize(&line, size).expect("it has a size");
+        let (mut keyboard, line) = open_terminal();
         let modes = tcgetattr(&line).expect("it has modes");
-
-        let mut keyboard = File::from(keyboard);
         keyboard.write_all(ahead.as_bytes()).expect("it has keys");
         let mut client = command(env!("CARGO_BIN_EXE_echo-client"));
         client.env("TERM", "xterm").args(["--port", &address.port().to_string()]);
@@ -319,7 +323,7 @@ fn a_character_that_is_cut_by_the_network_is_shown_whole() {
 #[test]
 fn a_server_that_leaves_is_told_of_at_once() {
     let stranger = Stranger::new();
-    let mut terminal = Terminal::open(stranger.address, &[]);
+    let mut terminal = Terminal::open(stranger.address, &["--timeout=1h"]);
     let server = stranger.accept();
     terminal.press("half");
     terminal.wait_for("> half");
@@ -336,7 +340,7 @@ fn a_server_that_leaves_is_told_of_at_once() {
 #[test]
 fn a_server_that_resets_is_told_of_at_once() {
     let stranger = Stranger::new();
-    let mut terminal = Terminal::open(stranger.address, &[]);
+    let mut terminal = Terminal::open(stranger.address, &["--timeout=1h"]);
     reset(stranger.accept().into_inner());
     terminal.wait_for(&format!("echo-client: {} reset the connection", stranger.address));
     assert_eq!(terminal.end().0, 1);
@@ -366,8 +370,8 @@ fn bytes_that_stay_owed_are_counted() {
     assert_eq!(read_line(&mut server), "hello\n");
     send(&server, b"he");
     terminal.wait_for("Server: he\r\n");
-    terminal.wait_for(&format!("echo-client: {} has neither taken nor", stranger.address));
-    terminal.wait_for("with 4 bytes still owed");
+    let owes = format!("echo-client: {} owes 4 bytes, and none has come for", stranger.address);
+    terminal.wait_for(&owes);
     assert_eq!(terminal.end().0, 1);
 }
 
@@ -406,8 +410,50 @@ fn a_server_that_does_not_read_does_not_hang_the_client() {
     thread::spawn(move || {
         while keyboard.write_all(("0123456789".repeat(400) + "\n").as_bytes()).is_ok() {}
     });
-    terminal.wait_for("has neither taken nor sent anything for 500ms");
+    terminal.wait_for("has taken nothing for 500ms");
     assert_eq!(terminal.wait(), 1);
+}
+
+#[test]
+fn a_server_that_sends_but_does_not_read_does_not_hang_the_client() {
+    let stranger = Stranger::new();
+    let mut terminal = Terminal::spawn(stranger.address, "", |client| {
+        client.env("TERM", "dumb").arg("--timeout=500ms");
+    });
+    terminal.wait_for("Connected to ");
+    let mut server = stranger.accept().into_inner();
+    thread::spawn(move || {
+        while server.write_all(b"more\n").is_ok() {
+            thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let mut keyboard = terminal.keyboard.try_clone().expect("a duplicate");
+    thread::spawn(move || {
+        while keyboard.write_all(("0123456789".repeat(400) + "\n").as_bytes()).is_ok() {}
+    });
+    terminal.wait_for("has taken nothing for 500ms");
+    assert_eq!(terminal.wait(), 1);
+}
+
+/// Without SIGHUP, which only a controlling terminal brings.
+#[test]
+#[cfg(target_os = "linux")]
+fn linux_a_terminal_that_goes_away_ends_it() {
+    let stranger = Stranger::new();
+    let (mut keyboard, line) = open_terminal();
+    let duplicate = || line.try_clone().expect("it can be duplicated");
+    let mut client = common::echo_client(stranger.address);
+    client.env("TERM", "xterm").stdin(duplicate()).stdout(duplicate()).stderr(duplicate());
+    let mut child = client.spawn().expect("the client starts");
+    drop((client, line));
+    let mut shown = Vec::new();
+    while !shown.ends_with(b"> \x1b[3G") {
+        let mut buffer = [0; 4096];
+        let n = keyboard.read(&mut buffer).expect("the client shows its prompt");
+        shown.extend_from_slice(&buffer[..n]);
+    }
+    drop(keyboard);
+    assert_eq!(child.wait().expect("it ends").code(), Some(1));
 }
 
 #[test]

@@ -6,13 +6,13 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, Server, failures, judge, start_tool};
+use common::{PATIENCE, Server, failures, judge, listen, start_tool};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 /// A program that is killed when the test ends, with the processes that it has forked.
@@ -33,8 +33,7 @@ impl Tool {
 
 /// A port that was free a moment ago, for programs that cannot say which one they got.
 fn free_port() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port can be had");
-    listener.local_addr().expect("it has an address")
+    listen().1
 }
 
 fn wait_until_it_listens(address: SocketAddr) {
@@ -86,8 +85,7 @@ fn ncat_passes_but_for_streams_of_megabytes() {
 fn our_server_passes_behind_haproxy() {
     let server = Server::start(&[]);
     // It cannot say which port it got, so it gets a socket that listens already.
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port can be had");
-    let address = listener.local_addr().expect("it has an address");
+    let (listener, address) = listen();
     rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::empty()).expect("it can be inherited");
     let config = format!(
         "defaults\n mode tcp\n timeout connect 5s\n timeout client 1m\n timeout server 1m\n\

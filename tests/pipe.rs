@@ -5,12 +5,12 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Output, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use common::{Server, echo_client, noise, read_until_fin, reset};
+use common::{Server, echo_client, listen, noise, read_until_fin, reset};
 
 /// The client as a pipe to `address`.
 fn pipe(address: SocketAddr, arguments: &[&str]) -> Child {
@@ -39,8 +39,7 @@ fn failure(output: &Output) -> String {
 
 /// A server that does with its one client what `serve` does.
 fn server(serve: impl FnOnce(TcpStream) + Send + 'static) -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port can be had");
-    let address = listener.local_addr().expect("it has an address");
+    let (listener, address) = listen();
     thread::spawn(move || serve(listener.accept().expect("the client connects").0));
     address
 }
@@ -57,7 +56,7 @@ fn what_goes_in_comes_out_whatever_the_size() {
 }
 
 #[test]
-fn what_came_back_is_written_at_once() {
+fn what_came_back_is_written_at_once_and_a_stdin_may_pause_for_longer_than_the_timeout() {
     let server = Server::start(&[]);
     let mut client = pipe(server.address, &["--timeout", "100ms"]);
     let mut stdin = client.stdin.take().expect("stdin is piped");
@@ -142,6 +141,13 @@ fn a_server_that_adds_bytes_is_told() {
 }
 
 #[test]
+fn a_server_that_never_stops_sending_is_told() {
+    let address = server(|mut stream| while stream.write_all(b"chargen").is_ok() {});
+    let message = failure(&send(pipe(address, &[]), b"abc"));
+    assert!(message.contains(&format!("{address} got 3 bytes and sent ")), "{message}");
+}
+
+#[test]
 fn a_server_that_resets_is_told() {
     let address = server(|mut stream| {
         stream.read_exact(&mut [0; 3]).expect("the client sends");
@@ -160,8 +166,10 @@ fn a_server_that_never_answers_is_told_after_the_timeout() {
         read_until_fin(&stream);
         thread::park();
     });
+    let started = Instant::now();
     let message = failure(&send(pipe(address, &["--timeout", "200ms"]), b"hello"));
-    let expected = format!("{address} owes 5 of 5 bytes, and none has moved for 200ms");
+    assert!(started.elapsed() >= Duration::from_millis(200));
+    let expected = format!("{address} owes 5 of 5 bytes, and none has come for 200ms");
     assert!(message.contains(&expected), "{message}");
 }
 
@@ -172,7 +180,7 @@ fn a_server_that_never_takes_what_is_sent_is_told_after_the_timeout() {
         drop(stream);
     });
     let message = failure(&send(pipe(address, &["--timeout", "500ms"]), &noise(30_000_000, 1)));
-    assert!(message.contains(" bytes, and none has moved for 500ms"), "{message}");
+    assert!(message.contains(" bytes, and none has come for 500ms"), "{message}");
 }
 
 #[test]

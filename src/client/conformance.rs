@@ -23,21 +23,34 @@ use peer::{Fault, Subject};
 /// The flags of `echo-client test`.
 #[derive(Clone, Debug, Args)]
 pub struct TestOptions {
+    /// Only the checks with this in their names
+    #[arg(value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub name: String,
+
     /// Prints the results as JSON, for scripts
     #[arg(long)]
     pub json: bool,
 }
 
-/// Runs all checks and prints a line for each; one that fails or hangs does not stop the others.
+/// Runs the checks and prints a line for each; one that fails or hangs does not stop the others.
 ///
 /// # Errors
-/// The server cannot be reached, or stdout fails. [`Failure::Silent`]: a check has failed, and its
-/// line says why.
+/// There is no such check, the server cannot be reached, or stdout fails. [`Failure::Silent`]: a
+/// check has failed, and its line says why.
 pub fn run(target: &Target, options: &TestOptions) -> Result<(), Failure> {
+    let checks: Vec<&Check> =
+        CHECKS.iter().filter(|check| check.name.contains(&options.name)).collect();
+    if checks.is_empty() {
+        let names: Vec<&str> = CHECKS.iter().map(|check| check.name).collect();
+        let names = names.join("; ");
+        return Err(
+            format!("no check has {:?} in its name; they are: {names}", options.name).into()
+        );
+    }
     let (_, address) = target.connect()?;
     let subject =
         Subject { address, timeout: target.timeout, progress: ProgressBar::new_spinner() };
-    let passed = if options.json { as_json(&subject) } else { as_text(&subject) };
+    let passed = if options.json { as_json(&checks, &subject) } else { as_text(&checks, &subject) };
     subject.progress.finish_and_clear();
     match passed {
         Ok(true) => Ok(()),
@@ -47,12 +60,12 @@ pub fn run(target: &Target, options: &TestOptions) -> Result<(), Failure> {
 }
 
 /// A line for each check as it ends, and one for the whole; whether all passed.
-fn as_text(subject: &Subject) -> io::Result<bool> {
+fn as_text(checks: &[&Check], subject: &Subject) -> io::Result<bool> {
     let mut stdout = io::stdout();
     let started = Instant::now();
     writeln!(stdout, "Testing {}", subject.address)?;
     let mut failed = 0;
-    for check in &CHECKS {
+    for check in checks {
         let Verdict { name, outcome, took } = judge(check, subject);
         subject.progress.suspend(|| match &outcome {
             Ok(()) => writeln!(stdout, "{} {name} ({took:.1?})", style("✓").green()),
@@ -63,15 +76,15 @@ fn as_text(subject: &Subject) -> io::Result<bool> {
             }
         })?;
     }
-    let passed = CHECKS.len() - failed;
+    let passed = checks.len() - failed;
     writeln!(stdout, "{passed} passed, {failed} failed in {:.1?}", started.elapsed())?;
     Ok(failed == 0)
 }
 
 /// One object at the end; whether all passed.
-fn as_json(subject: &Subject) -> io::Result<bool> {
+fn as_json(checks: &[&Check], subject: &Subject) -> io::Result<bool> {
     let started = Instant::now();
-    let verdicts: Vec<Verdict> = CHECKS.iter().map(|check| judge(check, subject)).collect();
+    let verdicts: Vec<Verdict> = checks.iter().map(|check| judge(check, subject)).collect();
     let failed = verdicts.iter().filter(|verdict| verdict.outcome.is_err()).count();
     let report = json!({
         "address": subject.address.to_string(),

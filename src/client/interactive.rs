@@ -1,6 +1,6 @@
 //! Line by line at a terminal.
 //!
-//! Three threads tell what happens: one reads the keys, one reads the socket, one writes to it. The
+//! Three threads report what happens: one reads the keys, one reads the socket, one writes to it. The
 //! main one hears it all in its order, and alone owns the screen: so nothing tears the line being
 //! typed, nothing that came back is lost, nobody waits for anybody, and a server that leaves is told
 //! of while the person is still typing.
@@ -17,6 +17,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossterm::event;
+#[cfg(unix)]
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+};
 
 use self::prompt::Typed;
 use self::screen::Screen;
@@ -36,12 +41,12 @@ enum Event {
     Key(event::Event),
     /// What a key has ended; without a prompt, what the terminal itself has edited.
     Typed(Typed),
-    /// The terminal cannot be read.
-    Deaf(io::Error),
+    /// The terminal cannot be read any more.
+    TerminalFailed(io::Error),
     /// A line has gone out.
     Sent,
-    /// The server takes nothing any more.
-    Stuck,
+    /// The server has taken nothing for the timeout.
+    WriteTimedOut,
     Received(Vec<u8>),
     /// The server has sent its last: FIN, or an error.
     End(io::Result<()>),
@@ -109,9 +114,9 @@ impl Talk {
                     typed.into_iter().try_for_each(|typed| self.obey(typed))?;
                 }
                 Event::Typed(typed) => self.obey(typed)?,
-                Event::Deaf(error) => return Err(explain_terminal_error(error)),
+                Event::TerminalFailed(error) => return Err(explain_terminal_error(error)),
                 Event::Sent => self.put_off_deadline(),
-                Event::Stuck => return self.give_up(),
+                Event::WriteTimedOut => return self.write_timed_out(),
                 Event::Received(bytes) => self.receive(&bytes)?,
                 Event::End(end) => return self.end(end),
             }
@@ -214,9 +219,10 @@ impl Talk {
             Ok(()) if self.lines.is_none() && owed == 0 => self.say_goodbye(),
             Ok(()) if owed == 0 => {
                 Err(format!("{address} closed the connection; its log may say why").into())
-            },
+            }
             Ok(()) => Err(format!(
-                "{address} closed the connection with {owed} bytes still owed; is it an echo server?"
+                "{address} closed the connection with {owed} bytes still owed; is it an echo \
+                 server?"
             )
             .into()),
             Err(error) => Err(explain_lost_connection(address, &error).into()),
@@ -231,10 +237,16 @@ impl Talk {
             return self.say_goodbye();
         }
         Err(format!(
-            "{address} has neither taken nor sent anything for {timeout:?}, with {owed} bytes still \
-             owed; --timeout waits longer"
+            "{address} owes {owed} bytes, and none has come for {timeout:?}; --timeout waits longer"
         )
         .into())
+    }
+
+    /// The server does not read, whatever it may send.
+    fn write_timed_out(mut self) -> Result<(), Failure> {
+        self.close()?;
+        let Self { address, timeout, .. } = self;
+        Err(format!("{address} has taken nothing for {timeout:?}; --timeout waits longer").into())
     }
 
     fn say_goodbye(&mut self) -> Result<(), Failure> {
@@ -251,6 +263,11 @@ fn start_threads(stream: Arc<TcpStream>, has_prompt: bool) -> (Sender<String>, R
     let shared = Arc::clone(&stream);
     thread::spawn(move || read_socket(&shared, &reader));
     thread::spawn(move || write_socket(&stream, queue, &writer));
+    #[cfg(unix)]
+    if has_prompt {
+        let watcher = keys.clone();
+        thread::spawn(move || watch_terminal(&watcher));
+    }
     thread::spawn(move || if has_prompt { read_keys(&keys) } else { read_lines(&keys) });
     (lines, received)
 }
@@ -278,7 +295,7 @@ fn write_socket(mut stream: &TcpStream, lines: Receiver<String>, events: &SyncSe
         if let Err(error) = stream.write_all(line.as_bytes()) {
             // The reader learns of any other end, after all that came before it.
             if is_timeout(&error) {
-                let _ = events.send(Event::Stuck);
+                let _ = events.send(Event::WriteTimedOut);
             }
             return;
         }
@@ -291,7 +308,7 @@ fn read_keys(events: &SyncSender<Event>) {
     loop {
         let (event, is_end) = match event::read() {
             Ok(event) => (Event::Key(event), false),
-            Err(error) => (Event::Deaf(error), true),
+            Err(error) => (Event::TerminalFailed(error), true),
         };
         if events.send(event).is_err() || is_end {
             return;
@@ -299,11 +316,24 @@ fn read_keys(events: &SyncSender<Event>) {
     }
 }
 
+/// A terminal that has gone has no keys; but `crossterm` looks for them again and again, without a
+/// pause. A terminal that the system cannot watch is left to it.
+#[cfg(unix)]
+fn watch_terminal(events: &SyncSender<Event>) {
+    let stdin = io::stdin();
+    // No event is asked for: a hang-up is reported unasked.
+    let mut fds = [PollFd::new(&stdin, PollFlags::empty())];
+    while poll(&mut fds, None) == Err(Errno::INTR) {}
+    if fds[0].revents().contains(PollFlags::HUP) {
+        let _ = events.send(Event::TerminalFailed(ErrorKind::BrokenPipe.into()));
+    }
+}
+
 fn read_lines(events: &SyncSender<Event>) {
     for line in io::stdin().lock().lines() {
         let event = match line {
             Ok(line) => Event::Typed(Typed::Line(line)),
-            Err(error) => Event::Deaf(error),
+            Err(error) => Event::TerminalFailed(error),
         };
         if events.send(event).is_err() {
             return;

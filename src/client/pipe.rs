@@ -93,6 +93,9 @@ impl Pipe {
                     self.received += n as u64;
                     let written = stdout.write_all(&buffer[..n]).and_then(|()| stdout.flush());
                     written.map_err(|error| explain_stdout_error(&error))?;
+                    if self.has_surplus() {
+                        return self.judge_end();
+                    }
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if is_timeout(&error) => {
@@ -110,7 +113,12 @@ impl Pipe {
         }
     }
 
-    /// Nothing more will come: was that all?
+    /// Whether more has come than there ever was to send: what is wrong cannot become right.
+    fn has_surplus(&self) -> bool {
+        self.sending.outcome.get().is_some() && self.received > self.sending.sent.load(Relaxed)
+    }
+
+    /// Nothing more will come, or need come: was that all?
     fn judge_end(&self) -> Result<(), Failure> {
         let Self { address, received, sending, .. } = self;
         let sent = sending.sent.load(Relaxed);
@@ -134,8 +142,8 @@ impl Pipe {
         let Self { address, timeout, received, .. } = self;
         let owed = sent - received;
         format!(
-            "{address} owes {owed} of {sent} bytes, and none has moved for {timeout:?}; --timeout \
-             waits longer"
+            "{address} owes {owed} of {sent} bytes, and none has come for {timeout:?}; --timeout waits \
+             longer"
         )
         .into()
     }

@@ -1,9 +1,9 @@
-//! A spawned `echo-server` and clients for it. Whatever does not happen within [`PATIENCE`] fails
-//! the test that waits for it.
+//! The programs, spawned, and clients for the server. Whatever the server does not do within
+//! [`PATIENCE`] fails the test that waits for it.
 #![allow(dead_code, reason = "each test file uses its own part of this")]
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
@@ -57,7 +57,8 @@ pub fn start_tool(command: &mut Command) -> Option<Child> {
             let program = command.get_program().display();
             let required = std::env::var_os("ECHO_SERVER_TEST_TOOLS");
             assert!(required.is_none_or(|v| v != "required"), "{program} is required: {error}");
-            println!("not tested, {program} cannot be run: {error}");
+            // Past the test harness, which shows no output of a test that passes.
+            let _ = writeln!(std::io::stderr(), "not tested, {program} cannot be run: {error}");
             None
         }
     }
@@ -321,8 +322,21 @@ pub fn fill(mut stream: &TcpStream) -> Vec<u8> {
 
 /// Closes the connection with RST.
 pub fn reset(stream: TcpStream) {
-    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("SO_LINGER can be set");
+    reset_on_close(&stream);
     drop(stream);
+}
+
+/// Lets the connection be closed with RST once it is dropped.
+pub fn reset_on_close(stream: &TcpStream) {
+    let set = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+    set.expect("SO_LINGER can be set");
+}
+
+/// A listener on 127.0.0.1 and a port of the system's choice, with its address.
+pub fn listen() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port can be had");
+    let address = listener.local_addr().expect("it has an address");
+    (listener, address)
 }
 
 /// `len` bytes in which no part looks like another: what xorshift gives from `seed`.

@@ -5,7 +5,10 @@ use std::mem;
 
 use crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use tui_input::{Input, InputRequest};
-use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+use unicode_segmentation::UnicodeSegmentation;
+use unicode_width::UnicodeWidthStr;
+
+use super::text::escape;
 
 /// What a key has ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -126,11 +129,16 @@ impl Prompt {
         let room = usize::from(columns).saturating_sub(start + 1).max(1);
         let scrolled = self.line.visual_scroll(room);
         let mut column = 0;
-        for c in self.line.value().chars() {
+        for character in self.line.value().graphemes(true) {
             let left = column;
-            column += c.width().unwrap_or(1);
+            column += character.width();
             if left >= scrolled && column <= scrolled + room {
-                row.push(if c.is_control() { ' ' } else { c });
+                if character == "\t" || escape(character) != character {
+                    // Neither may move the cursor.
+                    row.push_str(&" ".repeat(character.width()));
+                } else {
+                    row.push_str(character);
+                }
             }
         }
         let cursor = start + self.line.visual_cursor().saturating_sub(scrolled);
@@ -177,4 +185,35 @@ fn edit(key: KeyEvent) -> Option<InputRequest> {
         KeyCode::Char(c) => InputRequest::InsertChar(c),
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(line: &str, columns: u16) -> (String, u16) {
+        Prompt { line: line.into(), ..Prompt::default() }.row(columns)
+    }
+
+    #[test]
+    fn a_row_shows_whole_characters_in_the_columns_they_take() {
+        assert_eq!(row("hello", 80), ("> hello".to_owned(), 7));
+        assert_eq!(row("世界", 80), ("> 世界".to_owned(), 6));
+        assert_eq!(row("👩‍👩‍👧!", 80), ("> 👩‍👩‍👧!".to_owned(), 5));
+        assert_eq!(row("a\tb\u{202e}c", 80), ("> a bc".to_owned(), 6));
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_shown_where_the_cursor_is() {
+        assert_eq!(row("0123456789", 10), ("> 3456789".to_owned(), 9));
+        assert_eq!(row(&("👩‍👩‍👧".repeat(20) + "END"), 12), ("> 👩‍👩‍👧👩‍👩‍👧👩‍👩‍👧END".to_owned(), 11));
+    }
+
+    #[test]
+    fn no_screen_is_too_narrow() {
+        for columns in 0..6 {
+            let (_, cursor) = row("世界!", columns);
+            assert!(cursor <= columns.max(4), "{cursor} of {columns}");
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! What a stranger sends, as text that is safe at a terminal: UTF-8 where it is UTF-8, however the
-//! network has cut it, and everything that could drive the terminal or mislead the eye escaped.
+//! network has cut it, and everything that could drive the terminal or turn the order of the text
+//! escaped.
 
 use std::mem;
 
@@ -39,7 +40,7 @@ fn is_beginning(bytes: &[u8]) -> bool {
     str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none())
 }
 
-/// The text, with everything that could drive the terminal or mislead the eye escaped.
+/// The text, with everything that could drive the terminal or turn the order of the text escaped.
 pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
