@@ -14,6 +14,8 @@ use clap_verbosity_flag::{InfoLevel, Verbosity};
 
 use crate::server::{Config, MAX_BUFFER_SIZE};
 #[cfg(feature = "client")]
+pub(crate) use client::parse_timeout;
+#[cfg(feature = "client")]
 pub use client::{ClientArgs, ClientCommand};
 
 /// A TCP echo server: sends back to each client what it gets from it, byte for byte.
@@ -87,12 +89,12 @@ fn parse_max_connections(value: &str) -> Result<usize, String> {
     }
 }
 
-fn parse_duration(value: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(value: &str) -> Result<Duration, String> {
     humantime::parse_duration(value)
         .map_err(|_| "a number with a unit is needed, such as 500ms, 30s or 5m".to_owned())
 }
 
-fn parse_buffer_size(value: &str) -> Result<usize, String> {
+pub(crate) fn parse_buffer_size(value: &str) -> Result<usize, String> {
     let size: ByteSize = value
         .parse()
         .map_err(|_| "a number of bytes is needed, or one with KiB or MiB, such as 64KiB")?;

@@ -1,6 +1,7 @@
 //! The client: where the server is, how to connect to it, and the sentences for what can fail on
 //! the way. What it does once it is connected is in the files of its commands.
 
+pub mod bench;
 pub mod conformance;
 pub mod interactive;
 pub mod pipe;

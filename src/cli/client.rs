@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 use super::parse_duration;
-use crate::client::{Target, conformance::TestOptions};
+use crate::client::{Target, bench::BenchOptions, conformance::TestOptions};
 
 /// Talks to a TCP echo server. Without a command: at a terminal line by line, else as a pipe from
 /// stdin through the server to stdout.
@@ -42,6 +42,8 @@ impl ClientArgs {
 pub enum ClientCommand {
     /// Checks whether the server echoes, exactly and always
     Test(TestOptions),
+    /// Measures how many echoes a second the server gives, and how long each takes
+    Bench(BenchOptions),
 }
 
 fn parse_server_port(value: &str) -> Result<u16, String> {
@@ -51,7 +53,7 @@ fn parse_server_port(value: &str) -> Result<u16, String> {
     }
 }
 
-fn parse_timeout(value: &str) -> Result<Duration, String> {
+pub(crate) fn parse_timeout(value: &str) -> Result<Duration, String> {
     let timeout = parse_duration(value)?;
     if (Duration::from_millis(1)..=Duration::from_secs(24 * 60 * 60)).contains(&timeout) {
         Ok(timeout)

@@ -1,0 +1,249 @@
+//! The load generator: how many echoes a second a server gives, and how long each takes.
+//!
+//! It is a closed loop: each connection has a thread, which sends its next message once it has the
+//! echo of the last. All connect first and start together; what happens before the warm-up is over
+//! is not measured, but must be right too. A connection that fails is counted by its reason, and
+//! the others go on. Here is the run as a whole; one connection's part is in `load.rs`, what it
+//! counts in `tally.rs`, what all that amounts to in `report.rs`.
+
+mod load;
+mod report;
+mod tally;
+
+use std::convert::Infallible;
+use std::io::{self, Write};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::{Args, ValueEnum};
+use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
+
+use self::load::{Load, Window};
+use self::report::Report;
+use self::tally::{Live, Reason, Tally};
+use super::{Failure, Target};
+use crate::cli::{parse_buffer_size, parse_duration, parse_timeout};
+
+/// How often the run looks for Ctrl+C and moves the progress bar.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Enough for a debug build; the buffers are on the heap. The default of 2 MiB is more address
+/// space than some systems give to thousands of threads.
+const STACK_SIZE: usize = 128 * 1024;
+
+/// The size of a message where no flag says it, in bytes.
+const MESSAGE: usize = 64;
+
+/// The size of a write in bulk where no flag says it, in bytes.
+const BLOCK: usize = 64 * 1024;
+
+/// The longest warm-up.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The flags of `echo-client bench`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchOptions {
+    /// Connections at once, each with a thread of its own
+    #[arg(long, value_name = "N", value_parser = parse_connections, default_value = "1")]
+    pub connections: u16,
+
+    /// Size of each message, in bulk of each write: bytes, or a number with KiB or MiB [default:
+    /// 64, in bulk 64KiB]
+    #[arg(long, value_name = "BYTES", value_parser = parse_buffer_size)]
+    pub size: Option<usize>,
+
+    /// How long to measure
+    #[arg(long, value_parser = parse_timeout, default_value = "5s")]
+    pub duration: Duration,
+
+    /// How long to run before that, unmeasured
+    #[arg(long, value_name = "DURATION", value_parser = parse_warm_up, default_value = "1s")]
+    pub warm_up: Duration,
+
+    /// What each connection does
+    #[arg(long, value_enum, default_value_t)]
+    pub mode: Mode,
+
+    /// Prints the results as JSON, for scripts
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What each connection of the load does, again and again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// Sends a message, waits for its echo: round trips
+    #[default]
+    Rtt,
+    /// Sends without pause and reads at the same time: throughput
+    Bulk,
+    /// Connects, has one message echoed, closes: connections a second
+    Connect,
+}
+
+impl Mode {
+    /// As on the command line.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Rtt => "rtt",
+            Self::Bulk => "bulk",
+            Self::Connect => "connect",
+        }
+    }
+}
+
+impl BenchOptions {
+    /// The size of each message or, in bulk, of each write, in bytes.
+    fn size(&self) -> usize {
+        self.size.unwrap_or(if self.mode == Mode::Bulk { BLOCK } else { MESSAGE })
+    }
+}
+
+/// Loads the server, then prints what that has shown. `stop` ends the run early; what was measured
+/// until then is printed all the same.
+///
+/// # Errors
+/// The server cannot be reached. Where a connection failed later, or an echo was wrong, the report
+/// says so, and [`Failure::Silent`] is left; so it is where nobody reads the report.
+pub fn run(target: &Target, options: &BenchOptions, stop: &AtomicBool) -> Result<(), Failure> {
+    #[cfg(unix)]
+    raise_file_limit();
+    let (first, address) = target.connect()?;
+    let load = Load::new(address, target.timeout, options.mode, options.size());
+    let (tally, elapsed) = conduct(&load, options, first, stop);
+    let report = Report { address, options, elapsed, tally: &tally };
+    let text = if options.json { format!("{}\n", report.json()) } else { report.to_string() };
+    let mut stdout = io::stdout();
+    let said = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    if said.is_ok() && tally.failures.is_empty() { Ok(()) } else { Err(Failure::Silent) }
+}
+
+/// Each connection takes a file. Where the limit stays too low, those that find none are counted.
+#[cfg(unix)]
+fn raise_file_limit() {
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
+}
+
+/// Runs the load on all connections, of which `first` has been made; what they counted, and in how
+/// much time.
+fn conduct(
+    load: &Load,
+    options: &BenchOptions,
+    first: TcpStream,
+    stop: &AtomicBool,
+) -> (Tally, Duration) {
+    let mut total = Tally::default();
+    let (results, tallies) = mpsc::channel();
+    let (ready, all_ready) = mpsc::channel();
+    let lives: Vec<Live> = (0..options.connections).map(|_| Live::default()).collect();
+    let elapsed = thread::scope(|scope| {
+        let mut first = Some(first);
+        for (number, live) in (0..).zip(&lives) {
+            let (results, ready, first) = (results.clone(), ready.clone(), first.take());
+            let worker = thread::Builder::new().stack_size(STACK_SIZE);
+            let worker = worker.spawn_scoped(scope, move || {
+                // The receiver outlives the scope.
+                let _ = results.send(load.work(number, first, live, ready));
+            });
+            if let Err(error) = worker {
+                total.lose(Reason::NoThread(error.to_string()));
+            }
+        }
+        drop((results, ready));
+        wait_until_ready(&all_ready, stop);
+        let window = load.start(options.warm_up, options.duration);
+        watch(load, &tallies, stop, &mut Progress::new(load, &lives, window), &mut total)
+            .min(window.end)
+            .saturating_duration_since(window.start)
+    });
+    (total, elapsed)
+}
+
+/// Blocks until each worker is ready or has failed: it then has dropped its sender.
+fn wait_until_ready(all_ready: &Receiver<Infallible>, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed)
+        && all_ready.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout)
+    {}
+}
+
+/// Adds up what the workers counted, until all have ended; when the measuring was over.
+fn watch(
+    load: &Load,
+    tallies: &Receiver<Tally>,
+    stop: &AtomicBool,
+    progress: &mut Progress,
+    total: &mut Tally,
+) -> Instant {
+    let mut over = None;
+    loop {
+        match tallies.recv_timeout(TICK) {
+            Ok(tally) => total.add(tally),
+            Err(RecvTimeoutError::Timeout) => progress.show(),
+            Err(RecvTimeoutError::Disconnected) => return over.unwrap_or_else(Instant::now),
+        }
+        if over.is_none() && stop.load(Ordering::Relaxed) {
+            load.stop();
+            over = Some(Instant::now());
+        }
+    }
+}
+
+/// The bar on stderr, where that is a terminal: how far the run is, and how fast the load.
+struct Progress<'a> {
+    bar: ProgressBar,
+    mode: Mode,
+    lives: &'a [Live],
+    began: Instant,
+    shown: (Instant, u64),
+}
+
+impl<'a> Progress<'a> {
+    fn new(load: &Load, lives: &'a [Live], window: Window) -> Self {
+        let began = Instant::now();
+        let bar = ProgressBar::new(millis(window.end.saturating_duration_since(began)));
+        if let Ok(style) = ProgressStyle::with_template("{bar:40} {percent:>3} %  {msg}") {
+            bar.set_style(style);
+        }
+        Self { bar, mode: load.mode, lives, began, shown: (began, 0) }
+    }
+
+    /// Shows the rate since the last time.
+    fn show(&mut self) {
+        let now = Instant::now();
+        let done = self.lives.iter().map(Live::read).sum();
+        let (before, had) = self.shown;
+        let rate = report::rate(done - had, now.saturating_duration_since(before));
+        self.shown = (now, done);
+        self.bar.set_position(millis(now.saturating_duration_since(self.began)));
+        self.bar.set_message(match self.mode {
+            Mode::Rtt => format!("{} messages a second", HumanCount(rate)),
+            Mode::Bulk => format!("{} a second", HumanBytes(rate)),
+            Mode::Connect => format!("{} connections a second", HumanCount(rate)),
+        });
+    }
+}
+
+impl Drop for Progress<'_> {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn parse_connections(value: &str) -> Result<u16, String> {
+    match value.parse() {
+        Ok(n) if n >= 1 => Ok(n),
+        _ => Err("a whole number from 1 to 65535 is needed".to_owned()),
+    }
+}
+
+fn parse_warm_up(value: &str) -> Result<Duration, String> {
+    let warm_up = parse_duration(value)?;
+    if warm_up <= DAY { Ok(warm_up) } else { Err("it must be at most 24h".to_owned()) }
+}

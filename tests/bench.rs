@@ -1,0 +1,396 @@
+//! `echo-client bench`: what it reports, on a good server and on bad ones, and how it ends. How fast
+//! it is depends on the machine, and is nobody's promise.
+#![cfg(feature = "client")]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{PATIENCE, Server};
+use serde_json::Value;
+
+/// The command `echo-client bench` for a run as short as can be, unless the arguments say more.
+fn bench(server: SocketAddr, arguments: &[&str]) -> Command {
+    let mut command = common::command(env!("CARGO_BIN_EXE_echo-client"));
+    command.args(["bench", "--host", &server.ip().to_string()]);
+    command.args(["--port", &server.port().to_string(), "--warm-up", "0s"]);
+    if !arguments.contains(&"--duration") {
+        command.args(["--duration", "200ms"]);
+    }
+    command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Waits for the client's end by itself.
+fn end(mut client: Child) -> Output {
+    let until = Instant::now() + PATIENCE;
+    while client.try_wait().expect("the client can be waited for").is_none() {
+        if Instant::now() > until {
+            let _ = client.kill();
+            panic!("the client still runs: {:?}", client.wait_with_output());
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    client.wait_with_output().expect("its output can be read")
+}
+
+/// Runs the command to its end; what was on stdout. There must be nothing on stderr.
+fn report(command: &mut Command, code: i32) -> String {
+    output_report(end(command.spawn().expect("the client starts")), code)
+}
+
+fn output_report(output: Output, code: i32) -> String {
+    let Output { status, stdout, stderr } = output;
+    let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    assert_eq!((status.code(), &*stderr), (Some(code), ""), "{stdout}");
+    stdout.into_owned()
+}
+
+fn json(report: &str) -> Value {
+    serde_json::from_str(report).unwrap_or_else(|error| panic!("{error}: {report}"))
+}
+
+fn number(report: &Value, key: &str) -> f64 {
+    report[key].as_f64().unwrap_or_else(|| panic!("no number {key}: {report}"))
+}
+
+/// The failures in a JSON report: the name of each reason, and how often.
+fn failures(report: &Value) -> Vec<(&str, u64)> {
+    let failures = report["failures"].as_array().expect("the failures are a list");
+    let parts = failures.iter().map(|failure| {
+        let (name, _) = failure["reason"].as_str()?.split_once(": ")?;
+        Some((name, failure["count"].as_u64()?))
+    });
+    parts.collect::<Option<_>>().unwrap_or_else(|| panic!("a failure lacks a part: {report}"))
+}
+
+/// A server that does with each connection what `serve` does; it is told how many came before.
+fn server(serve: impl Fn(usize, TcpStream) + Clone + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port can be had");
+    let address = listener.local_addr().expect("it has an address");
+    thread::spawn(move || {
+        for (number, stream) in listener.incoming().enumerate() {
+            let (serve, stream) = (serve.clone(), stream.expect("a client can be accepted"));
+            thread::spawn(move || serve(number, stream));
+        }
+    });
+    address
+}
+
+/// Echoes messages of 64 bytes until the client leaves; `change` sees each before it goes back, and
+/// gets how many came before on the same connection. Where it returns false, it was the last.
+fn echo(stream: &mut TcpStream, mut change: impl FnMut(usize, &mut [u8; 64]) -> bool) {
+    let mut message = [0; 64];
+    for number in 0.. {
+        if stream.read_exact(&mut message).is_err() || !change(number, &mut message) {
+            return;
+        }
+        if stream.write_all(&message).is_err() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn round_trips_are_counted_and_timed() {
+    let server = Server::start(&["-q"]);
+    let options = ["--json", "--connections", "3", "--timeout", "20s"];
+    let report = json(&report(&mut bench(server.address, &options), 0));
+    assert_eq!(report["server"], server.address.to_string());
+    assert_eq!((&report["mode"], &report["connections"]), (&"rtt".into(), &3.into()));
+    assert_eq!((&report["size_bytes"], &report["warm_up_s"]), (&64.into(), &0.0.into()));
+    assert!((0.199..0.201).contains(&number(&report, "measured_s")), "{report}");
+    assert!(number(&report, "messages") > 0.0 && number(&report, "messages_per_s") > 0.0);
+    assert!((number(&report, "bytes") - number(&report, "messages") * 64.0).abs() < 0.5);
+    let keys = ["p50_us", "p90_us", "p99_us", "p99_9_us", "max_us"];
+    let latencies = keys.map(|key| number(&report, key));
+    assert!(latencies[0] > 0.0 && latencies.is_sorted(), "{report}");
+    assert_eq!(failures(&report), []);
+}
+
+#[test]
+fn a_message_may_have_any_size() {
+    let server = Server::start(&["-q"]);
+    for size in ["1", "1000", "64KiB", "5MiB"] {
+        let options = ["--json", "--connections", "2", "--size", size, "--timeout", "20s"];
+        // The first of the longest may take longer than the run; it is timed all the same.
+        let report = json(&report(&mut bench(server.address, &options), 0));
+        assert!(number(&report, "max_us") > 0.0, "{report}");
+        assert_eq!(failures(&report), []);
+    }
+}
+
+#[test]
+fn bulk_has_throughput_and_no_latency() {
+    let server = Server::start(&["-q"]);
+    for size in ["7", "64KiB", "1MiB"] {
+        let options = ["--json", "--mode", "bulk", "--connections", "2", "--size", size];
+        let report = json(&report(bench(server.address, &options).args(["--timeout", "20s"]), 0));
+        assert!(number(&report, "bytes") > 0.0 && number(&report, "bytes_per_s") > 0.0);
+        assert!(report["p50_us"].is_null() && report["messages"].is_null(), "{report}");
+        assert_eq!(failures(&report), []);
+    }
+}
+
+#[test]
+fn connections_a_second_are_counted_and_timed() {
+    let server = Server::start(&["-q"]);
+    let options = ["--json", "--mode", "connect", "--connections", "2", "--timeout", "20s"];
+    let report = json(&report(&mut bench(server.address, &options), 0));
+    assert!(number(&report, "messages") > 0.0 && number(&report, "max_us") > 0.0, "{report}");
+    assert_eq!(failures(&report), []);
+}
+
+#[test]
+#[cfg(unix)]
+fn no_connection_is_closed_with_rst() {
+    for mode in ["rtt", "bulk", "connect"] {
+        let mut server = Server::start(&[]);
+        report(&mut bench(server.address, &["--mode", mode, "--timeout", "20s"]), 0);
+        server.stop();
+        let log = server.rest_of_log().join("\n");
+        assert!(log.contains("closed by client") && !log.contains("reset"), "{mode}: {log}");
+    }
+}
+
+#[test]
+fn the_page_has_its_rows() {
+    let server = Server::start(&["-q"]);
+    for (mode, rows) in [
+        ("rtt", &["messages ", "a second", "p50 ", "p90 ", "p99 ", "p99.9 ", "max ", "█"][..]),
+        ("bulk", &["a second", "not measured in bulk"]),
+        ("connect", &["connected ", "a second", "p50 ", "max ", "█"]),
+    ] {
+        let page = report(&mut bench(server.address, &["--mode", mode, "--timeout", "20s"]), 0);
+        assert!(page.starts_with(&format!("{mode} on {}: ", server.address)), "{page}");
+        assert!(page.contains("connections  1 ") && page.contains("echoed "), "{page}");
+        for row in rows {
+            assert!(page.contains(row), "{row}: {page}");
+        }
+        assert!(!page.contains("failures"), "{page}");
+    }
+}
+
+#[test]
+fn a_wrong_byte_is_noticed_and_the_other_connections_go_on() {
+    let flip = server(|connection, mut stream| {
+        echo(&mut stream, |number, message| {
+            message[63] ^= u8::from(connection == 0 && number == 3);
+            true
+        });
+    });
+    let options = ["--json", "--connections", "3", "--timeout", "20s"];
+    let report = json(&report(&mut bench(flip, &options), 1));
+    assert_eq!(failures(&report), [("wrong bytes", 1)]);
+    assert!(number(&report, "messages") > 3.0, "{report}");
+}
+
+#[test]
+fn a_stale_or_shifted_echo_is_a_wrong_one_in_every_mode() {
+    let stale = server(|_, mut stream| {
+        let mut last = [0; 64];
+        echo(&mut stream, |_, message| {
+            std::mem::swap(&mut last, message);
+            true
+        });
+    });
+    let shifted = server(|_, mut stream| {
+        echo(&mut stream, |_, message| {
+            message.rotate_left(1);
+            true
+        });
+    });
+    for server in [stale, shifted] {
+        for mode in ["rtt", "bulk", "connect"] {
+            let options = ["--json", "--mode", mode, "--timeout", "20s"];
+            let report = json(&report(&mut bench(server, &options), 1));
+            assert_eq!(failures(&report)[0].0, "wrong bytes", "{report}");
+        }
+    }
+}
+
+#[test]
+fn lost_connections_are_counted_by_reason_and_the_others_go_on() {
+    let server = server(|connection, mut stream| {
+        echo(&mut stream, |number, _| connection >= 3 || number < 5);
+        match connection {
+            0 => common::reset(stream),
+            // Without unread bytes: else it would be a reset too.
+            1 | 2 => drop(stream),
+            _ => {}
+        }
+    });
+    let options = ["--connections", "5", "--timeout", "20s"];
+    let page = report(&mut bench(server, &options), 1);
+    let failures = page.split_once("\nfailures\n").expect("the page has the failures").1;
+    assert!(failures.contains("   2 closed: "), "{page}");
+    assert!(failures.contains("   1 reset: "), "{page}");
+    assert!(page.contains("p50 "), "{page}");
+}
+
+#[test]
+fn when_all_connections_are_lost_the_run_is_over() {
+    let server = server(|_, _| {});
+    let options = ["--json", "--connections", "4", "--duration", "1h"];
+    for mode in ["rtt", "bulk"] {
+        let options = [&options[..], &["--mode", mode]].concat();
+        let report = json(&report(&mut bench(server, &options), 1));
+        assert_eq!(failures(&report).iter().map(|(_, count)| count).sum::<u64>(), 4, "{report}");
+    }
+}
+
+#[test]
+fn in_connect_mode_each_failure_is_counted_and_the_next_connection_is_tried() {
+    let server = server(|connection, mut stream| {
+        echo(&mut stream, |_, _| connection % 2 == 0);
+    });
+    let options = ["--json", "--mode", "connect", "--timeout", "20s"];
+    let report = json(&report(&mut bench(server, &options), 1));
+    assert!(number(&report, "messages") > 0.0, "{report}");
+    assert_eq!(failures(&report)[0].0, "closed", "{report}");
+}
+
+#[test]
+fn a_silent_server_is_a_timeout() {
+    let server = server(|_, mut stream| {
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    for mode in ["rtt", "bulk", "connect"] {
+        let options = ["--json", "--mode", mode, "--timeout", "100ms"];
+        let report = json(&report(&mut bench(server, &options), 1));
+        assert_eq!(failures(&report)[0].0, "timeout", "{report}");
+    }
+}
+
+#[test]
+fn without_a_server_it_is_one_sentence() {
+    let free = TcpListener::bind("127.0.0.1:0").expect("a port can be had");
+    let address = free.local_addr().expect("it has an address");
+    drop(free);
+    let output = end(bench(address, &[]).spawn().expect("the client starts"));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert!(stderr.contains(&format!("cannot connect to {address}")), "{stderr}");
+}
+
+#[test]
+fn bad_arguments_are_told_with_the_flag_and_what_to_do() {
+    let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+    for (flag, value, advice) in [
+        ("--connections", "0", "from 1 to 65535"),
+        ("--connections", "many", "from 1 to 65535"),
+        ("--size", "0", "from 1 byte to 16MiB"),
+        ("--size", "17MiB", "from 1 byte to 16MiB"),
+        ("--duration", "0s", "from 1ms to 24h"),
+        ("--duration", "5", "such as 500ms"),
+        ("--mode", "udp", "rtt"),
+    ] {
+        let output = end(bench(nowhere, &[flag, value]).spawn().expect("the client starts"));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{stderr}");
+        assert!(stderr.contains(flag) && stderr.contains(advice), "{flag} {value}: {stderr}");
+    }
+}
+
+#[test]
+fn a_closed_stdout_ends_it_quietly() {
+    let server = Server::start(&["-q"]);
+    for format in ["--json", "--mode=rtt"] {
+        let mut client = bench(server.address, &[format]).spawn().expect("the client starts");
+        drop(client.stdout.take());
+        assert_eq!(output_report(end(client), 1), "");
+    }
+}
+
+/// A server that tells when it has got `count` messages on one connection, of which it echoes all
+/// where `echoes` is set.
+fn telling_server(count: usize, echoes: bool) -> (SocketAddr, mpsc::Receiver<()>) {
+    let (tell, told) = mpsc::channel();
+    let address = server(move |_, mut stream| {
+        echo(&mut stream, |number, _| {
+            if number + 1 == count {
+                tell.send(()).expect("the test waits");
+            }
+            echoes
+        });
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    (address, told)
+}
+
+#[cfg(unix)]
+fn interrupt(client: &Child) {
+    let pid = rustix::process::Pid::from_child(client);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it can be signalled");
+}
+
+#[test]
+#[cfg(unix)]
+fn ctrl_c_ends_the_run_early_with_what_was_measured() {
+    let (server, told) = telling_server(50, true);
+    let client = bench(server, &["--json", "--duration", "1h"]).spawn().expect("it starts");
+    told.recv_timeout(PATIENCE).expect("the messages come");
+    interrupt(&client);
+    let report = json(&output_report(end(client), 0));
+    assert!(number(&report, "messages") >= 49.0, "{report}");
+    assert!(number(&report, "measured_s") < PATIENCE.as_secs_f64(), "{report}");
+    assert_eq!(failures(&report), []);
+}
+
+#[test]
+#[cfg(unix)]
+fn ctrl_c_does_not_wait_for_an_echo_that_does_not_come() {
+    for mode in ["rtt", "bulk", "connect"] {
+        let (server, told) = telling_server(1, false);
+        let options = ["--duration", "1h", "--timeout", "1h", "--mode", mode];
+        let client = bench(server, &options).spawn().expect("it starts");
+        told.recv_timeout(PATIENCE).expect("a message comes");
+        interrupt(&client);
+        let page = output_report(end(client), 0);
+        assert!(page.contains("not measured"), "{page}");
+    }
+}
+
+/// Connections that nobody accepts hold the end up: the kernel drops what does not fit into the
+/// queue, and the client goes on trying.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_second_ctrl_c_ends_it_at_once() {
+    use socket2::{Domain, Socket, Type};
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket can be had");
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    socket.bind(&any.into()).and_then(|()| socket.listen(0)).expect("a port can be had");
+    let listener = TcpListener::from(socket);
+    let address = listener.local_addr().expect("it has an address");
+    let options = ["--connections", "8", "--timeout", "1h"];
+    let mut client = bench(address, &options).spawn().expect("it starts");
+    let _first = listener.accept().expect("the first connects");
+    let until = Instant::now() + PATIENCE;
+    // Two signals that come at once may be seen as one.
+    while client.try_wait().expect("it can be waited for").is_none() && Instant::now() < until {
+        interrupt(&client);
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(output_report(end(client), 130), "");
+}
+
+#[test]
+#[cfg(unix)]
+fn where_files_run_out_the_others_go_on() {
+    let server = Server::start(&["-q"]);
+    let port = server.address.port().to_string();
+    let mut client = common::command("sh");
+    client.args(["-c", "ulimit -n 30 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_echo-client")]);
+    client.args(["bench", "--json", "--port", &port, "--connections", "60", "--timeout", "20s"]);
+    client.args(["--duration", "200ms", "--warm-up", "0s"]);
+    client.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let report = json(&report(&mut client, 1));
+    assert!(number(&report, "messages") > 0.0, "{report}");
+    assert!(matches!(failures(&report)[..], [("no free file", 30..60)]), "{report}");
+}
