@@ -10,6 +10,8 @@ use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
+use socket2::SockRef;
+
 /// The server to talk to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
@@ -65,11 +67,28 @@ impl Target {
 }
 
 /// Connects to `address`; small writes then go out at once.
+///
+/// Where nobody listens, and the system happens to choose the very port that is connected to, TCP
+/// connects a socket to itself (RFC 9293, simultaneous open), and that one echoes well.
 fn connect(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&address, timeout)?;
+    if stream.local_addr()? == stream.peer_addr()? {
+        // Closed with RST, or it would keep the server's port for a while (`TIME_WAIT`).
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+        return Err(ErrorKind::ConnectionRefused.into());
+    }
     stream.set_nodelay(true)?;
     Ok(stream)
 }
+
+/// Each connection takes a file. Where the limit stays too low, those that find none fail.
+#[cfg(unix)]
+fn raise_file_limit() {
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
+}
+
+#[cfg(not(unix))]
+fn raise_file_limit() {}
 
 /// The sentence for a connection that could not be had.
 fn explain_connect_error(address: SocketAddr, timeout: Duration, error: &io::Error) -> String {

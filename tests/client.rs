@@ -114,7 +114,10 @@ fn the_defaults_are_127_0_0_1_54000_and_5s() {
 #[test]
 fn bad_arguments_are_told_with_the_flag_the_value_and_what_to_do() {
     for (arguments, advice) in [
-        (&["--port", "0"][..], "from 1 to 65535"),
+        (&["--host", "localhost:54000"][..], "--port"),
+        (&["--host", ""], "a name or an IP address"),
+        (&["--host", "a\x1b[31m"], "a name or an IP address"),
+        (&["--port", "0"], "from 1 to 65535"),
         (&["--port", "http"], "from 1 to 65535"),
         (&["--timeout", "0s"], "from 1ms to 24h"),
         (&["--timeout", "25h"], "from 1ms to 24h"),

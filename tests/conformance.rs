@@ -148,7 +148,7 @@ broken_servers! {
     drops_every_nul: "NUL", r#""\x00before\x00\x00after\x00""#, r#""beforeafter""#;
     counts_bytes_as_signed: "every byte value", "0x80 at offset 128", "0x7f";
     turns_cr_lf_into_lf: "CR LF, LF and CR", r#""a\r\nb"#, r#""a\nb"#;
-    repairs_utf_8: "bytes that are not UTF-8", r#""\xff\xfe"#, r#""\xef\xbf\xbd"#;
+    repairs_utf_8: "bytes that are not UTF-8", r#""\xff\xff\xfe"#, r#""\xef\xbf\xbd"#;
     knows_ascii_only: "text in several scripts", "0xce at offset 9", "0x3f";
     greets: "silence until the client speaks", "nothing", r#""Welcome!\n""#;
     prefixes_its_answers: "a message without a newline", r#""no newline""#, r#""You said: "#;
@@ -161,6 +161,7 @@ broken_servers! {
     takes_a_single_byte_for_noise: "bytes sent one by one", r#""a""#, "nothing for 1s";
     answers_one_line_a_read: "two messages in one segment", r#""first\nsecond\n""#, r#""first\n", then nothing for 1s"#;
     trims_what_it_reads: "a message cut by a pause", r#""cut in the middle\n""#, r#""cut inthe"#;
+    obeys_quit: "words that other servers obey", r#""quit\r\n""#, "FIN";
     cuts_long_messages: "sizes around the edges of buffers", "1025 bytes", "1024 bytes, then nothing for 1s";
     flips_a_bit_in_the_tenth_megabyte: "64 MiB both ways at once", "at offset 9500000", "0x";
     loses_what_it_owes_at_half_close: "half-close with megabytes owed", "8388608 bytes", " bytes, then FIN";
@@ -261,6 +262,14 @@ mod servers {
 
     pub fn trims_what_it_reads(stream: &TcpStream, _: &State) {
         echo(stream, |piece| *piece = piece.trim_ascii_end().to_vec());
+    }
+
+    pub fn obeys_quit(stream: &TcpStream, _: &State) {
+        echo(stream, |piece| {
+            if piece.starts_with(b"quit") {
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+        });
     }
 
     pub fn cuts_long_messages(stream: &TcpStream, _: &State) {

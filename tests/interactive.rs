@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use common::{PATIENCE, Server, command, reset};
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
 
@@ -410,29 +411,29 @@ fn a_server_that_does_not_read_does_not_hang_the_client() {
     thread::spawn(move || {
         while keyboard.write_all(("0123456789".repeat(400) + "\n").as_bytes()).is_ok() {}
     });
-    terminal.wait_for("has taken nothing for 500ms");
+    terminal.wait_for(" bytes within 500ms");
     assert_eq!(terminal.wait(), 1);
 }
 
 #[test]
-fn a_server_that_sends_but_does_not_read_does_not_hang_the_client() {
+fn a_server_that_floods_the_terminal_can_be_left() {
     let stranger = Stranger::new();
-    let mut terminal = Terminal::spawn(stranger.address, "", |client| {
-        client.env("TERM", "dumb").arg("--timeout=500ms");
-    });
-    terminal.wait_for("Connected to ");
+    let mut terminal = Terminal::open(stranger.address, &["--timeout=500ms"]);
     let mut server = stranger.accept().into_inner();
-    thread::spawn(move || {
-        while server.write_all(b"more\n").is_ok() {
-            thread::sleep(Duration::from_millis(20));
-        }
-    });
-    let mut keyboard = terminal.keyboard.try_clone().expect("a duplicate");
-    thread::spawn(move || {
-        while keyboard.write_all(("0123456789".repeat(400) + "\n").as_bytes()).is_ok() {}
-    });
-    terminal.wait_for("has taken nothing for 500ms");
-    assert_eq!(terminal.wait(), 1);
+    thread::spawn(move || while server.write_all(b"a flood\n").is_ok() {});
+    terminal.wait_for("Server: a flood\r\n");
+    terminal.press("\x04");
+    assert_eq!(terminal.wait(), 0);
+}
+
+#[test]
+fn a_signal_leaves_the_terminal_as_it_was_found() {
+    let server = Server::start(&[]);
+    for signal in [Signal::TERM, Signal::HUP, Signal::INT] {
+        let mut terminal = Terminal::open(server.address, &[]);
+        kill_process(Pid::from_child(&terminal.client), signal).expect("it can be signalled");
+        assert_eq!(terminal.end().0, 130);
+    }
 }
 
 /// Without SIGHUP, which only a controlling terminal brings.

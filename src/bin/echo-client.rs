@@ -15,7 +15,8 @@ use clap::Parser;
 use echo_server::cli::{ClientArgs, ClientCommand};
 use echo_server::client::{Failure, bench, conformance, interactive, pipe};
 
-/// The exit code of a second Ctrl+C: 128 and the number of SIGINT, as shells have it.
+/// The exit code of an end that was forced by a signal: 128 and the number of SIGINT, as shells have
+/// it.
 const FORCED: i32 = 130;
 
 fn main() -> ExitCode {
@@ -26,7 +27,9 @@ fn main() -> ExitCode {
         Some(ClientCommand::Bench(options)) => {
             stop_on_ctrl_c().and_then(|stop| bench::run(&target, &options, &stop))
         }
-        None if io::stdin().is_terminal() => interactive::run(&target),
+        None if io::stdin().is_terminal() => {
+            on_signal(end_conversation).and_then(|()| interactive::run(&target))
+        }
         None => pipe::run(&target),
     };
     match outcome {
@@ -41,16 +44,27 @@ fn main() -> ExitCode {
     }
 }
 
-/// The flag that the first Ctrl+C sets. It is the program that has signals, not the library: a
-/// process has one handler, and that is for its `main` to give away.
+/// The flag that the first Ctrl+C sets.
 fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
-    ctrlc::set_handler(move || {
+    on_signal(move || {
         if stopped.swap(true, Ordering::Relaxed) {
             process::exit(FORCED);
         }
-    })
-    .map_err(|error| format!("cannot listen for Ctrl+C: {error}"))?;
+    })?;
     Ok(stop)
+}
+
+/// Whatever else is under way, the person gets the terminal back.
+fn end_conversation() {
+    interactive::give_terminal_back();
+    process::exit(FORCED);
+}
+
+/// It is the program that has signals, not the library: a process has one handler, and that is for
+/// its `main` to give away.
+fn on_signal(handler: impl FnMut() + Send + 'static) -> Result<(), Failure> {
+    let set = ctrlc::set_handler(handler);
+    set.map_err(|error| format!("cannot listen for Ctrl+C: {error}").into())
 }

@@ -1,5 +1,6 @@
 //! The flags of `echo-client`.
 
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
@@ -13,7 +14,7 @@ use crate::client::{Target, bench::BenchOptions, conformance::TestOptions};
 #[command(name = "echo-client", version)]
 pub struct ClientArgs {
     /// Name or IP address of the server
-    #[arg(long, global = true, value_name = "HOST", default_value = "127.0.0.1")]
+    #[arg(long, global = true, value_name = "HOST", value_parser = parse_server_host, default_value = "127.0.0.1")]
     pub host: String,
 
     /// Port of the server
@@ -44,6 +45,20 @@ pub enum ClientCommand {
     Test(TestOptions),
     /// Measures how many echoes a second the server gives, and how long each takes
     Bench(BenchOptions),
+}
+
+/// IPv6 addresses are often written in brackets, with a port behind them.
+fn parse_server_host(value: &str) -> Result<String, String> {
+    let host = value.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(value);
+    // A link-local address names its interface: fe80::1%eth0.
+    let address = host.split('%').next().unwrap_or(host);
+    let is_name =
+        !host.is_empty() && !host.contains([':', ' ']) && !host.contains(char::is_control);
+    if is_name || address.parse::<Ipv6Addr>().is_ok() {
+        Ok(host.to_owned())
+    } else {
+        Err("a name or an IP address alone is needed; the port has its own flag, --port".to_owned())
+    }
 }
 
 fn parse_server_port(value: &str) -> Result<u16, String> {

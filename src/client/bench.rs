@@ -24,7 +24,7 @@ use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
 use self::load::{Load, Window};
 use self::report::Report;
 use self::tally::{Live, Reason, Tally};
-use super::{Failure, Target};
+use super::{Failure, Target, raise_file_limit};
 use crate::cli::{parse_buffer_size, parse_duration, parse_timeout};
 
 /// How often the run looks for Ctrl+C and moves the progress bar.
@@ -109,7 +109,6 @@ impl BenchOptions {
 /// The server cannot be reached. Where a connection failed later, or an echo was wrong, the report
 /// says so, and [`Failure::Silent`] is left; so it is where nobody reads the report.
 pub fn run(target: &Target, options: &BenchOptions, stop: &AtomicBool) -> Result<(), Failure> {
-    #[cfg(unix)]
     raise_file_limit();
     let (first, address) = target.connect()?;
     let load = Load::new(address, target.timeout, options.mode, options.size());
@@ -119,12 +118,6 @@ pub fn run(target: &Target, options: &BenchOptions, stop: &AtomicBool) -> Result
     let mut stdout = io::stdout();
     let said = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
     if said.is_ok() && tally.failures.is_empty() { Ok(()) } else { Err(Failure::Silent) }
-}
-
-/// Each connection takes a file. Where the limit stays too low, those that find none are counted.
-#[cfg(unix)]
-fn raise_file_limit() {
-    let _ = rlimit::increase_nofile_limit(u64::MAX);
 }
 
 /// Runs the load on all connections, of which `first` has been made; what they counted, and in how

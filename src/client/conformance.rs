@@ -16,7 +16,7 @@ use console::style;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::{Failure, Target, explain_stdout_error};
+use super::{Failure, Target, explain_stdout_error, raise_file_limit};
 use checks::{CHECKS, Check};
 use peer::{Fault, Subject};
 
@@ -47,6 +47,7 @@ pub fn run(target: &Target, options: &TestOptions) -> Result<(), Failure> {
             format!("no check has {:?} in its name; they are: {names}", options.name).into()
         );
     }
+    raise_file_limit();
     let (_, address) = target.connect()?;
     let subject =
         Subject { address, timeout: target.timeout, progress: ProgressBar::new_spinner() };

@@ -33,7 +33,11 @@ const BLINK: Duration = Duration::from_millis(20);
 
 /// How many events may wait to be shown; a server that sends more than the terminal takes then has
 /// to wait, too.
-const QUEUED: usize = 64;
+const QUEUED: usize = 16;
+
+/// The most that is read at once, in bytes. What is queued is shown before the next key is looked
+/// at, on terminals that take little.
+const PIECE: usize = 4096;
 
 /// What the threads tell.
 enum Event {
@@ -43,9 +47,9 @@ enum Event {
     Typed(Typed),
     /// The terminal cannot be read any more.
     TerminalFailed(io::Error),
-    /// A line has gone out.
-    Sent,
-    /// The server has taken nothing for the timeout.
+    /// A line of so many bytes has gone out.
+    Sent(usize),
+    /// The server has taken nothing for the timeout; it may have sent something.
     WriteTimedOut,
     Received(Vec<u8>),
     /// The server has sent its last: FIN, or an error.
@@ -70,20 +74,30 @@ pub fn run(target: &Target) -> Result<(), Failure> {
             "Each line is sent; quit, exit or Ctrl+D leaves.".to_owned(),
         ])
         .map_err(explain_terminal_error)?;
-    let (lines, events) = start_threads(Arc::new(stream), screen.has_prompt());
+    let (lines, events) = start_threads(Arc::new(stream), screen.has_prompt())
+        .map_err(|error| format!("the system gives no thread: {error}"))?;
     let talk = Talk {
         address,
         timeout: target.timeout,
         screen,
         lines: Some(lines),
         events,
+        unsent: 0,
         owed: 0,
+        last_moved: Instant::now(),
         deadline: None,
         decoder: Decoder::default(),
         held: String::new(),
         held_until: None,
+        mid_line: false,
     };
     talk.run()
+}
+
+/// Leaves the terminal as it was found, from whatever thread: for programs that a signal ends while
+/// [`run`] has a prompt.
+pub fn give_terminal_back() {
+    screen::give_back();
 }
 
 /// The conversation, as the main thread sees it.
@@ -92,16 +106,21 @@ struct Talk {
     timeout: Duration,
     screen: Screen,
     /// Where lines go out; `None` once the person has left.
-    lines: Option<Sender<String>>,
+    lines: Option<Sender<Vec<u8>>>,
     events: Receiver<Event>,
+    /// Bytes that have not gone out yet.
+    unsent: usize,
     /// Bytes that have not come back yet.
     owed: u64,
+    last_moved: Instant,
     /// Once the person has left: when the server must have sent something more.
     deadline: Option<Instant>,
     decoder: Decoder,
     /// The beginning of a line that came without its end.
     held: String,
     held_until: Option<Instant>,
+    /// Whether the line that was shown last came without its end.
+    mid_line: bool,
 }
 
 impl Talk {
@@ -115,8 +134,12 @@ impl Talk {
                 }
                 Event::Typed(typed) => self.obey(typed)?,
                 Event::TerminalFailed(error) => return Err(explain_terminal_error(error)),
-                Event::Sent => self.put_off_deadline(),
-                Event::WriteTimedOut => return self.write_timed_out(),
+                Event::Sent(bytes) => {
+                    self.unsent -= bytes;
+                    self.bytes_moved();
+                }
+                Event::WriteTimedOut if self.last_moved.elapsed() < self.timeout => {}
+                Event::WriteTimedOut => return self.give_up(),
                 Event::Received(bytes) => self.receive(&bytes)?,
                 Event::End(end) => return self.end(end),
             }
@@ -129,11 +152,11 @@ impl Talk {
             if self.held_until.is_some_and(is_over) {
                 self.show_held()?;
             }
-            if let Ok(event) = self.events.try_recv() {
-                return Ok(Some(event));
-            }
             if self.deadline.is_some_and(is_over) {
                 return Ok(None);
+            }
+            if let Ok(event) = self.events.try_recv() {
+                return Ok(Some(event));
             }
             self.screen.draw().map_err(explain_terminal_error)?;
             let until = [self.held_until, self.deadline].into_iter().flatten().min();
@@ -154,8 +177,9 @@ impl Talk {
         // Whoever has left may still be typing.
         let Some(lines) = &self.lines else { return Ok(()) };
         match typed {
-            Typed::Line(line) if line != "quit" && line != "exit" => {
-                let line = line + "\n";
+            Typed::Line(line) if line != b"quit" && line != b"exit" => {
+                let line = [line, b"\n".to_vec()].concat();
+                self.unsent += line.len();
                 self.owed += line.len() as u64;
                 // A sender that has ended has met an error, and the reader meets it too.
                 let _ = lines.send(line);
@@ -173,16 +197,17 @@ impl Talk {
         self.screen.close().map_err(explain_terminal_error)
     }
 
-    /// Bytes have moved. One who is owed nothing waits for the server's FIN alone, not for whatever
-    /// else it might send for ever.
-    fn put_off_deadline(&mut self) {
+    /// One who is owed nothing waits for the server's FIN alone, not for whatever else it might send
+    /// for ever.
+    fn bytes_moved(&mut self) {
+        self.last_moved = Instant::now();
         if self.owed > 0 {
             self.deadline = self.deadline.map(|_| Instant::now() + self.timeout);
         }
     }
 
     fn receive(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        self.put_off_deadline();
+        self.bytes_moved();
         self.owed = self.owed.saturating_sub(bytes.len() as u64);
         self.held += &self.decoder.decode(bytes);
         if let Some(end) = self.held.rfind('\n') {
@@ -197,8 +222,11 @@ impl Talk {
     }
 
     fn show_held(&mut self) -> Result<(), Failure> {
-        let lines = self.held.lines().map(|line| format!("Server: {line}"));
+        // What ends a line whose beginning has been shown has a row already.
+        let rest = self.held.strip_prefix('\n').filter(|_| self.mid_line).unwrap_or(&self.held);
+        let lines = rest.lines().map(|line| format!("Server: {line}"));
         self.screen.print(lines).map_err(explain_terminal_error)?;
+        self.mid_line = !self.held.is_empty() && !self.held.ends_with('\n');
         self.held.clear();
         self.held_until = None;
         Ok(())
@@ -232,7 +260,13 @@ impl Talk {
     /// The server is out of time. One that owes nothing may keep its FIN.
     fn give_up(mut self) -> Result<(), Failure> {
         self.close()?;
-        let Self { address, timeout, owed, .. } = self;
+        let Self { address, timeout, owed, unsent, .. } = self;
+        if unsent > 0 {
+            return Err(format!(
+                "{address} has not taken {unsent} bytes within {timeout:?}; --timeout waits longer"
+            )
+            .into());
+        }
         if owed == 0 {
             return self.say_goodbye();
         }
@@ -242,13 +276,6 @@ impl Talk {
         .into())
     }
 
-    /// The server does not read, whatever it may send.
-    fn write_timed_out(mut self) -> Result<(), Failure> {
-        self.close()?;
-        let Self { address, timeout, .. } = self;
-        Err(format!("{address} has taken nothing for {timeout:?}; --timeout waits longer").into())
-    }
-
     fn say_goodbye(&mut self) -> Result<(), Failure> {
         let line = format!("Disconnected from {}", self.address);
         self.screen.print([line]).map_err(explain_terminal_error)
@@ -256,25 +283,29 @@ impl Talk {
 }
 
 /// Starts what reads the keys, what reads the socket, and what writes to it the lines that it gets.
-fn start_threads(stream: Arc<TcpStream>, has_prompt: bool) -> (Sender<String>, Receiver<Event>) {
+fn start_threads(
+    stream: Arc<TcpStream>,
+    has_prompt: bool,
+) -> io::Result<(Sender<Vec<u8>>, Receiver<Event>)> {
     let (events, received) = mpsc::sync_channel(QUEUED);
     let (lines, queue) = mpsc::channel();
     let (reader, writer, keys) = (events.clone(), events.clone(), events);
     let shared = Arc::clone(&stream);
-    thread::spawn(move || read_socket(&shared, &reader));
-    thread::spawn(move || write_socket(&stream, queue, &writer));
+    let start = |work: Box<dyn FnOnce() + Send>| thread::Builder::new().spawn(work).map(drop);
+    start(Box::new(move || read_socket(&shared, &reader)))?;
+    start(Box::new(move || write_socket(&stream, queue, &writer)))?;
     #[cfg(unix)]
     if has_prompt {
         let watcher = keys.clone();
-        thread::spawn(move || watch_terminal(&watcher));
+        start(Box::new(move || watch_terminal(&watcher)))?;
     }
-    thread::spawn(move || if has_prompt { read_keys(&keys) } else { read_lines(&keys) });
-    (lines, received)
+    start(Box::new(move || if has_prompt { read_keys(&keys) } else { read_lines(&keys) }))?;
+    Ok((lines, received))
 }
 
 /// Reads to the server's end. The main thread, once it has ended, wants no more.
 fn read_socket(mut stream: &TcpStream, events: &SyncSender<Event>) {
-    let mut buffer = vec![0; 64 * 1024];
+    let mut buffer = vec![0; PIECE];
     loop {
         let event = match stream.read(&mut buffer) {
             Ok(0) => Event::End(Ok(())),
@@ -290,16 +321,24 @@ fn read_socket(mut stream: &TcpStream, events: &SyncSender<Event>) {
 }
 
 /// Writes lines until there are no more, then half-closes.
-fn write_socket(mut stream: &TcpStream, lines: Receiver<String>, events: &SyncSender<Event>) {
+fn write_socket(mut stream: &TcpStream, lines: Receiver<Vec<u8>>, events: &SyncSender<Event>) {
     for line in lines {
-        if let Err(error) = stream.write_all(line.as_bytes()) {
-            // The reader learns of any other end, after all that came before it.
-            if is_timeout(&error) {
-                let _ = events.send(Event::WriteTimedOut);
+        let mut rest = line.as_slice();
+        while !rest.is_empty() {
+            let event = match stream.write(rest) {
+                Ok(written) => {
+                    rest = &rest[written..];
+                    Event::Sent(written)
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) if is_timeout(&error) => Event::WriteTimedOut,
+                // The reader learns of any other end, after all that came before it.
+                Err(_) => return,
+            };
+            if events.send(event).is_err() {
+                return;
             }
-            return;
         }
-        let _ = events.send(Event::Sent);
     }
     let _ = stream.shutdown(Shutdown::Write);
 }
@@ -330,7 +369,7 @@ fn watch_terminal(events: &SyncSender<Event>) {
 }
 
 fn read_lines(events: &SyncSender<Event>) {
-    for line in io::stdin().lock().lines() {
+    for line in io::stdin().lock().split(b'\n') {
         let event = match line {
             Ok(line) => Event::Typed(Typed::Line(line)),
             Err(error) => Event::TerminalFailed(error),

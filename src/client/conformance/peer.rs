@@ -92,6 +92,19 @@ impl Peer {
             .map_err(|error| Fault::new("bytes to be taken", self.end(error)))
     }
 
+    /// The same beside a thread that reads: how long nothing may move is for that one to judge,
+    /// since a slow server may send for long before it takes more.
+    pub(super) fn send_beside_reader(&self, mut bytes: &[u8]) -> Result<(), Fault> {
+        while !bytes.is_empty() {
+            match (&self.stream).write(bytes) {
+                Ok(written) => bytes = &bytes[written..],
+                Err(error) if is_timeout(&error) || error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(Fault::new("bytes to be taken", self.end(error))),
+            }
+        }
+        Ok(())
+    }
+
     /// Expects `bytes` to come. What comes behind them is left for the next call.
     pub(super) fn expect(&self, bytes: &[u8]) -> Result<(), Fault> {
         self.expect_part(&Part { bytes, offset: 0, whole: bytes.len() })
@@ -165,6 +178,7 @@ impl Peer {
             match (&self.stream).write(&chunk) {
                 Ok(written) => sent += written,
                 Err(error) if is_timeout(&error) => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(failed(error)),
             }
         }

@@ -14,7 +14,7 @@ use super::text::escape;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Typed {
     /// The line: Enter.
-    Line(String),
+    Line(Vec<u8>),
     /// The conversation: Ctrl+D on an empty line, or Ctrl+C.
     Leave,
 }
@@ -64,13 +64,13 @@ impl Prompt {
     }
 
     /// Takes the line, and remembers it.
-    fn enter(&mut self) -> String {
+    fn enter(&mut self) -> Vec<u8> {
         let line = self.line.value_and_reset();
         if !line.is_empty() && self.history.last() != Some(&line) {
             self.history.push(line.clone());
         }
         self.at = self.history.len();
-        line
+        line.into_bytes()
     }
 
     /// Puts a line of the history, or the new one, in the place of the line.

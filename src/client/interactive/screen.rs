@@ -57,7 +57,7 @@ impl Screen {
         self.stale = true;
         let typed = event.as_key_event().and_then(|key| prompt.press(key));
         if let Some(Typed::Line(line)) = &typed {
-            self.print([format!("> {}", escape(line))])?;
+            self.print([format!("> {}", escape(&String::from_utf8_lossy(line)))])?;
         }
         Ok(typed)
     }
@@ -96,6 +96,14 @@ impl Drop for Screen {
     fn drop(&mut self) {
         // Whatever is wrong with stdout, nobody is left to hear of it.
         let _ = self.close();
+    }
+}
+
+/// Ends the prompt from another thread than the owner's.
+pub(super) fn give_back() {
+    if terminal::is_raw_mode_enabled().is_ok_and(|raw| raw) {
+        // Nobody is left to hear of a failure.
+        let _ = terminal::disable_raw_mode().and_then(|()| write(b"\n"));
     }
 }
 

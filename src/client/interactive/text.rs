@@ -47,10 +47,14 @@ pub(super) fn escape(text: &str) -> String {
         match c {
             '\n' | '\t' => escaped.push(c),
             '\0'..='\x1f' | '\x7f' => escaped += &(c as u8).escape_ascii().to_string(),
-            // C1, which some terminals obey as they do ESC, and what turns the order of letters.
-            '\u{80}'..='\u{9f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
-                escaped.extend(c.escape_unicode());
-            }
+            // C1, which some terminals obey as they do ESC; what turns the order of letters; and
+            // what some take for the end of a line.
+            '\u{80}'..='\u{9f}'
+            | '\u{61c}'
+            | '\u{200e}'
+            | '\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2066}'..='\u{2069}' => escaped.extend(c.escape_unicode()),
             _ => escaped.push(c),
         }
     }
