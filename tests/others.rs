@@ -1,6 +1,6 @@
 //! `echo-client test` against programs that are not ours: echo servers of Debian's packages as they
 //! stand, and a balancer before our server.
-#![cfg(all(unix, feature = "client"))]
+#![cfg(all(target_os = "linux", feature = "client"))]
 
 mod common;
 
@@ -81,7 +81,6 @@ fn ncat_passes_but_for_streams_of_megabytes() {
 
 /// haproxy, in TCP mode, keeps every byte, the order and the half-close.
 #[test]
-#[cfg(target_os = "linux")]
 fn our_server_passes_behind_haproxy() {
     let server = Server::start(&[]);
     // It cannot say which port it got, so it gets a socket that listens already.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use rustix::io::Errno;
 
-use crate::client::is_timeout;
+use crate::client::{is_reset, is_timeout};
 
 /// The longest latency that is told from longer ones, in nanoseconds: an hour.
 const LONGEST: u64 = 3_600_000_000_000;
@@ -100,11 +100,9 @@ pub(super) enum Reason {
 impl From<io::Error> for Reason {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => {
-                Self::Reset
-            }
             ErrorKind::ConnectionRefused => Self::Refused,
             ErrorKind::AddrNotAvailable => Self::NoPort,
+            _ if is_reset(&error) => Self::Reset,
             _ if is_timeout(&error) => Self::Late,
             _ if Errno::from_io_error(&error) == Some(Errno::MFILE) => Self::NoFile,
             _ => Self::Failed(error.to_string()),
