@@ -12,7 +12,7 @@ use bytesize::ByteSize;
 use clap::Parser;
 use clap_verbosity_flag::{InfoLevel, Verbosity};
 
-use crate::server::{Config, MAX_BUFFER_SIZE};
+use crate::server::{Config, MAX_BUFFER_SIZE, MAX_BUSY_POLL};
 #[cfg(feature = "client")]
 pub(crate) use client::parse_timeout;
 #[cfg(feature = "client")]
@@ -51,6 +51,11 @@ pub struct ServerArgs {
     #[arg(long, env = "ECHO_SERVER_BUFFER_SIZE", value_name = "BYTES", value_parser = parse_buffer_size, default_value = "64KiB")]
     pub buffer_size: usize,
 
+    /// How long a client's thread looks for the next bytes before it sleeps, up to 10ms; only while
+    /// that has been paying and clients are fewer than processors; 0s: never
+    #[arg(long, env = "ECHO_SERVER_BUSY_POLL", value_name = "DURATION", value_parser = parse_busy_poll, default_value = "50us")]
+    pub busy_poll: Duration,
+
     /// How much to log. `RUST_LOG`, where it is set, wins.
     #[command(flatten)]
     pub verbosity: Verbosity<InfoLevel>,
@@ -66,6 +71,7 @@ impl ServerArgs {
             idle_timeout: Some(self.idle_timeout).filter(|timeout| !timeout.is_zero()),
             shutdown_timeout: self.shutdown_timeout,
             buffer_size: self.buffer_size,
+            busy_poll: self.busy_poll,
         }
     }
 }
@@ -92,6 +98,13 @@ fn parse_max_connections(value: &str) -> Result<usize, String> {
 pub(crate) fn parse_duration(value: &str) -> Result<Duration, String> {
     humantime::parse_duration(value)
         .map_err(|_| "a number with a unit is needed, such as 500ms, 30s or 5m".to_owned())
+}
+
+fn parse_busy_poll(value: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(value) {
+        Ok(limit) if limit <= MAX_BUSY_POLL => Ok(limit),
+        _ => Err("a number with a unit is needed, from 0s to 10ms, such as 50us".to_owned()),
+    }
 }
 
 pub(crate) fn parse_buffer_size(value: &str) -> Result<usize, String> {

@@ -80,6 +80,8 @@ fn bad_arguments_are_told_with_the_flag_the_value_and_what_to_do() {
         ("--max-connections", "-1", "at least 1"),
         ("--idle-timeout", "30", "such as 500ms, 30s or 5m"),
         ("--shutdown-timeout", "soon", "such as 500ms, 30s or 5m"),
+        ("--busy-poll", "50", "from 0s to 10ms, such as 50us"),
+        ("--busy-poll", "11ms", "from 0s to 10ms, such as 50us"),
     ] {
         let message = fails(echo_server().arg(format!("{flag}={value}")), 2);
         assert!(message.contains(flag) && message.contains(advice), "{flag}={value}: {message}");
@@ -90,8 +92,12 @@ fn bad_arguments_are_told_with_the_flag_the_value_and_what_to_do() {
 
 #[test]
 fn a_bad_variable_is_told_as_a_bad_flag_is() {
-    let message = fails(echo_server().env("ECHO_SERVER_PORT", "http"), 2);
-    assert!(message.contains("--port") && message.contains("http"), "{message}");
+    for (variable, flag, value) in
+        [("ECHO_SERVER_PORT", "--port", "http"), ("ECHO_SERVER_BUSY_POLL", "--busy-poll", "1s")]
+    {
+        let message = fails(echo_server().env(variable, value), 2);
+        assert!(message.contains(flag) && message.contains(value), "{message}");
+    }
 }
 
 #[test]

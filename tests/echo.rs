@@ -61,6 +61,19 @@ fn many_megabytes_in_random_chunks_come_back() {
 }
 
 #[test]
+fn a_client_that_is_looked_for_gets_every_byte_back() {
+    for limit in ["0s", "50us", "10ms"] {
+        let server = Server::start(&["--busy-poll", limit]);
+        let client = server.connect();
+        for number in 0..1000 {
+            exchange(&client, &noise(1 + number % 100, number as u64));
+        }
+        let stream = noise(3_000_000, 7);
+        assert!(send_and_read_all(&client, &[&stream]) == stream, "{limit}");
+    }
+}
+
+#[test]
 fn sizes_around_the_buffers_edge_come_back_whatever_the_buffer() {
     for buffer in ["1", "7", "4096", "64KiB", "1MiB"] {
         let server = Server::start(&["--buffer-size", buffer]);

@@ -94,11 +94,26 @@ fn an_idle_server_with_idle_clients_does_not_wake_up() {
     for client in &clients {
         exchange(client, b"hello");
     }
+    comes_to_rest(&server);
+}
+
+#[test]
+fn a_server_that_looked_for_bytes_does_not_wake_up_once_its_client_is_idle() {
+    let server = Server::start(&["--busy-poll", "10ms"]);
+    let client = server.connect();
+    for _ in 0..2000 {
+        exchange(&client, b"hello");
+    }
+    comes_to_rest(&server);
+}
+
+/// Waits until the server's threads sleep, and neither wake up nor use the processor.
+fn comes_to_rest(server: &Server) {
     let patience = Instant::now() + common::PATIENCE;
     loop {
-        let before = sleeps(&server);
+        let before = (sleeps(server), processor_time(server));
         std::thread::sleep(Duration::from_secs(1));
-        if sleeps(&server) == before {
+        if (sleeps(server), processor_time(server)) == before {
             return;
         }
         assert!(Instant::now() < patience, "its threads wake up again and again");

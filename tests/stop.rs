@@ -54,6 +54,21 @@ fn an_idle_client_that_never_closes_holds_up_the_stop_for_as_long_as_the_server_
 }
 
 #[test]
+fn a_client_that_was_looked_for_gets_fin_as_soon_as_any_other() {
+    let mut server = Server::start(&["--busy-poll", "10ms", "--shutdown-timeout", "1h"]);
+    let client = server.connect();
+    for _ in 0..2000 {
+        exchange(&client, b"hello");
+    }
+    let begin = Instant::now();
+    server.signal(Signal::TERM);
+    assert_eq!(read_until_fin(&client), b"");
+    drop(client);
+    assert_eq!(server.wait().code(), Some(0));
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+}
+
+#[test]
 fn new_clients_are_refused_while_the_stop_waits_for_those_inside() {
     let mut server = Server::start(&["--shutdown-timeout", "1h"]);
     let client = server.connect();

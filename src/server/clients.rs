@@ -1,6 +1,7 @@
 //! Who is inside: how many, whether there is a place for one more, and what they got in all.
 
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,6 +11,9 @@ use super::connection::{Departure, Reason};
 #[derive(Debug)]
 pub(crate) struct Clients {
     limit: usize,
+    /// How many are inside. It changes under the mutex alone, or a departure could slip past who
+    /// waits for one; and everybody may read it.
+    inside: AtomicUsize,
     count: Mutex<Count>,
     /// Notified when a client leaves and somebody waits for that.
     left: Condvar,
@@ -17,7 +21,6 @@ pub(crate) struct Clients {
 
 #[derive(Debug, Default)]
 struct Count {
-    inside: usize,
     /// Whether somebody waits for a client to leave: a wake-up for nobody costs a system call.
     awaited: bool,
     totals: Totals,
@@ -25,7 +28,12 @@ struct Count {
 
 impl Clients {
     pub(crate) fn new(limit: usize) -> Self {
-        Self { limit, count: Mutex::default(), left: Condvar::new() }
+        Self { limit, inside: AtomicUsize::new(0), count: Mutex::default(), left: Condvar::new() }
+    }
+
+    /// How many are inside, at the cost of a load.
+    pub(crate) fn inside(&self) -> usize {
+        self.inside.load(Relaxed)
     }
 
     pub(crate) fn totals(&self) -> Totals {
@@ -39,7 +47,8 @@ impl Clients {
 
     /// Takes a place, to be given back when the returned value is dropped.
     pub(crate) fn enter(self: &Arc<Self>) -> Place {
-        self.count().inside += 1;
+        let _count = self.count();
+        self.inside.fetch_add(1, Relaxed);
         Place(Arc::clone(self))
     }
 
@@ -50,7 +59,7 @@ impl Clients {
 
     /// Blocks until a client has left, for `timeout` at most; whether one has.
     pub(crate) fn wait_for_departure(&self, timeout: Duration) -> bool {
-        let before = self.count().inside;
+        let before = self.inside();
         self.wait_while(timeout, |inside| inside >= before) < before
     }
 
@@ -63,10 +72,10 @@ impl Clients {
     fn wait_while(&self, timeout: Duration, condition: impl Fn(usize) -> bool) -> usize {
         let mut count = self.count();
         count.awaited = true;
-        let waited = self.left.wait_timeout_while(count, timeout, |count| condition(count.inside));
+        let waited = self.left.wait_timeout_while(count, timeout, |_| condition(self.inside()));
         let (mut count, _) = waited.unwrap_or_else(PoisonError::into_inner);
         count.awaited = false;
-        count.inside
+        self.inside()
     }
 
     fn count(&self) -> MutexGuard<'_, Count> {
@@ -90,8 +99,8 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut count = self.0.count();
-        count.inside -= 1;
+        let count = self.0.count();
+        self.0.inside.fetch_sub(1, Relaxed);
         if count.awaited {
             self.0.left.notify_all();
         }

@@ -16,6 +16,7 @@ use log::{debug, info, trace};
 use socket2::SockRef;
 
 use super::Service;
+use super::busy_poll::BusyPoll;
 use super::wait::{Interest, prepare_client, report_writable_when_all_is_sent, wait};
 
 /// How long nothing must have come from a client before a stop takes it for quiet: bytes that were
@@ -87,6 +88,7 @@ pub(crate) struct Connection {
     reader: BufReader<TcpStream>,
     peer: SocketAddr,
     service: Arc<Service>,
+    busy_poll: BusyPoll,
     /// Whether a byte has moved, in or out, since `idle_since` was set: a busy client needs no
     /// clock.
     moved: bool,
@@ -100,6 +102,7 @@ impl Connection {
         Self {
             reader: BufReader::with_capacity(service.config.buffer_size, stream),
             peer,
+            busy_poll: BusyPoll::new(service.config.busy_poll),
             service,
             moved: false,
             idle_since: Instant::now(),
@@ -129,13 +132,23 @@ impl Connection {
             match self.reader.fill_buf() {
                 Ok([]) => return Ok(()),
                 Ok(received) => {
+                    self.busy_poll.came();
                     debug!("{} sent {} bytes", self.peer, received.len());
                     trace!("{} sent {}", self.peer, excerpt(received));
                     self.moved = true;
                     self.write_all()?;
+                    self.look();
                 }
                 Err(error) => self.wait_if_blocked(error, Interest::Read)?,
             }
+        }
+    }
+
+    /// What was sent may have its answer soon: looks for that before the next read sleeps.
+    fn look(&mut self) {
+        let Service { clients, shutdown, lookers, .. } = &*self.service;
+        if clients.inside() <= *lookers && !shutdown.is_requested() {
+            self.busy_poll.look(self.reader.get_ref());
         }
     }
 

@@ -126,6 +126,12 @@ pub(crate) fn wait(
     }
 }
 
+/// Whether a read of `socket` would not block, at the cost of one system call. Where the system does
+/// not tell, the read will.
+pub(crate) fn has_news(socket: &impl AsFd) -> bool {
+    poll_first(&mut [PollFd::new(socket, PollFlags::IN)], Some(Duration::ZERO)).unwrap_or(true)
+}
+
 /// Polls, and tells whether the first of `fds` is ready.
 fn poll_first(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> Result<bool, Errno> {
     // Windows counts the milliseconds in 32 bits; who wakes after a day looks again.
