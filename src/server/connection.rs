@@ -4,6 +4,10 @@
 //! and a write takes what there is room for. So the loop echoes pieces as they come, and every
 //! piece to its end before it reads the next. A client that does not read its echoes is thereby
 //! not read from: it costs one buffer, and waits for itself.
+//!
+//! After an echo the thread goes straight back to its read. To yield there first lifted 16 and 64
+//! busy clients by 30 to 40 %, since the next message then has come before the thread sleeps; but
+//! with a busy program on each processor 4 clients fell from 54,000 messages a second to 2,800.
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
