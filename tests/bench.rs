@@ -11,14 +11,13 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, Server};
+use common::{PATIENCE, Server, echo_client, listen, nobody};
 use serde_json::Value;
 
 /// The command `echo-client bench` for a run as short as can be, unless the arguments say more.
 fn bench(server: SocketAddr, arguments: &[&str]) -> Command {
-    let mut command = common::command(env!("CARGO_BIN_EXE_echo-client"));
-    command.args(["bench", "--host", &server.ip().to_string()]);
-    command.args(["--port", &server.port().to_string(), "--warm-up", "0s"]);
+    let mut command = echo_client(server);
+    command.args(["bench", "--warm-up", "0s"]);
     if !arguments.contains(&"--duration") {
         command.args(["--duration", "200ms"]);
     }
@@ -71,8 +70,7 @@ fn failures(report: &Value) -> Vec<(&str, u64)> {
 
 /// A server that does with each connection what `serve` does; it is told how many came before.
 fn server(serve: impl Fn(usize, TcpStream) + Clone + Send + 'static) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port can be had");
-    let address = listener.local_addr().expect("it has an address");
+    let (listener, address) = listen();
     thread::spawn(move || {
         for (number, stream) in listener.incoming().enumerate() {
             let (serve, stream) = (serve.clone(), stream.expect("a client can be accepted"));
@@ -269,9 +267,7 @@ fn a_silent_server_is_a_timeout() {
 
 #[test]
 fn without_a_server_it_is_one_sentence() {
-    let free = TcpListener::bind("127.0.0.1:0").expect("a port can be had");
-    let address = free.local_addr().expect("it has an address");
-    drop(free);
+    let (_nobody, address) = nobody();
     let output = end(bench(address, &[]).spawn().expect("the client starts"));
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{stderr}");

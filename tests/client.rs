@@ -3,11 +3,9 @@
 
 mod common;
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
 
-use common::{Server, command, echo_client};
-use socket2::{Domain, Socket, Type};
+use common::{Server, command, echo_client, nobody};
 
 /// Runs a client that fails; what it says on stderr. Nothing must be on stdout.
 fn fails(client: &mut Command, code: i32) -> String {
@@ -23,15 +21,6 @@ fn cannot_connect(client: &mut Command) -> String {
     let message = fails(client, 1);
     assert_eq!(message.lines().count(), 1, "{message}");
     message
-}
-
-/// A socket that has an address, but does not listen there: nobody else can, either.
-fn nobody() -> (Socket, SocketAddr) {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket can be had");
-    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    socket.bind(&any.into()).expect("a port can be had");
-    let address = socket.local_addr().ok().and_then(|address| address.as_socket());
-    (socket, address.expect("it has an address"))
 }
 
 #[test]

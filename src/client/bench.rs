@@ -24,7 +24,7 @@ use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
 use self::load::{Load, Window};
 use self::report::Report;
 use self::tally::{Live, Reason, Tally};
-use super::{Failure, Target, raise_file_limit};
+use super::{Failure, Target, explain_stdout_error, raise_file_limit};
 use crate::cli::{parse_buffer_size, parse_duration, parse_timeout};
 
 /// How often the run looks for Ctrl+C and moves the progress bar.
@@ -106,7 +106,7 @@ impl BenchOptions {
 /// until then is printed all the same.
 ///
 /// # Errors
-/// The server cannot be reached. Where a connection failed later, or an echo was wrong, the report
+/// The server cannot be reached, or stdout fails. Where a connection failed later, or an echo was wrong, the report
 /// says so, and [`Failure::Silent`] is left; so it is where nobody reads the report.
 pub fn run(target: &Target, options: &BenchOptions, stop: &AtomicBool) -> Result<(), Failure> {
     raise_file_limit();
@@ -117,7 +117,8 @@ pub fn run(target: &Target, options: &BenchOptions, stop: &AtomicBool) -> Result
     let text = if options.json { format!("{}\n", report.json()) } else { report.to_string() };
     let mut stdout = io::stdout();
     let said = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
-    if said.is_ok() && tally.failures.is_empty() { Ok(()) } else { Err(Failure::Silent) }
+    said.map_err(|error| explain_stdout_error(&error))?;
+    if tally.failures.is_empty() { Ok(()) } else { Err(Failure::Silent) }
 }
 
 /// Runs the load on all connections, of which `first` has been made; what they counted, and in how

@@ -272,6 +272,15 @@ pub fn connect_with_buffer(address: SocketAddr, size: usize) -> TcpStream {
     stream
 }
 
+/// A socket that has an address, but does not listen there: nobody else can, either.
+pub fn nobody() -> (Socket, SocketAddr) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket can be had");
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    socket.bind(&any.into()).expect("a port can be had");
+    let address = socket.local_addr().ok().and_then(|address| address.as_socket());
+    (socket, address.expect("it has an address"))
+}
+
 /// Sends `message` and takes its echo.
 pub fn exchange(mut stream: &TcpStream, message: &[u8]) {
     stream.write_all(message).expect("the message goes out");

@@ -165,8 +165,8 @@ fn half_close_with_megabytes_owed(subject: &Subject) -> Result<(), Fault> {
 fn a_connection_that_stays_open(subject: &Subject) -> Result<(), Fault> {
     let peer = subject.connect()?;
     for message in [b"first ", b"second", b"third "] {
-        peer.exchange(message)?;
         thread::sleep(PAUSE);
+        peer.exchange(message)?;
     }
     Ok(())
 }
