@@ -3,6 +3,7 @@
 
 #[cfg(feature = "client")]
 mod client;
+mod documents;
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -17,49 +18,56 @@ use crate::server::{Config, MAX_BUFFER_SIZE, MAX_BUSY_POLL};
 pub(crate) use client::parse_timeout;
 #[cfg(feature = "client")]
 pub use client::{ClientArgs, ClientCommand};
+pub use documents::Documents;
 
 /// A TCP echo server: sends back to each client what it gets from it, byte for byte.
 #[derive(Clone, Debug, Parser)]
-#[command(
-    name = "echo-server",
-    version,
-    after_help = "RUST_LOG, where it is set, wins over -v and -q."
-)]
+#[command(name = "echo-server", version, after_help = EXAMPLES)]
 pub struct ServerArgs {
-    /// IP address to listen on; `::` serves IPv6 and IPv4 both
-    #[arg(long, env = "ECHO_SERVER_HOST", value_name = "ADDR", value_parser = parse_host, default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED))]
+    /// IP address to listen on; `::` serves IPv6 and IPv4
+    #[arg(long, env = "ECHO_SERVER_HOST", hide_env = true, help_heading = "Where to listen", value_name = "ADDR", value_parser = parse_host, default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED))]
     pub host: IpAddr,
 
-    /// Port to listen on; 0 lets the system choose a free one
-    #[arg(short, long, env = "ECHO_SERVER_PORT", value_parser = parse_port, default_value = "54000")]
+    /// Port to listen on; 0: the system chooses
+    #[arg(short, long, env = "ECHO_SERVER_PORT", hide_env = true, help_heading = "Where to listen", value_parser = parse_port, default_value = "54000")]
     pub port: u16,
 
-    /// Clients served at once, at least 1; the next ones wait in the kernel's queue
-    #[arg(long, env = "ECHO_SERVER_MAX_CONNECTIONS", value_name = "N", value_parser = parse_max_connections, default_value = "10000")]
+    /// Clients served at once; the next ones wait
+    #[arg(long, env = "ECHO_SERVER_MAX_CONNECTIONS", hide_env = true, help_heading = "Limits", value_name = "N", value_parser = parse_max_connections, default_value = "10000")]
     pub max_connections: usize,
 
-    /// Closes a client when no byte has moved, in or out, for that long, such as 500ms, 30s or 5m;
-    /// 0s: never
-    #[arg(long, env = "ECHO_SERVER_IDLE_TIMEOUT", value_name = "DURATION", value_parser = parse_duration, default_value = "0s")]
+    /// Closes a client after so long without a byte in or out, such as 30s; 0s: never
+    #[arg(long, env = "ECHO_SERVER_IDLE_TIMEOUT", hide_env = true, help_heading = "Limits", value_name = "DURATION", value_parser = parse_duration, default_value = "0s")]
     pub idle_timeout: Duration,
 
-    /// How long a stop waits for clients that are still owed bytes
-    #[arg(long, env = "ECHO_SERVER_SHUTDOWN_TIMEOUT", value_name = "DURATION", value_parser = parse_duration, default_value = "5s")]
+    /// How long a stop waits for clients that are owed bytes
+    #[arg(long, env = "ECHO_SERVER_SHUTDOWN_TIMEOUT", hide_env = true, help_heading = "Limits", value_name = "DURATION", value_parser = parse_duration, default_value = "5s")]
     pub shutdown_timeout: Duration,
 
-    /// Size of each client's buffer: bytes, or a number with KiB or MiB
-    #[arg(long, env = "ECHO_SERVER_BUFFER_SIZE", value_name = "BYTES", value_parser = parse_buffer_size, default_value = "64KiB")]
+    /// Each client's buffer: bytes, or a number with KiB or MiB
+    #[arg(long, env = "ECHO_SERVER_BUFFER_SIZE", hide_env = true, help_heading = "Speed", value_name = "BYTES", value_parser = parse_buffer_size, default_value = "64KiB")]
     pub buffer_size: usize,
 
-    /// How long a client's thread looks for the next bytes before it sleeps, up to 10ms; only while
-    /// that has been paying and clients are fewer than processors; 0s: never
-    #[arg(long, env = "ECHO_SERVER_BUSY_POLL", value_name = "DURATION", value_parser = parse_busy_poll, default_value = "50us")]
+    /// How long to look for a client's next bytes before sleeping, while that pays; 0s: never
+    #[arg(long, env = "ECHO_SERVER_BUSY_POLL", hide_env = true, help_heading = "Speed", value_name = "DURATION", value_parser = parse_busy_poll, default_value = "50us")]
     pub busy_poll: Duration,
 
     /// How much to log. `RUST_LOG`, where it is set, wins.
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Log")]
     pub verbosity: Verbosity<InfoLevel>,
+
+    /// What it prints about itself instead of serving.
+    #[command(flatten)]
+    pub documents: Documents,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  echo-server                        every IPv4 address of this machine, port 54000
+  echo-server --host 127.0.0.1 -q    this machine alone, and only warnings in the log
+  ECHO_SERVER_PORT=7007 echo-server  each option with a default has a variable; the option wins
+
+RUST_LOG, where it is set, wins over -v and -q.";
 
 impl ServerArgs {
     /// The server that these flags ask for.

@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | `main.rs` | the program: parse the flags, bind, say ready, run, exit code |
 //! | [`cli`] | the flags, their environment variables, how their values are read |
+//! | `cli/documents.rs` | the man page and the completions |
 //! | [`log_queue`] | the log's way to stderr, past readers that are slow or gone |
 //! | [`server`] | [`Server`]: the accept loop and the stop, on one page |
 //! | `server/listener.rs` | the listening socket: fast restart, a deep backlog, both IP versions |

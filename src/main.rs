@@ -12,9 +12,9 @@ use std::process::{self, ExitCode};
 use std::time::Duration;
 
 use clap::Parser;
-use echo_server::Server;
 use echo_server::cli::{ServerArgs, explain_bind_error};
 use echo_server::log_queue::LogQueue;
+use echo_server::Server;
 use env_logger::{Target, WriteStyle};
 use log::{debug, warn};
 
@@ -26,11 +26,10 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let args = ServerArgs::parse();
-    let outcome = start_log(&args).and_then(|log| {
-        let outcome = run(&args);
-        log.close(LAST_LINES);
-        outcome
-    });
+    let outcome = match args.documents.print::<ServerArgs>() {
+        Ok(false) => serve(&args),
+        printed => printed.map(drop),
+    };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
@@ -39,6 +38,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Serves from the first line of the log to the last.
+fn serve(args: &ServerArgs) -> Result<(), String> {
+    let log = start_log(args)?;
+    let outcome = run(args);
+    log.close(LAST_LINES);
+    outcome
 }
 
 fn start_log(args: &ServerArgs) -> Result<LogQueue, String> {

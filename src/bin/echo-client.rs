@@ -21,16 +21,9 @@ const FORCED: i32 = 130;
 
 fn main() -> ExitCode {
     let args = ClientArgs::parse();
-    let target = args.target();
-    let outcome = match args.command {
-        Some(ClientCommand::Test(options)) => conformance::run(&target, &options),
-        Some(ClientCommand::Bench(options)) => {
-            stop_on_ctrl_c().and_then(|stop| bench::run(&target, &options, &stop))
-        }
-        None if io::stdin().is_terminal() => {
-            on_signal(end_conversation).and_then(|()| interactive::run(&target))
-        }
-        None => pipe::run(&target),
+    let outcome = match args.documents.print::<ClientArgs>() {
+        Ok(false) => talk(args),
+        printed => printed.map(drop).map_err(Failure::Because),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -41,6 +34,21 @@ fn main() -> ExitCode {
             }
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Hands over to the command, or to what is meant without one.
+fn talk(args: ClientArgs) -> Result<(), Failure> {
+    let target = args.target();
+    match args.command {
+        Some(ClientCommand::Test(options)) => conformance::run(&target, &options),
+        Some(ClientCommand::Bench(options)) => {
+            stop_on_ctrl_c().and_then(|stop| bench::run(&target, &options, &stop))
+        }
+        None if io::stdin().is_terminal() => {
+            on_signal(end_conversation).and_then(|()| interactive::run(&target))
+        }
+        None => pipe::run(&target),
     }
 }
 

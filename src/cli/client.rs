@@ -5,30 +5,45 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
-use super::parse_duration;
+use super::{Documents, parse_duration};
 use crate::client::{Target, bench::BenchOptions, conformance::TestOptions};
 
 /// Talks to a TCP echo server. Without a command: at a terminal line by line, else as a pipe from
 /// stdin through the server to stdout.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "echo-client", version)]
+#[command(
+    name = "echo-client",
+    version,
+    after_help = EXAMPLES
+)]
 pub struct ClientArgs {
     /// Name or IP address of the server
-    #[arg(long, global = true, value_name = "HOST", value_parser = parse_server_host, default_value = "127.0.0.1")]
+    #[arg(long, global = true, help_heading = "Server", value_name = "HOST", value_parser = parse_server_host, default_value = "127.0.0.1")]
     pub host: String,
 
     /// Port of the server
-    #[arg(short, long, global = true, value_parser = parse_server_port, default_value = "54000")]
+    #[arg(short, long, global = true, help_heading = "Server", value_parser = parse_server_port, default_value = "54000")]
     pub port: u16,
 
     /// How long the server may take to accept a connection, and to go on while it owes bytes
-    #[arg(long, global = true, value_name = "DURATION", value_parser = parse_timeout, default_value = "5s")]
+    #[arg(long, global = true, help_heading = "Server", value_name = "DURATION", value_parser = parse_timeout, default_value = "5s")]
     pub timeout: Duration,
+
+    /// What it prints about itself instead of connecting.
+    #[command(flatten)]
+    pub documents: Documents,
 
     /// What to do
     #[command(subcommand)]
     pub command: Option<ClientCommand>,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  echo-client                        line by line; quit, exit or Ctrl+D leaves
+  echo-client <in >out               a pipe through the server: out is what in was
+  echo-client test --host server     does it echo, exactly and always?
+  echo-client bench                  how many echoes a second, and how soon?";
 
 impl ClientArgs {
     /// The server that these flags name.

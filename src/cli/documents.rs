@@ -1,0 +1,82 @@
+//! What a program prints about itself: its man page, and the completions for a shell.
+
+use std::io::{self, ErrorKind, Write};
+
+use clap::{Args, Command, CommandFactory};
+use clap_complete::{Generator, Shell};
+use clap_mangen::Man;
+
+/// The flags that ask for a document.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Documents")]
+pub struct Documents {
+    /// Prints the completions for a shell
+    #[arg(long, value_name = "SHELL")]
+    pub completions: Option<Shell>,
+
+    /// Prints the man page
+    #[arg(long)]
+    pub man: bool,
+}
+
+impl Documents {
+    /// Prints what was asked for; whether anything was.
+    ///
+    /// # Errors
+    /// A sentence for the person at the terminal: stdout cannot be written to.
+    pub fn print<Program: CommandFactory>(&self) -> Result<bool, String> {
+        if self.completions.is_none() && !self.man {
+            return Ok(false);
+        }
+        let mut program = Program::command();
+        program.set_bin_name(program.get_name().to_owned());
+        program.build();
+        match self.write(&program, &mut io::stdout()) {
+            // Who leaves early, such as a pager, has seen enough.
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+                Err(format!("cannot write to stdout: {error}"))
+            }
+            _ => Ok(true),
+        }
+    }
+
+    fn write(&self, program: &Command, out: &mut impl Write) -> io::Result<()> {
+        match self.completions {
+            Some(shell) => shell.try_generate(program, out)?,
+            None => write_man_page(program, out)?,
+        }
+        out.flush()
+    }
+}
+
+/// One page, also where the program has commands: each gets a section of its own.
+fn write_man_page(program: &Command, out: &mut impl Write) -> io::Result<()> {
+    let page = Man::new(program.clone());
+    page.render_title(out)?;
+    page.render_name_section(out)?;
+    page.render_synopsis_section(out)?;
+    page.render_description_section(out)?;
+    page.render_options_section(out)?;
+    for command in program.get_subcommands().filter(|command| command.get_name() != "help") {
+        writeln!(out, ".SH \"{} {}\"", program.get_name(), command.get_name())?;
+        let own = command.clone().mut_args(|arg| {
+            let told_above = arg.is_global_set();
+            arg.hide(told_above)
+        });
+        let section = Man::new(own);
+        let mut text = Vec::new();
+        section.render_description_section(&mut text)?;
+        section.render_options_section(&mut text)?;
+        // A man page has sections and below them subsections.
+        let text = String::from_utf8_lossy(&text).replace(".SH ", ".SS ");
+        out.write_all(text.as_bytes())?;
+    }
+    // As it stands: a man page would fill the lines.
+    writeln!(out, ".SH EXAMPLES\n.nf")?;
+    let examples = program.get_after_help().map(ToString::to_string).unwrap_or_default();
+    for line in examples.lines().skip(1) {
+        writeln!(out, "{}", line.replace('-', "\\-"))?;
+    }
+    writeln!(out, ".fi")?;
+    page.render_version_section(out)
+}
