@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::Parser;
+use clap::builder::BoolishValueParser;
 use clap_verbosity_flag::{InfoLevel, Verbosity};
 
 use crate::server::{Config, MAX_BUFFER_SIZE, MAX_BUSY_POLL};
@@ -31,6 +32,10 @@ pub struct ServerArgs {
     /// Port to listen on; 0: the system chooses
     #[arg(short, long, env = "ECHO_SERVER_PORT", hide_env = true, help_heading = "Where to listen", value_parser = parse_port, default_value = "54000")]
     pub port: u16,
+
+    /// Takes each client's address from the PROXY header that a balancer sends first
+    #[arg(long, env = "ECHO_SERVER_PROXY_PROTOCOL", hide_env = true, help_heading = "Where to listen", value_parser = BoolishValueParser::new())]
+    pub proxy_protocol: bool,
 
     /// Clients served at once; the next ones wait
     #[arg(long, env = "ECHO_SERVER_MAX_CONNECTIONS", hide_env = true, help_heading = "Limits", value_name = "N", value_parser = parse_max_connections, default_value = "10000")]
@@ -75,6 +80,7 @@ impl ServerArgs {
     pub fn config(&self) -> Config {
         Config {
             address: SocketAddr::new(self.host, self.port),
+            proxy_protocol: self.proxy_protocol,
             max_connections: self.max_connections,
             idle_timeout: Some(self.idle_timeout).filter(|timeout| !timeout.is_zero()),
             shutdown_timeout: self.shutdown_timeout,

@@ -12,6 +12,7 @@
 //! | [`server`] | [`Server`]: the accept loop and the stop, on one page |
 //! | `server/listener.rs` | the listening socket: fast restart, a deep backlog, both IP versions |
 //! | `server/connection.rs` | one client: the echo loop, why it ended, the polite close |
+//! | `server/connection/proxy.rs` | the header by which a balancer tells whose connection it is |
 //! | `server/busy_poll.rs` | looking for a client's next bytes before sleeping, and whether that pays |
 //! | `server/clients.rs` | who is inside: the count, the limit, the totals |
 //! | `server/holdup.rs` | clients that must wait outside: what the log says, how accepting pauses |

@@ -52,6 +52,9 @@ pub const MAX_BUSY_POLL: Duration = Duration::from_millis(10);
 pub struct Config {
     /// Where to listen. Port 0 lets the system choose; `::` serves IPv6 and IPv4 both.
     pub address: SocketAddr,
+    /// Each connection begins with a PROXY header, which tells the client's address. Anyone can
+    /// forge it: it is for servers that only a balancer can reach.
+    pub proxy_protocol: bool,
     /// How many clients are served at once; the next ones wait in the kernel's queue.
     pub max_connections: usize,
     /// Closes a client when no byte has moved, in or out, for that long.
@@ -67,11 +70,12 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// `0.0.0.0:54000`, 10,000 clients, no idle timeout, 5 s for a stop, buffers of 64 KiB,
-    /// 50 µs of looking.
+    /// `0.0.0.0:54000`, no PROXY header, 10,000 clients, no idle timeout, 5 s for a
+    /// stop, buffers of 64 KiB, 50 µs of looking.
     fn default() -> Self {
         Self {
             address: (Ipv4Addr::UNSPECIFIED, 54000).into(),
+            proxy_protocol: false,
             max_connections: 10_000,
             idle_timeout: None,
             shutdown_timeout: Duration::from_secs(5),
@@ -95,6 +99,10 @@ impl Server {
     /// The address is in use, is not this machine's or may not be bound by this user; or the
     /// configuration has a number that is out of its bounds.
     pub fn bind(config: Config) -> io::Result<Self> {
+        Self::new(Listener::bind(config.address)?, config)
+    }
+
+    fn new(listener: Listener, config: Config) -> io::Result<Self> {
         if config.max_connections == 0
             || !(1..=MAX_BUFFER_SIZE).contains(&config.buffer_size)
             || config.busy_poll > MAX_BUSY_POLL
@@ -104,7 +112,7 @@ impl Server {
             return Err(io::Error::new(ErrorKind::InvalidInput, message));
         }
         Ok(Self {
-            listener: Listener::bind(config.address)?,
+            listener,
             service: Arc::new(Service {
                 lookers: most_clients(config.busy_poll),
                 clients: Arc::new(Clients::new(config.max_connections)),

@@ -106,7 +106,7 @@ impl Queue {
 
 /// On a socket for both versions an IPv4 peer is told as `::ffff:192.0.2.1`; people know it
 /// without the prefix.
-fn plain(peer: SocketAddr) -> SocketAddr {
+pub(crate) fn plain(peer: SocketAddr) -> SocketAddr {
     match peer.ip().to_canonical() {
         ip @ IpAddr::V4(_) => SocketAddr::new(ip, peer.port()),
         IpAddr::V6(_) => peer,

@@ -111,6 +111,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn cutting_anywhere_gives_the_same_text(bytes in mixed(), sizes in prop::collection::vec(1..9_usize, 1..40)) {
             let (mut rest, mut pieces) = (&bytes[..], Vec::new());

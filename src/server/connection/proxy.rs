@@ -1,0 +1,145 @@
+//! The PROXY protocol: behind a balancer every connection comes from the balancer's address, so it
+//! says first, in a header, whose connection it is ([the specification][spec]). The header is no
+//! client's, and is not echoed. It cannot be told from one that a client has made up: a server that
+//! believes it must be reached by the balancer alone.
+//!
+//! [spec]: https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt
+
+use std::io::BufRead;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use log::trace;
+use proxy_header::{Error, ParseConfig, ProxyHeader};
+
+use super::{Connection, Interest, Reason, excerpt};
+use crate::server::listener::plain;
+
+/// How long the header may take. It comes with the connection's first bytes, and the specification
+/// asks for at least 3 s, so that a lost packet can be sent again.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How a header of version 1 begins, and one of version 2.
+const SIGNATURES: [&[u8]; 2] = [b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"];
+
+/// What a connection's first bytes are.
+#[derive(Debug, PartialEq, Eq)]
+enum Start {
+    /// The beginning of a header.
+    Partial,
+    /// A header and maybe more.
+    Header {
+        /// Bytes.
+        length: usize,
+        /// The client; none where it is the balancer's own connection, such as a health check, or
+        /// where the balancer does not tell.
+        client: Option<SocketAddr>,
+    },
+    /// Anything else.
+    Other,
+}
+
+impl Start {
+    fn parse(bytes: &[u8]) -> Self {
+        let may_be_one = SIGNATURES.iter().any(|signature| {
+            let length = signature.len().min(bytes.len());
+            signature[..length] == bytes[..length]
+        });
+        if !may_be_one {
+            return Self::Other;
+        }
+        let config = ParseConfig { include_tlvs: false, ..ParseConfig::default() };
+        match ProxyHeader::parse(bytes, config) {
+            Ok((header, length)) => {
+                let client = header.proxied_address().map(|address| plain(address.source));
+                Self::Header { length, client }
+            }
+            Err(Error::BufferTooShort) => Self::Partial,
+            Err(_) => Self::Other,
+        }
+    }
+}
+
+impl Connection {
+    /// Takes the header off the stream; the client that it tells.
+    pub(super) fn read_proxy_header(&mut self) -> Result<Option<SocketAddr>, Reason> {
+        let until = Instant::now() + TIMEOUT;
+        let mut header = Vec::new();
+        while Instant::now() < until {
+            self.stay()?;
+            match self.reader.fill_buf() {
+                Ok([]) => return Err(Reason::NoProxyHeader("the client ended its stream")),
+                Ok(received) => {
+                    trace!("{} sent {}", self.peer, excerpt(received));
+                    let (before, came) = (header.len(), received.len());
+                    header.extend_from_slice(received);
+                    match Start::parse(&header) {
+                        Start::Partial => self.reader.consume(came),
+                        Start::Header { length, client } => {
+                            self.reader.consume(length - before);
+                            return Ok(client);
+                        }
+                        Start::Other => return Err(Reason::NoProxyHeader("other bytes came")),
+                    }
+                }
+                Err(error) => self.wait_if_blocked(error, Interest::Read, Some(until))?,
+            }
+        }
+        Err(Reason::NoProxyHeader("none came in time"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use proptest::prelude::*;
+    use proxy_header::ProxiedAddress;
+
+    use super::*;
+
+    fn header(source: SocketAddr, version: u8) -> Vec<u8> {
+        let header = ProxyHeader::with_address(ProxiedAddress::stream(source, source));
+        let mut bytes = Vec::new();
+        let encoded = match version {
+            1 => header.encode_v1(&mut bytes),
+            _ => header.encode_v2(&mut bytes),
+        };
+        encoded.expect("it can be encoded");
+        bytes
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_header_is_one_once_it_is_whole_and_whatever_follows(
+            ip: IpAddr,
+            port: u16,
+            version in 1..=2_u8,
+            rest: Vec<u8>,
+        ) {
+            let source = SocketAddr::new(ip, port);
+            let header = header(source, version);
+            for cut in 0..header.len() {
+                prop_assert_eq!(Start::parse(&header[..cut]), Start::Partial, "cut at {}", cut);
+            }
+            let whole = Start::Header { length: header.len(), client: Some(plain(source)) };
+            prop_assert_eq!(Start::parse(&[header, rest].concat()), whole);
+        }
+
+        #[test]
+        fn any_bytes_get_an_answer(bytes: Vec<u8>, signature in 0..3_usize) {
+            let signature = SIGNATURES.get(signature).copied().unwrap_or_default();
+            let bytes = [signature, &bytes].concat();
+            if let Start::Header { length, .. } = Start::parse(&bytes) {
+                prop_assert!(length <= bytes.len());
+            }
+        }
+
+        #[test]
+        fn bytes_that_begin_otherwise_are_no_header(bytes in "[A-OQ-Za-z0-9].{0,40}") {
+            prop_assert_eq!(Start::parse(bytes.as_bytes()), Start::Other);
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! `--proxy-protocol`: the header by which a balancer tells whose connection it is.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Server, echo_server, exchange, read_until_fin};
+use proxy_header::{ProxiedAddress, ProxyHeader};
+
+const V1: &[u8] = b"PROXY TCP4 198.51.100.7 192.0.2.1 4321 54000\r\n";
+const LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00";
+
+fn start(arguments: &[&str]) -> Server {
+    Server::start(&[&["--proxy-protocol"], arguments].concat())
+}
+
+/// A header of version 2 for a client at `source`.
+fn v2(source: &str) -> Vec<u8> {
+    let source = source.parse().expect("it is an address");
+    let mut header = Vec::new();
+    let address = ProxiedAddress::stream(source, source);
+    ProxyHeader::with_address(address).encode_v2(&mut header).expect("it can be encoded");
+    header
+}
+
+/// Sends `header` and some bytes at once; what is echoed.
+fn echo_after(server: &Server, header: &[u8]) -> Vec<u8> {
+    let mut client = server.connect();
+    client.write_all(&[header, b"hello"].concat()).expect("the bytes go out");
+    client.shutdown(Shutdown::Write).expect("FIN goes out");
+    read_until_fin(&client)
+}
+
+#[test]
+fn the_log_has_the_true_address_and_the_header_is_not_echoed() {
+    let v6 = b"PROXY TCP6 2001:db8::7 2001:db8::1 4321 54000\r\n";
+    let with_tlv = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x10"[..], &[203, 0, 113, 9, 192, 0, 2, 1]];
+    let with_tlv = [&with_tlv.concat()[..], &[0x10, 0xE1, 0xD2, 0xF0, 0xEE, 0, 1, b'x']].concat();
+    for (header, client) in [
+        (V1, "198.51.100.7:4321"),
+        (v6, "[2001:db8::7]:4321"),
+        (&v2("198.51.100.7:4321"), "198.51.100.7:4321"),
+        (&v2("[2001:db8::7]:4321"), "[2001:db8::7]:4321"),
+        (&v2("[::ffff:198.51.100.7]:4321"), "198.51.100.7:4321"),
+        (&with_tlv, "203.0.113.9:4321"),
+    ] {
+        let server = start(&[]);
+        assert_eq!(echo_after(&server, header), b"hello", "{client}");
+        server.wait_for_log(&format!("{client} connected by 127.0.0.1:"));
+        server.wait_for_log(&format!("{client} disconnected: closed by client, 5 bytes echoed"));
+    }
+}
+
+#[test]
+fn a_connection_of_the_balancers_own_has_its_own_address() {
+    let server = start(&[]);
+    for header in [LOCAL, b"PROXY UNKNOWN\r\n", b"PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n"] {
+        let mut client = server.connect();
+        client.write_all(header).expect("the header goes out");
+        exchange(&client, b"hello");
+        let address = client.local_addr().expect("it has an address");
+        let arrival = server.wait_for_log(&format!("{address} connected"));
+        assert!(arrival.ends_with(" connected"), "{arrival}");
+    }
+}
+
+#[test]
+fn a_header_may_come_in_pieces_and_with_any_size_of_buffer() {
+    for buffer_size in ["1", "7", "64KiB"] {
+        let server = start(&["--buffer-size", buffer_size]);
+        for header in [V1, &v2("198.51.100.7:4321")] {
+            let mut client = server.connect();
+            for byte in [header, b"hello"].concat() {
+                client.write_all(&[byte]).expect("the byte goes out");
+            }
+            client.shutdown(Shutdown::Write).expect("FIN goes out");
+            assert_eq!(read_until_fin(&client), b"hello");
+        }
+        server.wait_for_logs(2, "198.51.100.7:4321 connected by ");
+    }
+}
+
+#[test]
+fn a_connection_that_does_not_begin_with_a_header_is_closed_and_the_log_says_so() {
+    let server = start(&[]);
+    let long = [&b"PROXY TCP4 "[..], &[b'1'; 200]].concat();
+    for (number, bytes) in [
+        b"GET / HTTP/1.1\r\n\r\n",
+        &b"hello"[..],
+        b"PROXY TCP4 198.51.100.7 192.0.2.1 4321 65536\r\n",
+        b"PROXY TCP4 2001:db8::7 2001:db8::1 4321 54000\r\n",
+        b"PROXY UDP4 198.51.100.7 192.0.2.1 4321 54000\r\n",
+        b"\r\n\r\n\0\r\nQUIT\n\x31\x11\0\x0C............",
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x02............",
+        &long,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut client = server.connect();
+        client.write_all(bytes).expect("the bytes go out");
+        let mut echo = Vec::new();
+        // FIN, or RST where more had come than was looked at.
+        let _ = client.read_to_end(&mut echo);
+        assert!(echo.is_empty(), "{} came back", echo.escape_ascii());
+        server
+            .wait_for_logs(number + 1, "disconnected: no PROXY header: other bytes came, 0 bytes");
+    }
+}
+
+#[test]
+fn a_connection_that_ends_before_its_header_does_is_told_as_such() {
+    let server = start(&[]);
+    for (number, bytes) in [&b""[..], &V1[..20], &LOCAL[..13]].into_iter().enumerate() {
+        let mut client = server.connect();
+        client.write_all(bytes).expect("the bytes go out");
+        client.shutdown(Shutdown::Write).expect("FIN goes out");
+        assert_eq!(read_until_fin(&client), b"");
+        server.wait_for_logs(number + 1, "no PROXY header: the client ended its stream");
+    }
+}
+
+#[test]
+fn a_header_that_does_not_come_in_five_seconds_ends_the_connection() {
+    let server = start(&[]);
+    let begin = Instant::now();
+    let silent = server.connect();
+    let slow = server.connect();
+    thread::scope(|scope| {
+        // Faster than the limit is a byte, slower the whole.
+        scope.spawn(|| drip(&slow, V1));
+        assert_eq!(read_until_fin(&silent), b"");
+    });
+    server.wait_for_logs(2, "no PROXY header: none came in time");
+    assert!(begin.elapsed() >= Duration::from_secs(5), "{:?}", begin.elapsed());
+}
+
+/// Sends a byte now and then until the server has had enough.
+fn drip(mut client: &TcpStream, bytes: &[u8]) {
+    client.set_read_timeout(Some(Duration::from_millis(400))).expect("a timeout can be set");
+    for byte in bytes {
+        let closed = client.write_all(&[*byte]).is_err() || client.read(&mut [0]).is_ok();
+        if closed {
+            return;
+        }
+    }
+    panic!("it may take as long as it likes");
+}
+
+#[test]
+fn without_the_flag_a_header_is_bytes_like_others() {
+    let server = Server::start(&[]);
+    assert_eq!(echo_after(&server, V1), [V1, b"hello"].concat());
+    assert!(!server.log().iter().any(|line| line.contains("198.51.100.7")), "{:#?}", server.log());
+}
+
+#[test]
+fn a_limit_for_each_address_counts_the_true_one() {
+    let server = start(&["--max-connections-per-ip", "1"]);
+    let enter = |source: &str| {
+        let mut client = server.connect();
+        client.write_all(&v2(source)).expect("the header goes out");
+        client
+    };
+    let first = enter("198.51.100.7:1");
+    exchange(&first, b"hello");
+    assert_eq!(read_until_fin(&enter("198.51.100.7:2")), b"");
+    server.wait_for_log("more clients of 198.51.100.7 are turned away: it has 1 already");
+    exchange(&enter("198.51.100.8:1"), b"hello");
+}
+
+#[test]
+fn it_comes_from_its_variable_too() {
+    for (value, echo) in [("true", &b"hello"[..]), ("0", &[V1, b"hello"].concat())] {
+        let mut command = echo_server();
+        command.env("ECHO_SERVER_PROXY_PROTOCOL", value);
+        let server = Server::spawn(command.args(["--host", "127.0.0.1", "--port", "0"]));
+        assert_eq!(echo_after(&server, V1), echo, "{value}");
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn a_stop_does_not_wait_for_a_header() {
+    let mut server = start(&["--shutdown-timeout", "1h"]);
+    let mut client = server.connect();
+    client.write_all(&V1[..10]).expect("the bytes go out");
+    let silent = server.connect();
+    let begin = Instant::now();
+    server.signal(rustix::process::Signal::TERM);
+    assert_eq!(read_until_fin(&client), b"");
+    assert_eq!(read_until_fin(&silent), b"");
+    assert_eq!(server.wait().code(), Some(0));
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+}
