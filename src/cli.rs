@@ -7,6 +7,7 @@ mod documents;
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -40,6 +41,10 @@ pub struct ServerArgs {
     /// Clients served at once; the next ones wait
     #[arg(long, env = "ECHO_SERVER_MAX_CONNECTIONS", hide_env = true, help_heading = "Limits", value_name = "N", value_parser = parse_max_connections, default_value = "10000")]
     pub max_connections: usize,
+
+    /// Clients served at once from one IP address; the next ones are closed; 0: any number
+    #[arg(long, env = "ECHO_SERVER_MAX_CONNECTIONS_PER_IP", hide_env = true, help_heading = "Limits", value_name = "N", value_parser = parse_max_connections_per_ip, default_value = "0")]
+    pub max_connections_per_ip: usize,
 
     /// Closes a client after so long without a byte in or out, such as 30s; 0s: never
     #[arg(long, env = "ECHO_SERVER_IDLE_TIMEOUT", hide_env = true, help_heading = "Limits", value_name = "DURATION", value_parser = parse_duration, default_value = "0s")]
@@ -82,6 +87,7 @@ impl ServerArgs {
             address: SocketAddr::new(self.host, self.port),
             proxy_protocol: self.proxy_protocol,
             max_connections: self.max_connections,
+            max_connections_per_ip: NonZeroUsize::new(self.max_connections_per_ip),
             idle_timeout: Some(self.idle_timeout).filter(|timeout| !timeout.is_zero()),
             shutdown_timeout: self.shutdown_timeout,
             buffer_size: self.buffer_size,
@@ -107,6 +113,10 @@ fn parse_max_connections(value: &str) -> Result<usize, String> {
         Ok(n) if n >= 1 => Ok(n),
         _ => Err("a whole number is needed, at least 1".to_owned()),
     }
+}
+
+fn parse_max_connections_per_ip(value: &str) -> Result<usize, String> {
+    value.parse().map_err(|_| "a whole number is needed; 0: any number".to_owned())
 }
 
 pub(crate) fn parse_duration(value: &str) -> Result<Duration, String> {

@@ -13,6 +13,7 @@
 //! | `server/listener.rs` | the listening socket: fast restart, a deep backlog, both IP versions |
 //! | `server/connection.rs` | one client: the echo loop, why it ended, the polite close |
 //! | `server/connection/proxy.rs` | the header by which a balancer tells whose connection it is |
+//! | `server/per_ip.rs` | how many clients each address has inside |
 //! | `server/busy_poll.rs` | looking for a client's next bytes before sleeping, and whether that pays |
 //! | `server/clients.rs` | who is inside: the count, the limit, the totals |
 //! | `server/holdup.rs` | clients that must wait outside: what the log says, how accepting pauses |

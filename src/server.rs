@@ -6,11 +6,13 @@ mod clients;
 mod connection;
 mod holdup;
 mod listener;
+mod per_ip;
 mod shutdown;
 mod wait;
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,6 +24,7 @@ use clients::Clients;
 use connection::Connection;
 use holdup::Holdup;
 use listener::Listener;
+use per_ip::PerIp;
 use shutdown::Shutdown;
 pub use shutdown::ShutdownHandle;
 use wait::TICK;
@@ -57,6 +60,8 @@ pub struct Config {
     pub proxy_protocol: bool,
     /// How many clients are served at once; the next ones wait in the kernel's queue.
     pub max_connections: usize,
+    /// How many clients of one IP address are served at once; the next ones are closed.
+    pub max_connections_per_ip: Option<NonZeroUsize>,
     /// Closes a client when no byte has moved, in or out, for that long.
     pub idle_timeout: Option<Duration>,
     /// How long a stop waits for clients that are still owed bytes.
@@ -70,13 +75,14 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// `0.0.0.0:54000`, no PROXY header, 10,000 clients, no idle timeout, 5 s for a
+    /// `0.0.0.0:54000`, no PROXY header, 10,000 clients from wherever, no idle timeout, 5 s for a
     /// stop, buffers of 64 KiB, 50 µs of looking.
     fn default() -> Self {
         Self {
             address: (Ipv4Addr::UNSPECIFIED, 54000).into(),
             proxy_protocol: false,
             max_connections: 10_000,
+            max_connections_per_ip: None,
             idle_timeout: None,
             shutdown_timeout: Duration::from_secs(5),
             buffer_size: 64 * 1024,
@@ -116,6 +122,7 @@ impl Server {
             service: Arc::new(Service {
                 lookers: most_clients(config.busy_poll),
                 clients: Arc::new(Clients::new(config.max_connections)),
+                per_ip: config.max_connections_per_ip.map(|limit| Arc::new(PerIp::new(limit))),
                 shutdown: Arc::new(Shutdown::new(config.shutdown_timeout)?),
                 config,
             }),
@@ -162,6 +169,7 @@ struct Service {
     /// With how many clients inside their threads may look before they sleep.
     lookers: usize,
     clients: Arc<Clients>,
+    per_ip: Option<Arc<PerIp>>,
     shutdown: Arc<Shutdown>,
 }
 

@@ -91,7 +91,7 @@ impl Place {
     /// Adds a client that was served to the totals, and frees its place.
     pub(crate) fn leave(self, departure: &Departure) {
         let totals = &mut self.0.count().totals;
-        totals.served += 1;
+        totals.served += u64::from(!matches!(departure.reason, Reason::TurnedAway));
         totals.echoed += departure.echoed;
         totals.cut_off += u64::from(matches!(departure.reason, Reason::CutOff));
     }

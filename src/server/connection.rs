@@ -18,11 +18,12 @@ use std::net::{Shutdown as Half, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::{debug, info, trace};
+use log::{Level, debug, info, log, trace};
 use socket2::SockRef;
 
 use super::Service;
 use super::busy_poll::BusyPoll;
+use super::per_ip::Seat;
 use super::wait::{Interest, prepare_client, report_writable_when_all_is_sent, wait};
 
 /// How long nothing must have come from a client before a stop takes it for quiet: bytes that were
@@ -50,6 +51,8 @@ pub(crate) enum Reason {
     CutOff,
     /// It did not begin with the header that a balancer sends, for this reason.
     NoProxyHeader(&'static str),
+    /// Its address had as many clients inside as it may have.
+    TurnedAway,
     /// Whatever else the system reported.
     Failed(io::Error),
 }
@@ -75,6 +78,7 @@ impl fmt::Display for Reason {
             Self::ServerStopping => f.write_str("server stopping"),
             Self::CutOff => f.write_str("cut off"),
             Self::NoProxyHeader(why) => write!(f, "no PROXY header: {why}"),
+            Self::TurnedAway => f.write_str("turned away"),
             Self::Failed(error) => write!(f, "I/O error: {error}"),
         }
     }
@@ -97,6 +101,8 @@ pub(crate) struct Connection {
     reader: BufReader<TcpStream>,
     /// The client: who has connected, or in whose name a balancer has.
     peer: SocketAddr,
+    /// Where places are counted by address.
+    seat: Option<Seat>,
     service: Arc<Service>,
     busy_poll: BusyPoll,
     /// Whether a byte has moved, in or out, since `idle_since` was set: a busy client needs no
@@ -112,6 +118,7 @@ impl Connection {
         Self {
             reader: BufReader::with_capacity(service.config.buffer_size, stream),
             peer,
+            seat: None,
             busy_poll: BusyPoll::new(service.config.busy_poll),
             service,
             moved: false,
@@ -129,12 +136,19 @@ impl Connection {
             self.close_politely();
         }
         let Self { peer, echoed, .. } = self;
+        // Who sees the end of a connection may come again at once.
+        drop(self.seat);
         drop(self.reader);
-        info!("{peer} disconnected: {reason}, {echoed} bytes echoed in {:.1?}", arrived.elapsed());
+        let level = if matches!(reason, Reason::TurnedAway) { Level::Debug } else { Level::Info };
+        log!(
+            level,
+            "{peer} disconnected: {reason}, {echoed} bytes echoed in {:.1?}",
+            arrived.elapsed()
+        );
         Departure { reason, echoed }
     }
 
-    /// Finds out who the client is.
+    /// Finds out who the client is, and gives it a seat where there is one.
     fn welcome(&mut self) -> Result<(), Reason> {
         prepare_client(&SockRef::from(self.reader.get_ref()))?;
         let header = self.service.config.proxy_protocol.then(|| self.read_proxy_header());
@@ -142,6 +156,9 @@ impl Connection {
             Some(client) => Some(mem::replace(&mut self.peer, client)),
             None => None,
         };
+        if let Some(per_ip) = &self.service.per_ip {
+            self.seat = Some(per_ip.enter(self.peer.ip()).ok_or(Reason::TurnedAway)?);
+        }
         match balancer {
             Some(balancer) => info!("{} connected by {balancer}", self.peer),
             None => info!("{} connected", self.peer),

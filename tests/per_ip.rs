@@ -1,0 +1,110 @@
+//! `--max-connections-per-ip`: one address cannot take all the places.
+
+mod common;
+
+use std::io::Read;
+use std::net::{SocketAddr, TcpStream};
+
+use common::{Server, echo_server, exchange};
+
+/// The server has closed the connection and served it nothing.
+fn is_turned_away(mut client: TcpStream) {
+    let mut echo = Vec::new();
+    // It may be told by FIN, or by RST where it had sent something.
+    let _ = client.read_to_end(&mut echo);
+    assert!(echo.is_empty());
+}
+
+fn told(server: &Server) -> usize {
+    server.log().iter().filter(|line| line.contains("are turned away")).count()
+}
+
+/// Connects from an address of the test's choice.
+#[cfg(target_os = "linux")]
+fn connect_from(ip: [u8; 4], server: SocketAddr) -> TcpStream {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+    let socket = socket.expect("a socket can be had");
+    socket.bind(&SocketAddr::from((ip, 0)).into()).expect("Linux has all of 127.0.0.0/8");
+    socket.connect(&server.into()).expect("the server accepts");
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(common::PATIENCE)).expect("a timeout can be set");
+    stream
+}
+
+#[test]
+fn clients_over_the_limit_are_closed_at_once_and_the_log_tells_the_address_once() {
+    let server = Server::start(&["--max-connections-per-ip", "2"]);
+    let inside = [server.connect(), server.connect()];
+    for client in &inside {
+        exchange(client, b"hello");
+    }
+    for _ in 0..3 {
+        is_turned_away(server.connect());
+    }
+    server.wait_for_log("more clients of 127.0.0.1 are turned away: it has 2 already");
+    for client in &inside {
+        exchange(client, b"those inside are served on");
+    }
+    assert_eq!(told(&server), 1, "{:#?}", server.log());
+    let arrivals = server.log().iter().filter(|line| line.ends_with(" connected")).count();
+    assert_eq!(arrivals, 2, "those turned away are no lines of their own: {:#?}", server.log());
+}
+
+#[test]
+fn whoever_leaves_makes_room_and_an_address_is_told_again_once_all_of_it_have_left() {
+    let server = Server::start(&["--max-connections-per-ip", "1"]);
+    for round in 1..=3 {
+        let client = server.connect();
+        exchange(&client, b"hello");
+        is_turned_away(server.connect());
+        server.wait_for_logs(round, "are turned away");
+        drop(client);
+        server.wait_for_logs(round, "closed by client");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn another_address_has_places_of_its_own() {
+    let server = Server::start(&["--max-connections-per-ip", "1"]);
+    let first = server.connect();
+    exchange(&first, b"hello");
+    is_turned_away(server.connect());
+    let other = connect_from([127, 0, 0, 2], server.address);
+    exchange(&other, b"hello");
+    is_turned_away(connect_from([127, 0, 0, 2], server.address));
+    server.wait_for_logs(2, "are turned away");
+}
+
+#[test]
+fn by_default_one_address_may_have_all_places() {
+    let server = Server::start(&[]);
+    let clients: Vec<TcpStream> = (0..50).map(|_| server.connect()).collect();
+    for client in &clients {
+        exchange(client, b"hello");
+    }
+    assert_eq!(told(&server), 0);
+}
+
+#[test]
+fn the_limit_comes_from_its_variable_too() {
+    let mut command = echo_server();
+    command.env("ECHO_SERVER_MAX_CONNECTIONS_PER_IP", "1");
+    let server = Server::spawn(command.args(["--host", "127.0.0.1", "--port", "0"]));
+    let client = server.connect();
+    exchange(&client, b"hello");
+    is_turned_away(server.connect());
+}
+
+#[test]
+#[cfg(unix)]
+fn those_turned_away_do_not_count_as_served() {
+    let mut server = Server::start(&["--max-connections-per-ip", "1"]);
+    let client = server.connect();
+    exchange(&client, b"hello");
+    is_turned_away(server.connect());
+    drop(client);
+    server.wait_for_log("closed by client");
+    assert_eq!(server.stop().code(), Some(0));
+    server.wait_for_log("stopped: 1 clients served, 0 cut off, 5 bytes echoed");
+}
