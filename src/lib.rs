@@ -20,6 +20,9 @@
 //! | `server/shutdown.rs` | the stop: an `AtomicBool`, its deadline and its handle |
 //! | `server/wait.rs` | how a thread waits for a socket and still hears the stop; what differs by platform |
 //!
+//! Behind the feature `systemd`, on Linux, is `systemd.rs`: the listening socket that a service
+//! manager hands over, and the news that it wants to hear.
+//!
 //! The client, `echo-client`, is behind the feature `client`, which is on by default:
 //!
 //! | file | its part |
@@ -84,5 +87,7 @@ pub mod cli;
 pub mod client;
 pub mod log_queue;
 pub mod server;
+#[cfg(all(feature = "systemd", target_os = "linux"))]
+pub mod systemd;
 
 pub use server::{Config, Server, ShutdownHandle};

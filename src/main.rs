@@ -14,7 +14,9 @@ use std::time::Duration;
 use clap::Parser;
 use echo_server::cli::{ServerArgs, explain_bind_error};
 use echo_server::log_queue::LogQueue;
-use echo_server::Server;
+#[cfg(all(feature = "systemd", target_os = "linux"))]
+use echo_server::systemd;
+use echo_server::{Config, Server};
 use env_logger::{Target, WriteStyle};
 use log::{debug, warn};
 
@@ -67,7 +69,7 @@ fn run(args: &ServerArgs) -> Result<(), String> {
     let address = config.address;
     #[cfg(unix)]
     raise_file_limit(config.max_connections);
-    let server = Server::bind(config).map_err(|error| explain_bind_error(address, &error))?;
+    let server = listen(config)?;
     let address = server.local_addr().map_err(|error| explain_bind_error(address, &error))?;
 
     let stop = server.shutdown_handle();
@@ -76,13 +78,28 @@ fn run(args: &ServerArgs) -> Result<(), String> {
             process::exit(FORCED);
         }
         stop.shutdown();
+        #[cfg(all(feature = "systemd", target_os = "linux"))]
+        systemd::stopping();
     })
     .map_err(|error| format!("cannot listen for Ctrl+C: {error}"))?;
 
     // For those who log and read no stdout.
     debug!("listening on {address}");
     say_ready(&format!("Server listening on {address}"));
+    #[cfg(all(feature = "systemd", target_os = "linux"))]
+    systemd::ready();
     server.run().map_err(|error| format!("gave up on {address}: {error}"))
+}
+
+/// On the socket that systemd has handed over, else on one of its own.
+fn listen(config: Config) -> Result<Server, String> {
+    #[cfg(all(feature = "systemd", target_os = "linux"))]
+    if let Some(listener) = systemd::listener()? {
+        return Server::from_listener(listener, config)
+            .map_err(|error| format!("cannot serve the socket that was handed over: {error}"));
+    }
+    let address = config.address;
+    Server::bind(config).map_err(|error| explain_bind_error(address, &error))
 }
 
 /// Each client takes a file. The soft limit is for programs that cannot count above 1024.

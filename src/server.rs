@@ -11,7 +11,7 @@ mod shutdown;
 mod wait;
 
 use std::io::{self, ErrorKind};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::thread;
@@ -106,6 +106,16 @@ impl Server {
     /// configuration has a number that is out of its bounds.
     pub fn bind(config: Config) -> io::Result<Self> {
         Self::new(Listener::bind(config.address)?, config)
+    }
+
+    /// Serves from a socket that listens already, such as one that a service manager holds for the
+    /// server and keeps open while it restarts. The configuration's address means nothing then.
+    ///
+    /// # Errors
+    /// The socket cannot be given the options that the server needs; or the configuration has a
+    /// number that is out of its bounds.
+    pub fn from_listener(listener: TcpListener, config: Config) -> io::Result<Self> {
+        Self::new(Listener::adopt(listener)?, config)
     }
 
     fn new(listener: Listener, config: Config) -> io::Result<Self> {

@@ -39,6 +39,12 @@ impl Listener {
         Ok(Self(socket.into()))
     }
 
+    /// Takes over a socket that somebody else has bound and listens on.
+    pub(crate) fn adopt(listener: TcpListener) -> io::Result<Self> {
+        prepare_listener(&SockRef::from(&listener))?;
+        Ok(Self(listener))
+    }
+
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
         self.0.local_addr()
     }

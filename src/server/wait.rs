@@ -69,13 +69,14 @@ fn set_options(socket: &SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     socket.set_out_of_band_inline(true)?;
     socket.set_tcp_keepalive(&keepalive)?;
+    // Also where it must be off: who hands a listener over may have left it on.
+    socket.set_nonblocking(!LINUX)?;
     if LINUX {
         set_unsent(socket, UNSENT)?;
         socket.set_read_timeout(Some(PATIENCE))?;
-        socket.set_write_timeout(Some(PATIENCE))
-    } else {
-        socket.set_nonblocking(true)
+        socket.set_write_timeout(Some(PATIENCE))?;
     }
+    Ok(())
 }
 
 /// From now on a client's socket counts as writable when every byte in it has been sent.

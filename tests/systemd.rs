@@ -1,0 +1,187 @@
+//! What systemd gives and wants to hear: a listening socket handed over, readiness, the stop.
+#![cfg(all(target_os = "linux", feature = "systemd"))]
+
+mod common;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use common::{PATIENCE, Server, command, echo_server, exchange, listen, noise, read_until_fin};
+use rustix::io::{FdFlags, fcntl_setfd};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_echo-server");
+
+/// A server to which `listener` is handed over as a service manager does it, by the number 3 and
+/// the environment; the manager keeps it open.
+fn hand_over(listener: &TcpListener) -> Command {
+    fcntl_setfd(listener, FdFlags::empty()).expect("it can be inherited");
+    let script = format!(
+        r#"exec 3<&{}; LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" --port 1"#,
+        listener.as_raw_fd()
+    );
+    let mut shell = command("sh");
+    shell.args(["-c", &script, PROGRAM]);
+    shell
+}
+
+#[test]
+fn a_socket_that_is_handed_over_is_served_and_host_and_port_mean_nothing() {
+    let (listener, address) = listen();
+    let server = Server::spawn(&mut hand_over(&listener));
+    assert_eq!(server.address, address);
+    exchange(&server.connect(), b"hello");
+}
+
+#[test]
+fn a_restart_refuses_nobody_and_loses_nothing() {
+    let (listener, address) = listen();
+    let mut waiting: Option<(TcpStream, Vec<u8>)> = None;
+    for round in 0..5 {
+        let mut server = Server::spawn(&mut hand_over(&listener));
+        assert_eq!(server.address, address);
+        if let Some((client, sent)) = waiting.take() {
+            assert!(read_until_fin(&client) == sent, "round {round}");
+        }
+        exchange(&server.connect(), b"hello");
+        assert_eq!(server.stop().code(), Some(0));
+        // While no server runs at all.
+        let mut client = server.connect();
+        let sent = noise(50_000, round);
+        client.write_all(&sent).expect("the bytes go out");
+        client.shutdown(Shutdown::Write).expect("FIN goes out");
+        waiting = Some((client, sent));
+    }
+}
+
+#[test]
+fn a_stop_is_heard_though_the_socket_was_left_non_blocking() {
+    let (listener, _) = listen();
+    listener.set_nonblocking(true).expect("the mode can be set");
+    let mut server = Server::spawn(&mut hand_over(&listener));
+    exchange(&server.connect(), b"hello");
+    assert_eq!(server.stop().code(), Some(0));
+}
+
+/// Runs `command`, which must fail with exit code 1; its one line on stderr.
+fn fails(command: &mut Command) -> String {
+    let output = command.output().expect("it can be spawned");
+    let stderr = String::from_utf8(output.stderr).expect("the message is text");
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(output.stdout.is_empty());
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    stderr
+}
+
+#[test]
+fn what_cannot_be_served_is_told_with_what_to_write_in_the_socket_unit() {
+    let (listener, address) = listen();
+    let client = TcpStream::connect(address).expect("it listens");
+    let inherited = |fd: i32| {
+        let script = format!(r#"exec 3<&{fd}; LISTEN_FDS=1 LISTEN_PID=$$ exec "$0""#);
+        let mut shell = command("sh");
+        shell.args(["-c", &script, PROGRAM]);
+        shell
+    };
+    fcntl_setfd(&client, FdFlags::empty()).expect("it can be inherited");
+    let connected = fails(&mut inherited(client.as_raw_fd()));
+    assert!(connected.contains("it does not listen") && connected.contains("Accept= no"));
+    let no_socket = fails(&mut inherited(0));
+    assert!(no_socket.contains("ListenStream= must be a TCP port"), "{no_socket}");
+    drop(listener);
+
+    let two = fails(command("sh").args(["-c", r#"LISTEN_FDS=2 LISTEN_PID=$$ exec "$0""#, PROGRAM]));
+    assert!(two.contains("2 sockets were handed over") && two.contains("ListenStream="), "{two}");
+}
+
+#[test]
+fn a_socket_for_another_process_is_none_of_its_business() {
+    let mut command = echo_server();
+    command.env("LISTEN_FDS", "1").env("LISTEN_PID", "1");
+    let server = Server::spawn(command.args(["--host", "127.0.0.1", "--port", "0"]));
+    exchange(&server.connect(), b"hello");
+}
+
+/// Where a service manager listens for news.
+struct Manager {
+    socket: UnixDatagram,
+    path: PathBuf,
+}
+
+impl Manager {
+    fn new(name: &str) -> Self {
+        let path = format!("echo-server-test-{}-{name}", std::process::id());
+        let path = std::env::temp_dir().join(path);
+        let socket = UnixDatagram::bind(&path).expect("a socket can be had");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+        Self { socket, path }
+    }
+
+    fn news(&self) -> String {
+        let mut news = [0; 1000];
+        let length = self.socket.recv(&mut news).expect("news come");
+        String::from_utf8_lossy(&news[..length]).into_owned()
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+#[test]
+fn the_manager_is_told_when_the_server_is_ready_and_when_it_stops() {
+    let manager = Manager::new("news");
+    let mut command = echo_server();
+    command.args(["--host", "127.0.0.1", "--port", "0"]).env("NOTIFY_SOCKET", &manager.path);
+    let mut server = Server::spawn(&mut command);
+    assert_eq!(manager.news(), "READY=1\n");
+    exchange(&server.connect(), b"hello");
+    server.signal(rustix::process::Signal::TERM);
+    assert_eq!(manager.news(), "STOPPING=1\n");
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
+fn a_manager_that_is_gone_does_not_stop_the_service() {
+    let mut command = echo_server();
+    command.args(["--host", "127.0.0.1", "--port", "0"]).env("NOTIFY_SOCKET", "/nowhere/at/all");
+    let mut server = Server::spawn(&mut command);
+    server.wait_for_log("the service manager cannot be told (NOTIFY_SOCKET): ");
+    exchange(&server.connect(), b"hello");
+    assert_eq!(server.stop().code(), Some(0));
+}
+
+/// systemd's own tool for trying out a service: it listens, and starts the server for the first
+/// client.
+#[test]
+fn systemds_own_tool_can_start_the_server() {
+    let (listener, address) = listen();
+    drop(listener);
+    let mut tool = command("systemd-socket-activate");
+    tool.args(["--listen", &address.to_string(), PROGRAM]);
+    tool.stdout(Stdio::null()).stderr(Stdio::null());
+    let Some(mut server) = common::start_tool(&mut tool) else { return };
+    let end = std::time::Instant::now() + PATIENCE;
+    let mut client = loop {
+        match TcpStream::connect(address) {
+            Ok(client) => break client,
+            Err(error) => assert!(std::time::Instant::now() < end, "nothing listens: {error}"),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    };
+    client.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+    client.write_all(b"hello").expect("the bytes go out");
+    let mut echo = [0; 5];
+    client.read_exact(&mut echo).expect("the echo comes back");
+    assert_eq!(&echo, b"hello");
+    drop(client);
+    let pid = rustix::process::Pid::from_child(&server);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it can be signalled");
+    assert_eq!(server.wait().expect("it ends").code(), Some(0));
+}
