@@ -97,10 +97,11 @@ impl ServerArgs {
 }
 
 fn parse_host(value: &str) -> Result<IpAddr, String> {
-    value.parse().map_err(|_| {
-        "an IP address is needed, such as 0.0.0.0 for every interface, 127.0.0.1 for this machine \
-         alone, or :: for IPv6 and IPv4"
-            .to_owned()
+    let needed = "an IP address is needed, such as 0.0.0.0 for every interface, 127.0.0.1 for this \
+                  machine alone, or :: for IPv6 and IPv4";
+    value.parse().map_err(|_| match value {
+        "localhost" => format!("{needed}; did you mean 127.0.0.1?"),
+        _ => needed.to_owned(),
     })
 }
 
@@ -120,15 +121,26 @@ fn parse_max_connections_per_ip(value: &str) -> Result<usize, String> {
 }
 
 pub(crate) fn parse_duration(value: &str) -> Result<Duration, String> {
-    humantime::parse_duration(value)
-        .map_err(|_| "a number with a unit is needed, such as 500ms, 30s or 5m".to_owned())
+    humantime::parse_duration(value).map_err(|_| {
+        let hint = unit_hint(value, "s");
+        format!("a number with a unit is needed, such as 500ms, 30s or 5m{hint}")
+    })
 }
 
 fn parse_busy_poll(value: &str) -> Result<Duration, String> {
     match humantime::parse_duration(value) {
         Ok(limit) if limit <= MAX_BUSY_POLL => Ok(limit),
-        _ => Err("a number with a unit is needed, from 0s to 10ms, such as 50us".to_owned()),
+        _ => {
+            let hint = unit_hint(value, "us");
+            Err(format!("a number with a unit is needed, from 0s to 10ms, such as 50us{hint}"))
+        }
     }
+}
+
+/// The likely meaning of a duration that was given without a unit.
+fn unit_hint(value: &str, unit: &str) -> String {
+    let is_number = value.parse::<u64>().is_ok();
+    if is_number { format!("; did you mean {value}{unit}?") } else { String::new() }
 }
 
 pub(crate) fn parse_buffer_size(value: &str) -> Result<usize, String> {
@@ -164,11 +176,92 @@ pub fn explain_bind_error(address: SocketAddr, error: &io::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Display;
+
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
     fn the_flags_defaults_are_those_of_the_library() -> Result<(), clap::Error> {
         assert_eq!(ServerArgs::try_parse_from(["echo-server"])?.config(), Config::default());
         Ok(())
+    }
+
+    fn size(value: impl Display) -> Option<usize> {
+        parse_buffer_size(&value.to_string()).ok()
+    }
+
+    fn duration(value: impl Display) -> Option<Duration> {
+        parse_duration(&value.to_string()).ok()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_size_is_its_number_of_bytes(bytes in 1..=MAX_BUFFER_SIZE, kib in 1..=16_384_usize, mib in 1..=16_usize) {
+            prop_assert_eq!(size(bytes), Some(bytes));
+            prop_assert_eq!(size(format_args!("{kib}KiB")), Some(kib * 1024));
+            prop_assert_eq!(size(format_args!("{kib} KiB")), Some(kib * 1024));
+            prop_assert_eq!(size(format_args!("{mib}MiB")), Some(mib * 1024 * 1024));
+        }
+
+        #[test]
+        fn a_size_out_of_bounds_is_none(bytes in MAX_BUFFER_SIZE + 1.., mib in 17..100_000_000_u64) {
+            prop_assert_eq!(size(bytes), None);
+            prop_assert_eq!(size(format_args!("{mib}MiB")), None);
+            prop_assert_eq!(size(format_args!("-{mib}")), None);
+        }
+
+        #[test]
+        fn a_duration_is_its_number_of_units(n in 0..=u64::from(u32::MAX)) {
+            prop_assert_eq!(duration(format_args!("{n}us")), Some(Duration::from_micros(n)));
+            prop_assert_eq!(duration(format_args!("{n}ms")), Some(Duration::from_millis(n)));
+            prop_assert_eq!(duration(format_args!("{n}s")), Some(Duration::from_secs(n)));
+            prop_assert_eq!(duration(format_args!("{n}m")), Some(Duration::from_secs(n * 60)));
+        }
+
+        #[test]
+        fn a_duration_is_understood_as_humantime_writes_it(secs in 0..1_u64 << 40, nanos in 0..1_000_000_000_u32) {
+            let written = Duration::new(secs, nanos);
+            prop_assert_eq!(duration(humantime::format_duration(written)), Some(written));
+        }
+
+        #[test]
+        fn looking_takes_ten_milliseconds_at_most(us in 0..20_000_u64) {
+            let limit = Some(Duration::from_micros(us)).filter(|limit| *limit <= MAX_BUSY_POLL);
+            prop_assert_eq!(parse_busy_poll(&format!("{us}us")).ok(), limit);
+        }
+
+        #[test]
+        fn a_number_alone_is_no_duration_but_its_unit_is_guessed(n in 1..u64::MAX) {
+            let error = parse_duration(&n.to_string()).expect_err("it has no unit");
+            prop_assert!(error.ends_with(&format!("; did you mean {n}s?")), "{}", error);
+        }
+
+        #[test]
+        fn an_address_is_itself(ip: IpAddr, port: u16, n in 1..usize::MAX) {
+            prop_assert_eq!(parse_host(&ip.to_string()), Ok(ip));
+            prop_assert_eq!(parse_port(&port.to_string()), Ok(port));
+            prop_assert_eq!(parse_max_connections(&n.to_string()), Ok(n));
+            prop_assert!(parse_host(&SocketAddr::new(ip, port).to_string()).is_err());
+        }
+
+        #[test]
+        fn any_text_gets_an_answer_of_one_line(text in ".*") {
+            let errors = [
+                parse_host(&text).err(),
+                parse_port(&text).err(),
+                parse_max_connections(&text).err(),
+                parse_max_connections_per_ip(&text).err(),
+                parse_duration(&text).err(),
+                parse_busy_poll(&text).err(),
+                parse_buffer_size(&text).err(),
+            ];
+            for error in errors.into_iter().flatten() {
+                prop_assert_eq!(error.lines().count(), 1);
+            }
+        }
     }
 }

@@ -71,22 +71,25 @@ fn bad_arguments_are_told_with_the_flag_the_value_and_what_to_do() {
     for (flag, value, advice) in [
         ("--port", "65536", "from 0 to 65535"),
         ("--port", "http", "from 0 to 65535"),
-        ("--host", "localhost", "127.0.0.1 for this machine"),
+        ("--host", "localhost", "did you mean 127.0.0.1?"),
         ("--host", "", "an IP address is needed"),
         ("--buffer-size", "0", "from 1 byte to 16MiB"),
         ("--buffer-size", "17MiB", "from 1 byte to 16MiB"),
         ("--buffer-size", "much", "such as 64KiB"),
         ("--max-connections", "0", "at least 1"),
         ("--max-connections", "-1", "at least 1"),
-        ("--idle-timeout", "30", "such as 500ms, 30s or 5m"),
+        ("--max-connections-per-ip", "many", "a whole number is needed; 0: any number"),
+        ("--proxy-protocol", "yes", "unexpected value"),
+        ("--idle-timeout", "30", "such as 500ms, 30s or 5m; did you mean 30s?"),
         ("--shutdown-timeout", "soon", "such as 500ms, 30s or 5m"),
-        ("--busy-poll", "50", "from 0s to 10ms, such as 50us"),
+        ("--busy-poll", "50", "from 0s to 10ms, such as 50us; did you mean 50us?"),
         ("--busy-poll", "11ms", "from 0s to 10ms, such as 50us"),
     ] {
         let message = fails(echo_server().arg(format!("{flag}={value}")), 2);
         assert!(message.contains(flag) && message.contains(advice), "{flag}={value}: {message}");
     }
     assert!(fails(echo_server().arg("--prot=1"), 2).contains("--port"));
+    assert!(fails(echo_server().args(["--completions", "fsh"]), 2).contains("'fish'"));
     assert!(fails(echo_server().arg("54000"), 2).contains("54000"));
 }
 

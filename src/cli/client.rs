@@ -91,3 +91,50 @@ pub(crate) fn parse_timeout(value: &str) -> Result<Duration, String> {
         Err("it must be from 1ms to 24h".to_owned())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, SocketAddr};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn an_address_is_itself_with_or_without_brackets(ip: IpAddr, v6: Ipv6Addr) {
+            prop_assert_eq!(parse_server_host(&ip.to_string()), Ok(ip.to_string()));
+            prop_assert_eq!(parse_server_host(&format!("[{v6}]")), Ok(v6.to_string()));
+            let with_interface = format!("{v6}%eth0");
+            prop_assert_eq!(parse_server_host(&with_interface), Ok(with_interface.clone()));
+        }
+
+        #[test]
+        fn a_name_is_itself_and_has_no_port(name in "[a-z][a-z0-9.-]{0,30}", port: u16) {
+            prop_assert_eq!(parse_server_host(&name), Ok(name.clone()));
+            for wrong in [format!("{name}:{port}"), format!("{name} ")] {
+                prop_assert!(parse_server_host(&wrong).is_err());
+            }
+        }
+
+        #[test]
+        fn an_address_with_a_port_is_refused(address: SocketAddr) {
+            prop_assert!(parse_server_host(&address.to_string()).is_err());
+        }
+
+        #[test]
+        fn a_port_is_from_1_to_65535(port in 0..200_000_u32) {
+            let valid = u16::try_from(port).ok().filter(|port| *port > 0);
+            prop_assert_eq!(parse_server_port(&port.to_string()).ok(), valid);
+        }
+
+        #[test]
+        fn a_timeout_is_from_a_millisecond_to_a_day(us in 0..100_000_000_000_u64) {
+            let day = 24 * 60 * 60 * 1_000_000;
+            let valid = (1_000..=day).contains(&us).then(|| Duration::from_micros(us));
+            prop_assert_eq!(parse_timeout(&format!("{us}us")).ok(), valid);
+        }
+    }
+}
