@@ -1,0 +1,110 @@
+//! What the programs print about themselves: help, man pages, completions. None may lack a flag.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::io::pipe;
+use std::process::{Command, Stdio};
+
+use common::command;
+
+#[cfg(feature = "client")]
+const PROGRAMS: [&str; 2] = [env!("CARGO_BIN_EXE_echo-server"), env!("CARGO_BIN_EXE_echo-client")];
+#[cfg(not(feature = "client"))]
+const PROGRAMS: [&str; 1] = [env!("CARGO_BIN_EXE_echo-server")];
+
+const SHELLS: [&str; 5] = ["bash", "elvish", "fish", "powershell", "zsh"];
+
+fn stdout(command: &mut Command) -> String {
+    let output = command.output().expect("it can be spawned");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && stderr.is_empty(), "{stderr}");
+    String::from_utf8(output.stdout).expect("it is text")
+}
+
+/// The long flags in a help text.
+fn flags(help: &str) -> BTreeSet<String> {
+    let words = help.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+    words.filter(|word| word.starts_with("--") && word.len() > 2).map(str::to_owned).collect()
+}
+
+/// The flags of a program and of its commands.
+fn all_flags(program: &str) -> BTreeSet<String> {
+    let help = stdout(command(program).arg("--help"));
+    let mut all = flags(&help);
+    if help.contains("Commands:") {
+        for name in ["test", "bench"] {
+            all.append(&mut flags(&stdout(command(program).args([name, "--help"]))));
+        }
+    }
+    assert!(all.len() > 5, "{all:?}");
+    all
+}
+
+#[test]
+fn the_help_ends_with_examples_and_fits_a_terminal() {
+    for program in PROGRAMS {
+        let help = stdout(command(program).arg("--help"));
+        let (_, examples) = help.split_once("\nExamples:\n").expect("it has examples");
+        assert!(examples.lines().filter(|line| line.starts_with("  echo-")).count() >= 2, "{help}");
+        let widest = help.lines().map(|line| line.chars().count()).max();
+        assert!(widest.is_some_and(|widest| widest <= 100), "{help}");
+    }
+}
+
+#[test]
+fn the_man_page_has_every_flag() {
+    for program in PROGRAMS {
+        let page = stdout(command(program).arg("--man")).replace('\\', "");
+        assert!(page.contains(".TH echo-"), "{page}");
+        for flag in all_flags(program) {
+            assert!(page.contains(&flag), "{flag}: {page}");
+        }
+        assert!(page.contains(".SH EXAMPLES\n"), "{page}");
+    }
+}
+
+#[test]
+fn the_completions_for_every_shell_have_every_flag() {
+    for program in PROGRAMS {
+        let flags = all_flags(program);
+        for shell in SHELLS {
+            let script = stdout(command(program).args(["--completions", shell]));
+            for flag in &flags {
+                // fish writes them without the dashes.
+                let name = if shell == "fish" { flag.trim_start_matches('-') } else { flag };
+                assert!(script.contains(name), "{shell}, {flag}: {script}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_pager_that_leaves_early_is_no_failure() {
+    for arguments in [&["--man"][..], &["--completions", "zsh"]] {
+        for program in PROGRAMS {
+            let (reader, writer) = pipe().expect("a pipe can be had");
+            drop(reader);
+            let mut command = command(program);
+            let output = command.args(arguments).stdout(writer).stderr(Stdio::piped()).output();
+            let output = output.expect("it can be spawned");
+            assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+        }
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_is_told() {
+    for program in PROGRAMS {
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+        let output =
+            command(program).arg("--man").stdout(full).output().expect("it can be spawned");
+        assert_eq!(output.status.code(), Some(1));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            stderr.contains("cannot write to stdout: ") && stderr.lines().count() == 1,
+            "{stderr}"
+        );
+    }
+}
