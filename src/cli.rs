@@ -81,6 +81,17 @@ RUST_LOG, where it is set, wins over -v and -q.";
 
 impl ServerArgs {
     /// The server that these flags ask for.
+    ///
+    /// ```
+    /// use clap::Parser;
+    /// use echo_server::cli::ServerArgs;
+    ///
+    /// # fn main() -> Result<(), clap::Error> {
+    /// let args = ServerArgs::try_parse_from(["echo-server", "--buffer-size", "4KiB"])?;
+    /// assert_eq!(args.config().buffer_size, 4096);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn config(&self) -> Config {
         Config {

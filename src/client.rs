@@ -42,6 +42,23 @@ impl Target {
     /// Connects to the first of the host's addresses that answers. Small writes then go out at
     /// once (`TCP_NODELAY`).
     ///
+    /// ```
+    /// use std::net::TcpListener;
+    /// use std::time::Duration;
+    ///
+    /// use echo_server::client::Target;
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let server = TcpListener::bind("127.0.0.1:0")?;
+    /// let port = server.local_addr()?.port();
+    /// let timeout = Duration::from_secs(5);
+    /// let target = Target { host: "127.0.0.1".to_owned(), port, timeout };
+    /// let (_stream, address) = target.connect().expect("it listens");
+    /// assert_eq!(address, server.local_addr()?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// The name is not known, or no address has accepted the connection within the timeout.
     pub fn connect(&self) -> Result<(TcpStream, SocketAddr), Failure> {

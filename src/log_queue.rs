@@ -16,6 +16,20 @@ const LIMIT: usize = 1024 * 1024;
 const GATHER: Duration = Duration::from_millis(5);
 
 /// Where the log's lines go, each by one call of [`Write::write`].
+///
+/// ```
+/// use std::io::{Write, sink};
+/// use std::time::Duration;
+///
+/// use echo_server::log_queue::LogQueue;
+///
+/// # fn main() -> std::io::Result<()> {
+/// let mut log = LogQueue::start(sink())?;
+/// log.write_all(b"a line\n")?;
+/// log.close(Duration::from_secs(1));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct LogQueue(Arc<Shared>);
 

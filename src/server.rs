@@ -51,6 +51,21 @@ pub const MAX_BUFFER_SIZE: usize = 16 * 1024 * 1024;
 pub const MAX_BUSY_POLL: Duration = Duration::from_millis(10);
 
 /// How a server is set up.
+///
+/// ```
+/// use std::num::NonZeroUsize;
+/// use std::time::Duration;
+///
+/// use echo_server::Config;
+///
+/// // For strangers: no more than 16 from one address, and none that does nothing for 5 minutes.
+/// let config = Config {
+///     max_connections_per_ip: NonZeroUsize::new(16),
+///     idle_timeout: Some(Duration::from_secs(300)),
+///     ..Config::default()
+/// };
+/// assert_eq!(config.address.to_string(), "0.0.0.0:54000");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Where to listen. Port 0 lets the system choose; `::` serves IPv6 and IPv4 both.
@@ -110,6 +125,19 @@ impl Server {
 
     /// Serves from a socket that listens already, such as one that a service manager holds for the
     /// server and keeps open while it restarts. The configuration's address means nothing then.
+    ///
+    /// ```
+    /// use std::net::TcpListener;
+    ///
+    /// use echo_server::{Config, Server};
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// let server = Server::from_listener(listener.try_clone()?, Config::default())?;
+    /// assert_eq!(server.local_addr()?, listener.local_addr()?);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// The socket cannot be given the options that the server needs; or the configuration has a
