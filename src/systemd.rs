@@ -10,7 +10,7 @@
 use std::net::TcpListener;
 
 use listenfd::ListenFd;
-use log::warn;
+use log::{info, warn};
 use sd_notify::NotifyState;
 use socket2::SockRef;
 
@@ -37,12 +37,13 @@ pub fn listener() -> Result<Option<TcpListener>, String> {
         )
     };
     let listener = handed_over.take_tcp_listener(0).map_err(|error| refuse(&error.to_string()))?;
-    match &listener {
-        Some(listener) if !SockRef::from(listener).is_listener().unwrap_or(true) => {
-            Err(refuse("it does not listen"))
-        }
-        _ => Ok(listener),
+    if let Some(listener) = &listener
+        && !SockRef::from(listener).is_listener().unwrap_or(true)
+    {
+        return Err(refuse("it does not listen"));
     }
+    info!("the socket was handed over (LISTEN_FDS): --host and --port mean nothing");
+    Ok(listener)
 }
 
 /// Tells the service manager that clients can connect.

@@ -34,6 +34,7 @@ fn a_socket_that_is_handed_over_is_served_and_host_and_port_mean_nothing() {
     let (listener, address) = listen();
     let server = Server::spawn(&mut hand_over(&listener));
     assert_eq!(server.address, address);
+    server.wait_for_log("the socket was handed over (LISTEN_FDS): --host and --port mean nothing");
     exchange(&server.connect(), b"hello");
 }
 
