@@ -5,12 +5,13 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::signal::{self, Signal};
 use common::{PATIENCE, Server, echo_client, listen, nobody};
 use serde_json::Value;
 
@@ -145,10 +146,9 @@ fn connections_a_second_are_counted_and_timed() {
 }
 
 #[test]
-#[cfg(unix)]
 fn no_connection_is_closed_with_rst() {
     for mode in ["rtt", "bulk", "connect"] {
-        let mut server = Server::start(&[]);
+        let Some(mut server) = Server::start_to_signal(&[]) else { return };
         report(&mut bench(server.address, &["--mode", mode, "--timeout", "20s"]), 0);
         server.stop();
         let log = server.rest_of_log().join("\n");
@@ -320,19 +320,15 @@ fn telling_server(count: usize, echoes: bool) -> (SocketAddr, mpsc::Receiver<()>
     (address, told)
 }
 
-#[cfg(unix)]
-fn interrupt(client: &Child) {
-    let pid = rustix::process::Pid::from_child(client);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it can be signalled");
-}
-
 #[test]
-#[cfg(unix)]
 fn ctrl_c_ends_the_run_early_with_what_was_measured() {
+    if !signal::can_be_sent() {
+        return;
+    }
     let (server, told) = telling_server(50, true);
     let client = bench(server, &["--json", "--duration", "1h"]).spawn().expect("it starts");
     told.recv_timeout(PATIENCE).expect("the messages come");
-    interrupt(&client);
+    signal::send(&client, Signal::INT);
     let report = json(&output_report(end(client), 0));
     assert!(number(&report, "messages") >= 49.0, "{report}");
     assert!(number(&report, "measured_s") < PATIENCE.as_secs_f64(), "{report}");
@@ -340,14 +336,16 @@ fn ctrl_c_ends_the_run_early_with_what_was_measured() {
 }
 
 #[test]
-#[cfg(unix)]
 fn ctrl_c_does_not_wait_for_an_echo_that_does_not_come() {
+    if !signal::can_be_sent() {
+        return;
+    }
     for mode in ["rtt", "bulk", "connect"] {
         let (server, told) = telling_server(1, false);
         let options = ["--duration", "1h", "--timeout", "1h", "--mode", mode];
         let client = bench(server, &options).spawn().expect("it starts");
         told.recv_timeout(PATIENCE).expect("a message comes");
-        interrupt(&client);
+        signal::send(&client, Signal::INT);
         let page = output_report(end(client), 0);
         assert!(page.contains("not measured"), "{page}");
     }
@@ -362,7 +360,7 @@ fn a_second_ctrl_c_ends_it_at_once() {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket can be had");
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     socket.bind(&any.into()).and_then(|()| socket.listen(0)).expect("a port can be had");
-    let listener = TcpListener::from(socket);
+    let listener = std::net::TcpListener::from(socket);
     let address = listener.local_addr().expect("it has an address");
     let options = ["--connections", "8", "--timeout", "1h"];
     let mut client = bench(address, &options).spawn().expect("it starts");
@@ -370,12 +368,13 @@ fn a_second_ctrl_c_ends_it_at_once() {
     let until = Instant::now() + PATIENCE;
     // Two signals that come at once may be seen as one.
     while client.try_wait().expect("it can be waited for").is_none() && Instant::now() < until {
-        interrupt(&client);
+        signal::send(&client, Signal::INT);
         thread::sleep(Duration::from_millis(20));
     }
     assert_eq!(output_report(end(client), 130), "");
 }
 
+/// Unix alone lets a test set how many files a program may have.
 #[test]
 #[cfg(unix)]
 fn where_files_run_out_the_others_go_on() {

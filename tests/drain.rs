@@ -1,21 +1,23 @@
 //! What a stop promises: what a client had sent before it comes back, then FIN, never RST.
-#![cfg(unix)]
 
 mod common;
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Server, exchange, fill, noise, read_until_fin};
-use rustix::process::Signal;
+use common::signal::{self, Signal};
+use common::{Server, exchange, fill, read_until_fin};
 
+/// Unix alone can pause a program.
 #[test]
+#[cfg(unix)]
 fn clients_in_the_kernels_queue_are_served_then_get_fin() {
+    use common::noise;
     let mut server = Server::start(&[]);
     server.signal(Signal::STOP);
-    let clients: Vec<TcpStream> = (0..50).map(|_| server.connect()).collect();
+    let clients: Vec<_> = (0..50).map(|_| server.connect()).collect();
     for (number, mut client) in clients.iter().enumerate() {
         client.write_all(&noise(1000, number as u64)).expect("the bytes go out");
     }
@@ -31,7 +33,7 @@ fn clients_in_the_kernels_queue_are_served_then_get_fin() {
 
 #[test]
 fn a_client_that_reads_late_gets_all_that_it_had_sent_then_fin() {
-    let mut server = Server::start(&["--shutdown-timeout", "1h"]);
+    let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else { return };
     let client = server.connect();
     let sent = fill(&client);
     server.signal(Signal::TERM);
@@ -44,7 +46,7 @@ fn a_client_that_reads_late_gets_all_that_it_had_sent_then_fin() {
 
 #[test]
 fn bytes_that_come_shortly_after_the_stop_come_back_too() {
-    let mut server = Server::start(&["--shutdown-timeout", "1h"]);
+    let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else { return };
     let mut client = server.connect();
     exchange(&client, b"before");
     server.signal(Signal::TERM);
@@ -59,7 +61,7 @@ fn bytes_that_come_shortly_after_the_stop_come_back_too() {
 fn a_client_that_sends_after_the_servers_fin_gets_no_rst_while_the_server_lingers() {
     // Should this thread not get to run while the server lingers, it has seen nothing: once more.
     for _ in 0..20 {
-        let server = Server::start(&[]);
+        let Some(server) = Server::start_to_signal(&[]) else { return };
         let mut client = server.connect();
         exchange(&client, b"before");
         server.signal(Signal::TERM);
@@ -78,13 +80,14 @@ fn a_client_that_sends_after_the_servers_fin_gets_no_rst_while_the_server_linger
     panic!("the server does not linger");
 }
 
+/// Elsewhere the system does not tell what it has yet to send.
 #[test]
 #[cfg(target_os = "linux")]
 fn linux_the_server_stays_as_long_as_the_system_has_yet_to_send_what_a_client_is_owed() {
     let mut server = Server::start(&["--shutdown-timeout", "1h"]);
     let mut client = common::connect_with_buffer(server.address, 4096);
     // Small enough for the server to have written it all: it is the system that still has it.
-    let sent = noise(60_000, 9);
+    let sent = common::noise(60_000, 9);
     client.write_all(&sent).expect("the bytes go out");
     server.signal(Signal::TERM);
     server.wait_for_log("stopping");
@@ -98,7 +101,7 @@ fn linux_the_server_stays_as_long_as_the_system_has_yet_to_send_what_a_client_is
 
 #[test]
 fn who_never_reads_or_never_pauses_is_cut_off_at_the_shutdown_timeout_and_counted() {
-    let mut server = Server::start(&["--shutdown-timeout", "1s"]);
+    let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1s"]) else { return };
     let never_reads = server.connect();
     fill(&never_reads);
     let never_pauses = server.connect();
@@ -126,7 +129,7 @@ fn who_never_reads_or_never_pauses_is_cut_off_at_the_shutdown_timeout_and_counte
 #[test]
 fn who_reads_without_end_is_cut_off_in_the_middle_of_a_buffer() {
     let flags = ["--buffer-size", "16MiB", "--shutdown-timeout", "500ms"];
-    let mut server = Server::start(&flags);
+    let Some(mut server) = Server::start_to_signal(&flags) else { return };
     let client = server.connect();
     fill(&client);
     server.signal(Signal::TERM);
@@ -146,6 +149,9 @@ fn who_reads_without_end_is_cut_off_in_the_middle_of_a_buffer() {
 
 #[test]
 fn a_shutdown_timeout_of_zero_cuts_everybody_off_at_once() {
+    if !signal::can_be_sent() {
+        return;
+    }
     let mut command = common::echo_server();
     command.env("ECHO_SERVER_SHUTDOWN_TIMEOUT", "0s");
     let mut server = Server::spawn(command.args(["--host", "127.0.0.1", "--port", "0"]));
@@ -157,7 +163,8 @@ fn a_shutdown_timeout_of_zero_cuts_everybody_off_at_once() {
 
 #[test]
 fn who_waits_for_a_place_until_the_shutdown_timeout_is_cut_off_and_counted() {
-    let mut server = Server::start(&["--max-connections", "1", "--shutdown-timeout", "1s"]);
+    let flags = ["--max-connections", "1", "--shutdown-timeout", "1s"];
+    let Some(mut server) = Server::start_to_signal(&flags) else { return };
     let inside = server.connect();
     fill(&inside);
     let waiting = server.connect();
@@ -169,7 +176,7 @@ fn who_waits_for_a_place_until_the_shutdown_timeout_is_cut_off_and_counted() {
 
 #[test]
 fn a_client_that_resets_during_the_stop_does_not_hold_it_up() {
-    let mut server = Server::start(&["--shutdown-timeout", "1h"]);
+    let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else { return };
     let client = server.connect();
     fill(&client);
     server.signal(Signal::TERM);
@@ -181,7 +188,8 @@ fn a_client_that_resets_during_the_stop_does_not_hold_it_up() {
 
 #[test]
 fn the_idle_timeout_holds_during_the_stop_too() {
-    let mut server = Server::start(&["--shutdown-timeout", "1h", "--idle-timeout", "1s"]);
+    let flags = ["--shutdown-timeout", "1h", "--idle-timeout", "1s"];
+    let Some(mut server) = Server::start_to_signal(&flags) else { return };
     let client = server.connect();
     fill(&client);
     assert_eq!(server.stop().code(), Some(0));

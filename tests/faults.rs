@@ -1,6 +1,5 @@
 //! What rude clients and readers do: resets by the hundred, a log that nobody reads, payload that
 //! wants to be a line of the log, clients that never read.
-#![cfg(unix)]
 
 mod common;
 
@@ -8,11 +7,14 @@ use std::io::pipe;
 use std::net::TcpStream;
 use std::process::Stdio;
 
+use common::signal;
 use common::{Server, echo_server, exchange, fill, noise, reset};
-use rustix::process::Signal;
 
+/// Unix alone can pause a program.
 #[test]
+#[cfg(unix)]
 fn clients_that_reset_while_they_are_in_the_queue_do_not_keep_the_next_one_out() {
+    use common::signal::Signal;
     let server = Server::start(&[]);
     server.signal(Signal::STOP);
     for _ in 0..100 {
@@ -24,7 +26,9 @@ fn clients_that_reset_while_they_are_in_the_queue_do_not_keep_the_next_one_out()
 }
 
 #[test]
+#[cfg(unix)]
 fn a_pause_by_job_control_costs_no_client_its_connection() {
+    use common::signal::Signal;
     let server = Server::start(&[]);
     let client = server.connect();
     for _ in 0..10 {
@@ -38,7 +42,7 @@ fn a_pause_by_job_control_costs_no_client_its_connection() {
 
 #[test]
 fn a_flood_of_connects_and_resets_is_two_lines_a_client_in_the_log() {
-    let mut server = Server::start(&[]);
+    let Some(mut server) = Server::start_to_signal(&[]) else { return };
     for number in 0..500 {
         let client = server.connect();
         if number % 2 == 0 {
@@ -46,12 +50,17 @@ fn a_flood_of_connects_and_resets_is_two_lines_a_client_in_the_log() {
         }
     }
     let last = server.connect();
-    exchange(&last, b"all those before were accepted");
+    let address = last.local_addr().expect("it has an address");
+    exchange(&last, b"all those before were in the queue before it");
     drop(last);
-    server.wait_for_logs(501, " disconnected: ");
+    server.wait_for_departure(address);
     assert_eq!(server.stop().code(), Some(0));
-    let lines = server.rest_of_log().len();
-    assert_eq!(lines, 2 * 501 + 2, "two for each client, and the stop's");
+    let log = server.rest_of_log();
+    let about = |text: &str| log.iter().filter(|line| line.contains(text)).count();
+    // Not every system gives the server a client that has reset before its turn came.
+    let clients = about(" connected");
+    assert!((251..=501).contains(&clients) && about(" disconnected: ") == clients, "{log:#?}");
+    assert_eq!(log.len(), 2 * clients + 2, "two for each client, and the stop's");
 }
 
 #[test]
@@ -65,12 +74,14 @@ fn a_log_that_nobody_reads_stops_neither_the_service_nor_the_stop() {
     let bytes = noise(2_000_000, 10);
     assert!(common::send_and_read_all(&client, &[&bytes]) == bytes);
     exchange(&server.connect(), b"hello");
-    assert_eq!(server.stop().code(), Some(0));
+    if signal::can_be_sent() {
+        assert_eq!(server.stop().code(), Some(0));
+    }
 }
 
 #[test]
 fn payload_cannot_forge_a_line_of_the_log_nor_drive_the_terminal() {
-    let mut server = Server::start(&["-vv"]);
+    let Some(mut server) = Server::start_to_signal(&["-vv"]) else { return };
     let forged = b"x\n[2026-01-01T00:00:00Z INFO ] 192.0.2.1:1 connected\r\n\x1b[2J\x07\x9b31m\0";
     exchange(&server.connect(), forged);
     exchange(&server.connect(), &vec![b'\n'; 100_000]);

@@ -1,4 +1,5 @@
-//! `echo-client` as a person meets it: in a pseudo-terminal, key by key.
+//! `echo-client` as a person meets it: in a pseudo-terminal, key by key. Windows has an interface of
+//! its own for those, which `rustix` does not know.
 #![cfg(all(unix, feature = "client"))]
 
 mod common;

@@ -68,13 +68,13 @@ fn the_limit_comes_from_its_variable_too() {
 }
 
 #[test]
-#[cfg(unix)]
 fn a_stop_at_the_limit_works_at_once_and_serves_those_who_wait() {
-    let mut server = Server::start(&["--max-connections", "1", "--shutdown-timeout", "1h"]);
+    let flags = ["--max-connections", "1", "--shutdown-timeout", "1h"];
+    let Some(mut server) = Server::start_to_signal(&flags) else { return };
     let inside = knock(&server);
     is_let_in(&inside);
     let waiting: Vec<TcpStream> = (0..3).map(|_| knock(&server)).collect();
-    server.signal(rustix::process::Signal::TERM);
+    server.signal(common::signal::Signal::TERM);
     for client in waiting {
         is_let_in(&client);
         assert_eq!(read_until_fin(&client), b"");

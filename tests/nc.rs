@@ -1,4 +1,5 @@
-//! The `nc` of the README, for real. Where there is none, CI fails and others are told.
+//! The `nc` of the README, for real. Where there is none, CI fails and others are told. Windows comes
+//! without one, and the README gives PowerShell there.
 #![cfg(unix)]
 
 mod common;

@@ -2,6 +2,8 @@
 //! [`PATIENCE`] fails the test that waits for it.
 #![allow(dead_code, reason = "each test file uses its own part of this")]
 
+pub mod signal;
+
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -9,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use signal::Signal;
 use socket2::{Domain, Socket, Type};
 
 /// How long an event may take on a slow and busy machine before it counts as never coming.
@@ -55,13 +58,18 @@ pub fn start_tool(command: &mut Command) -> Option<Child> {
         Ok(child) => Some(child),
         Err(error) => {
             let program = command.get_program().display();
-            let required = std::env::var_os("ECHO_SERVER_TEST_TOOLS");
-            assert!(required.is_none_or(|v| v != "required"), "{program} is required: {error}");
-            // Past the test harness, which shows no output of a test that passes.
-            let _ = writeln!(std::io::stderr(), "not tested, {program} cannot be run: {error}");
+            leave_out(format_args!("{program} cannot be run: {error}"));
             None
         }
     }
+}
+
+/// Leaves a test out, or a part of it. In CI, which is to have all that the tests need, it fails.
+pub fn leave_out(why: std::fmt::Arguments<'_>) {
+    let required = std::env::var_os("ECHO_SERVER_TEST_TOOLS");
+    assert!(required.is_none_or(|v| v != "required"), "{why}");
+    // Past the test harness, which shows no output of a test that passes.
+    let _ = writeln!(std::io::stderr(), "not tested, {why}");
 }
 
 /// Any program, without those variables.
@@ -73,6 +81,7 @@ pub fn command(program: &str) -> Command {
         }
     }
     command.env_remove("RUST_LOG").stdin(Stdio::null());
+    signal::prepare(&mut command);
     command
 }
 
@@ -91,6 +100,11 @@ impl Server {
         let mut command = echo_server();
         command.args(["--host", "127.0.0.1", "--port", "0"]);
         Self::spawn(command.args(arguments))
+    }
+
+    /// The same for a test that signals it; `None` where that [cannot be](signal::can_be_sent).
+    pub fn start_to_signal(arguments: &[&str]) -> Option<Self> {
+        signal::can_be_sent().then(|| Self::start(arguments))
     }
 
     /// Spawns `command` and waits for its ready line.
@@ -170,20 +184,17 @@ impl Server {
         rest
     }
 
-    #[cfg(unix)]
-    pub fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, signal).expect("the server can be signalled");
+    pub fn signal(&self, signal: Signal) {
+        signal::send(&self.child, signal);
     }
 
     /// Stops the server with SIGTERM and waits for its end.
-    #[cfg(unix)]
     pub fn stop(&mut self) -> ExitStatus {
-        self.signal(rustix::process::Signal::TERM);
+        self.signal(Signal::TERM);
         self.wait()
     }
 
-    /// How many threads the server has.
+    /// How many threads the server has. Other systems do not tell in a file.
     #[cfg(target_os = "linux")]
     pub fn threads(&self) -> usize {
         self.count("task")
