@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
+use crate::platform;
+
 /// The server to talk to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
@@ -99,13 +101,9 @@ fn connect(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
 }
 
 /// Each connection takes a file. Where the limit stays too low, those that find none fail.
-#[cfg(unix)]
 fn raise_file_limit() {
-    let _ = rlimit::increase_nofile_limit(u64::MAX);
+    let _ = platform::raise_file_limit();
 }
-
-#[cfg(not(unix))]
-fn raise_file_limit() {}
 
 /// The sentence for a connection that could not be had.
 fn explain_connect_error(address: SocketAddr, timeout: Duration, error: &io::Error) -> String {

@@ -18,7 +18,7 @@
 //! | `server/clients.rs` | who is inside: the count, the limit, the totals |
 //! | `server/holdup.rs` | clients that must wait outside: what the log says, how accepting pauses |
 //! | `server/shutdown.rs` | the stop: an `AtomicBool`, its deadline and its handle |
-//! | `server/wait.rs` | how a thread waits for a socket and still hears the stop; what differs by platform |
+//! | [`platform`], `platform/wait.rs` | all that differs by platform; how a thread waits for a socket and still hears the stop |
 //!
 //! Behind the feature `systemd`, on Linux, is `systemd.rs`: the listening socket that a service
 //! manager hands over, and the news that it wants to hear.
@@ -86,6 +86,7 @@ pub mod cli;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod log_queue;
+pub mod platform;
 pub mod server;
 #[cfg(all(feature = "systemd", target_os = "linux"))]
 pub mod systemd;

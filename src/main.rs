@@ -16,7 +16,7 @@ use echo_server::cli::{ServerArgs, explain_bind_error};
 use echo_server::log_queue::LogQueue;
 #[cfg(all(feature = "systemd", target_os = "linux"))]
 use echo_server::systemd;
-use echo_server::{Config, Server};
+use echo_server::{Config, Server, platform};
 use env_logger::{Target, WriteStyle};
 use log::{debug, warn};
 
@@ -67,7 +67,6 @@ fn start_log(args: &ServerArgs) -> Result<LogQueue, String> {
 fn run(args: &ServerArgs) -> Result<(), String> {
     let config = args.config();
     let address = config.address;
-    #[cfg(unix)]
     raise_file_limit(config.max_connections);
     let server = listen(config)?;
     let address = server.local_addr().map_err(|error| explain_bind_error(address, &error))?;
@@ -102,12 +101,11 @@ fn listen(config: Config) -> Result<Server, String> {
     Server::bind(config).map_err(|error| explain_bind_error(address, &error))
 }
 
-/// Each client takes a file. The soft limit is for programs that cannot count above 1024.
-#[cfg(unix)]
+/// Each client takes a file.
 fn raise_file_limit(max_connections: usize) {
     /// Files that are not clients: the three streams, the listener, the pipe, and some to spare.
     const OWN: u64 = 10;
-    match rlimit::increase_nofile_limit(u64::MAX) {
+    match platform::raise_file_limit() {
         Ok(limit) if limit.saturating_sub(OWN) < max_connections as u64 => warn!(
             "{max_connections} clients do not fit: the system lets this program have {limit} files \
              open; raise the limit (ulimit -n), or lower --max-connections"

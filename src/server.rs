@@ -8,7 +8,6 @@ mod holdup;
 mod listener;
 mod per_ip;
 mod shutdown;
-mod wait;
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -19,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
+use crate::platform::wait::TICK;
 use busy_poll::most_clients;
 use clients::Clients;
 use connection::Connection;
@@ -27,7 +27,6 @@ use listener::Listener;
 use per_ip::PerIp;
 use shutdown::Shutdown;
 pub use shutdown::ShutdownHandle;
-use wait::TICK;
 
 /// What a client's thread has for its calls: enough to write a line of the log in a debug build.
 /// The C library keeps the stacks of threads that have ended for the next ones, 40 MiB of them in

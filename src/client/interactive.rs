@@ -17,16 +17,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossterm::event;
-#[cfg(unix)]
-use rustix::{
-    event::{PollFd, PollFlags, poll},
-    io::Errno,
-};
 
 use self::prompt::Typed;
 use self::screen::Screen;
 use self::text::Decoder;
 use super::{Failure, Target, explain_lost_connection, is_timeout};
+use crate::platform::terminal::wait_until_gone;
 
 /// How long the beginning of a line waits for its rest before it is shown.
 const BLINK: Duration = Duration::from_millis(20);
@@ -294,7 +290,6 @@ fn start_threads(
     let start = |work: Box<dyn FnOnce() + Send>| thread::Builder::new().spawn(work).map(drop);
     start(Box::new(move || read_socket(&shared, &reader)))?;
     start(Box::new(move || write_socket(&stream, queue, &writer)))?;
-    #[cfg(unix)]
     if has_prompt {
         let watcher = keys.clone();
         start(Box::new(move || watch_terminal(&watcher)))?;
@@ -356,14 +351,9 @@ fn read_keys(events: &SyncSender<Event>) {
 }
 
 /// A terminal that has gone has no keys; but `crossterm` looks for them again and again, without a
-/// pause. A terminal that the system cannot watch is left to it.
-#[cfg(unix)]
+/// pause. Where the system does not tell, it is left to that.
 fn watch_terminal(events: &SyncSender<Event>) {
-    let stdin = io::stdin();
-    // No event is asked for: a hang-up is reported unasked.
-    let mut fds = [PollFd::new(&stdin, PollFlags::empty())];
-    while poll(&mut fds, None) == Err(Errno::INTR) {}
-    if fds[0].revents().contains(PollFlags::HUP) {
+    if wait_until_gone() {
         let _ = events.send(Event::TerminalFailed(ErrorKind::BrokenPipe.into()));
     }
 }

@@ -9,7 +9,7 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::wait::has_news;
+use crate::platform::wait::has_news;
 
 /// How many messages are timed before anything is concluded. The processors need some dozens to
 /// fall in with the looking: with the default limit, at first, the bytes come just after it.

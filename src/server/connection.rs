@@ -42,7 +42,7 @@ use socket2::SockRef;
 use super::Service;
 use super::busy_poll::BusyPoll;
 use super::per_ip::Seat;
-use super::wait::{Interest, prepare_client, report_writable_when_all_is_sent, wait};
+use crate::platform::wait::{Interest, prepare_client, report_writable_when_all_is_sent, wait};
 
 /// How long nothing must have come from a client before a stop takes it for quiet: bytes that were
 /// on their way when the stop began still arrive.

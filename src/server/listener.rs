@@ -8,28 +8,21 @@ use std::time::Instant;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::wait::{Alarm, Interest, prepare_listener, wait};
+use crate::platform::wait::{Alarm, Interest, prepare_listener, wait};
 
 /// How many clients the kernel keeps in its queue until they are accepted, the most that Linux
 /// gives by default (`net.core.somaxconn`). When it is full, a client's SYN is dropped and sent
 /// again a second later: with `std`'s 128, 2,000 clients at once take seconds to get in.
 const BACKLOG: u16 = 4096;
 
-/// A socket that listens, and whose `accept` never blocks for long (see [`wait`](mod@wait)).
+/// A socket that listens, and whose `accept` never blocks for long (see `platform/wait.rs`).
 #[derive(Debug)]
 pub(crate) struct Listener(TcpListener);
 
 impl Listener {
     /// Binds and listens. On `::` it serves both IP versions.
-    ///
-    /// `SO_REUSEADDR` lets a server start again at once while connections of the one before are in
-    /// `TIME_WAIT`. On Windows that is so anyway, and the option would mean something else: that any
-    /// other process may take the port over. There it stays off.
     pub(crate) fn bind(address: SocketAddr) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        if cfg!(not(windows)) {
-            socket.set_reuse_address(true)?;
-        }
         if address.is_ipv6() {
             socket.set_only_v6(address.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED))?;
         }
@@ -122,7 +115,7 @@ pub(crate) fn plain(peer: SocketAddr) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::wait::prepare_client;
+    use crate::platform::wait::prepare_client;
 
     #[test]
     fn a_client_has_no_delay_and_keepalive() -> io::Result<()> {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use super::wait::Alarm;
+use crate::platform::wait::Alarm;
 
 /// Asks a running [`Server`](super::Server) to stop; from a signal handler's thread, or any other.
 #[derive(Clone, Debug)]

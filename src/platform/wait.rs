@@ -1,4 +1,4 @@
-//! How a thread waits for a socket and still hears the stop; all that differs by platform is here.
+//! How a thread waits for a socket and still hears the stop, and the options that a socket needs for it.
 //!
 //! A thread blocked in `accept`, `read` or `write` cannot be woken in a way that works everywhere
 //! and loses nothing. So none of them blocks for long: a call gives up with "would block" after at
@@ -10,6 +10,7 @@
 //! | a call that finds nothing to do | blocks for [`PATIENCE`] | returns at once | returns at once |
 //! | who waits hears the stop | at once, by a pipe | at once, by a pipe | within [`TICK`] |
 //! | a client's socket gets its options | from the listener | from its thread | from its thread |
+//! | a port is free again at once | with `SO_REUSEADDR` | with `SO_REUSEADDR` | without |
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -48,8 +49,15 @@ pub(crate) enum Interest {
     Write,
 }
 
-/// Gives a listener the options that it shares with its clients' sockets.
+/// Gives a listener, before it is bound, its options and those that its clients' sockets share.
+///
+/// `SO_REUSEADDR` lets a server start again at once while connections of the one before are in
+/// `TIME_WAIT`. On Windows that is so anyway, and the option would mean something else: that any
+/// other process may take the port over. There it stays off.
 pub(crate) fn prepare_listener(listener: &SockRef<'_>) -> io::Result<()> {
+    if cfg!(not(windows)) {
+        listener.set_reuse_address(true)?;
+    }
     set_options(listener)
 }
 

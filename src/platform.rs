@@ -1,0 +1,34 @@
+//! All that differs by platform, behind functions that do not. The rest of the source knows of no
+//! platform.
+//!
+//! | | Linux | other Unix | Windows |
+//! | --- | --- | --- | --- |
+//! | `platform/wait.rs` | sockets block for a moment, a pipe rings | sockets never block, a pipe rings | sockets never block, who waits looks again and again |
+//! | [`raise_file_limit`] | to the hard limit | to the hard limit | there is none |
+//! | `platform/terminal.rs` | tells when the terminal has gone | the same, where it can be polled | the program goes with its console |
+
+#[cfg(feature = "client")]
+pub(crate) mod terminal;
+pub(crate) mod wait;
+
+use std::io;
+
+/// Raises the limit of open files as far as it goes: the soft one is for programs that cannot count
+/// above 1024. How many files this program may have open.
+///
+/// # Errors
+/// The system refuses.
+#[cfg(unix)]
+pub fn raise_file_limit() -> io::Result<u64> {
+    rlimit::increase_nofile_limit(u64::MAX)
+}
+
+/// How many files this program may have open: Windows sets no limit.
+///
+/// # Errors
+/// None here.
+#[cfg(windows)]
+#[expect(clippy::unnecessary_wraps, reason = "on Unix it can fail")]
+pub fn raise_file_limit() -> io::Result<u64> {
+    Ok(u64::MAX)
+}
