@@ -18,10 +18,9 @@
 //! | `server/clients.rs` | who is inside: the count, the limit, the totals |
 //! | `server/holdup.rs` | clients that must wait outside: what the log says, how accepting pauses |
 //! | `server/shutdown.rs` | the stop: an `AtomicBool`, its deadline and its handle |
-//! | [`platform`], `platform/wait.rs` | all that differs by platform; how a thread waits for a socket and still hears the stop |
-//!
-//! Behind the feature `systemd`, on Linux, is `systemd.rs`: the listening socket that a service
-//! manager hands over, and the news that it wants to hear.
+//! | [`platform`] | all that differs by platform |
+//! | `platform/wait.rs` | how a thread waits for a socket and still hears the stop |
+//! | `platform/systemd.rs` | with the feature `systemd`: the socket that it hands over, the news that it wants |
 //!
 //! The client, `echo-client`, is behind the feature `client`, which is on by default:
 //!
@@ -88,7 +87,5 @@ pub mod client;
 pub mod log_queue;
 pub mod platform;
 pub mod server;
-#[cfg(all(feature = "systemd", target_os = "linux"))]
-pub mod systemd;
 
 pub use server::{Config, Server, ShutdownHandle};

@@ -14,9 +14,8 @@ use std::time::Duration;
 use clap::Parser;
 use echo_server::cli::{ServerArgs, explain_bind_error};
 use echo_server::log_queue::LogQueue;
-#[cfg(all(feature = "systemd", target_os = "linux"))]
-use echo_server::systemd;
-use echo_server::{Config, Server, platform};
+use echo_server::platform::{self, systemd};
+use echo_server::{Config, Server};
 use env_logger::{Target, WriteStyle};
 use log::{debug, warn};
 
@@ -77,7 +76,6 @@ fn run(args: &ServerArgs) -> Result<(), String> {
             process::exit(FORCED);
         }
         stop.shutdown();
-        #[cfg(all(feature = "systemd", target_os = "linux"))]
         systemd::stopping();
     })
     .map_err(|error| format!("cannot listen for Ctrl+C: {error}"))?;
@@ -85,14 +83,12 @@ fn run(args: &ServerArgs) -> Result<(), String> {
     // For those who log and read no stdout.
     debug!("listening on {address}");
     say_ready(&format!("Server listening on {address}"));
-    #[cfg(all(feature = "systemd", target_os = "linux"))]
     systemd::ready();
     server.run().map_err(|error| format!("gave up on {address}: {error}"))
 }
 
 /// On the socket that systemd has handed over, else on one of its own.
 fn listen(config: Config) -> Result<Server, String> {
-    #[cfg(all(feature = "systemd", target_os = "linux"))]
     if let Some(listener) = systemd::listener()? {
         return Server::from_listener(listener, config)
             .map_err(|error| format!("cannot serve the socket that was handed over: {error}"));

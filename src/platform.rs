@@ -4,9 +4,12 @@
 //! | | Linux | other Unix | Windows |
 //! | --- | --- | --- | --- |
 //! | `platform/wait.rs` | sockets block for a moment, a pipe rings | sockets never block, a pipe rings | sockets never block, who waits looks again and again |
+//! | [`systemd`] | with the feature `systemd`: a socket handed over, and news for the manager | nothing | nothing |
 //! | [`raise_file_limit`] | to the hard limit | to the hard limit | there is none |
 //! | `platform/terminal.rs` | tells when the terminal has gone | the same, where it can be polled | the program goes with its console |
 
+#[cfg(all(feature = "systemd", target_os = "linux"))]
+pub mod systemd;
 #[cfg(feature = "client")]
 pub(crate) mod terminal;
 pub(crate) mod wait;
@@ -31,4 +34,22 @@ pub fn raise_file_limit() -> io::Result<u64> {
 #[expect(clippy::unnecessary_wraps, reason = "on Unix it can fail")]
 pub fn raise_file_limit() -> io::Result<u64> {
     Ok(u64::MAX)
+}
+
+/// Where there is no systemd: nobody hands a socket over, and nobody wants news.
+#[cfg(not(all(feature = "systemd", target_os = "linux")))]
+pub mod systemd {
+    /// None.
+    ///
+    /// # Errors
+    /// None here.
+    pub fn listener() -> Result<Option<std::net::TcpListener>, String> {
+        Ok(None)
+    }
+
+    /// Tells nobody.
+    pub fn ready() {}
+
+    /// Tells nobody.
+    pub fn stopping() {}
 }
