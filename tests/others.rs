@@ -1,35 +1,17 @@
 //! `echo-client test` against programs that are not ours: echo servers of Debian's packages as they
-//! stand, and a balancer before our server.
+//! stand.
 #![cfg(all(target_os = "linux", feature = "client"))]
 
 mod common;
 
-use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, Server, failures, judge, listen, start_tool};
-use rustix::process::{Pid, Signal, kill_process_group};
-
-/// A program that is killed when the test ends, with the processes that it has forked.
-struct Tool(Child);
-
-impl Drop for Tool {
-    fn drop(&mut self) {
-        let _ = kill_process_group(Pid::from_child(&self.0), Signal::KILL);
-        let _ = self.0.wait();
-    }
-}
-
-impl Tool {
-    fn start(command: &mut Command) -> Option<Self> {
-        start_tool(command.process_group(0)).map(Self)
-    }
-}
+use common::tools::Tool;
+use common::{PATIENCE, failures, judge, listen};
 
 /// A port that was free a moment ago, for programs that cannot say which one they got.
 fn free_port() -> SocketAddr {
@@ -77,30 +59,4 @@ fn ncat_passes_but_for_streams_of_megabytes() {
     let failures = failures(&report);
     let known = ["64 MiB both ways at once", "half-close with megabytes owed"];
     assert!(failures.iter().all(|[name, ..]| known.contains(&name.as_str())), "{failures:#?}");
-}
-
-/// haproxy, in TCP mode, keeps every byte, the order and the half-close.
-#[test]
-fn our_server_passes_behind_haproxy() {
-    let server = Server::start(&[]);
-    // It cannot say which port it got, so it gets a socket that listens already.
-    let (listener, address) = listen();
-    rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::empty()).expect("it can be inherited");
-    let config = format!(
-        "defaults\n mode tcp\n timeout connect 5s\n timeout client 1m\n timeout server 1m\n\
-         listen echo\n bind fd@{}\n server one {}\n",
-        std::os::fd::AsRawFd::as_raw_fd(&listener),
-        server.address
-    );
-    let file = std::env::temp_dir().join(format!("echo-server-test-{}.cfg", address.port()));
-    fs::write(&file, config).expect("a file can be written");
-    let mut command = Command::new("haproxy");
-    let started = Tool::start(command.arg("-db").arg("-f").arg(&file));
-    if let Some(_haproxy) = started {
-        drop(listener);
-        let (report, code) = judge(address, "20s");
-        assert_eq!(failures(&report), Vec::<[String; 3]>::new());
-        assert_eq!(code, Some(0));
-    }
-    fs::remove_file(&file).expect("the file can be removed");
 }

@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test file uses its own part of this")]
 
 pub mod signal;
+#[cfg(unix)]
+pub mod tools;
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -222,13 +224,13 @@ impl Drop for Server {
 
 /// The lines of a log, collected as they come.
 #[derive(Default)]
-struct Log {
+pub struct Log {
     lines: Arc<(Mutex<Vec<String>>, Condvar)>,
     reader: Option<JoinHandle<()>>,
 }
 
 impl Log {
-    fn read(source: impl Read + Send + 'static) -> Self {
+    pub fn read(source: impl Read + Send + 'static) -> Self {
         let lines: Arc<(Mutex<Vec<String>>, Condvar)> = Arc::default();
         let shared = Arc::clone(&lines);
         let reader = thread::spawn(move || {
@@ -248,7 +250,7 @@ impl Log {
         self.lines.0.lock().expect("no reader panics").clone()
     }
 
-    fn wait_for(&self, count: usize, text: &str) -> Vec<String> {
+    pub fn wait_for(&self, count: usize, text: &str) -> Vec<String> {
         let (lines, more) = &*self.lines;
         let found = |lines: &[String]| -> Vec<String> {
             lines.iter().filter(|line| line.contains(text)).cloned().collect()
@@ -285,7 +287,19 @@ pub fn connect_with_buffer(address: SocketAddr, size: usize) -> TcpStream {
 
 /// A socket that has an address, but does not listen there: nobody else can, either.
 pub fn nobody() -> (Socket, SocketAddr) {
+    bound(false)
+}
+
+/// A socket that keeps a port: the system gives it to nobody who takes any port, but a server can
+/// listen there, and the next one after it, since they set `SO_REUSEADDR` too.
+#[cfg(unix)]
+pub fn reserve() -> (Socket, SocketAddr) {
+    bound(true)
+}
+
+fn bound(reuse_address: bool) -> (Socket, SocketAddr) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket can be had");
+    socket.set_reuse_address(reuse_address).expect("the option can be set");
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     socket.bind(&any.into()).expect("a port can be had");
     let address = socket.local_addr().ok().and_then(|address| address.as_socket());
@@ -325,19 +339,20 @@ pub fn read_until_fin(mut stream: &TcpStream) -> Vec<u8> {
 /// out. The server's thread is then blocked in its write.
 pub fn fill(mut stream: &TcpStream) -> Vec<u8> {
     // A prime number of bytes, again and again: no shift by a power of two goes unnoticed.
-    let noise = noise(1_000_003, 5).repeat(40);
+    let noise = noise(1_000_003, 5);
     let (mut sent, mut moved) = (0, Instant::now());
     stream.set_nonblocking(true).expect("the mode can be set");
     while moved.elapsed() < Duration::from_millis(500) {
-        match stream.write(&noise[sent..]) {
-            Ok(0) => panic!("the server takes all and is never blocked"),
+        // With a balancer on the way there are eight buffers, each of up to 32 MiB.
+        assert!(sent < 300_000_000, "the server takes all and is never blocked");
+        match stream.write(&noise[sent % noise.len()..]) {
             Ok(written) => (sent, moved) = (sent + written, Instant::now()),
             Err(error) if error.kind() == ErrorKind::WouldBlock => thread::yield_now(),
             Err(error) => panic!("{error}"),
         }
     }
     stream.set_nonblocking(false).expect("the mode can be set");
-    noise[..sent].to_vec()
+    noise.into_iter().cycle().take(sent).collect()
 }
 
 /// Closes the connection with RST.
@@ -350,6 +365,18 @@ pub fn reset(stream: TcpStream) {
 pub fn reset_on_close(stream: &TcpStream) {
     let set = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
     set.expect("SO_LINGER can be set");
+}
+
+/// The first block of `language` under the README's heading `heading`.
+pub fn readme_block(heading: &str, language: &str) -> &'static str {
+    let readme = include_str!("../../README.md");
+    let after = |text: &'static str, mark: String| text.split_once(&mark).map(|(_, rest)| rest);
+    after(readme, format!("\n{heading}\n"))
+        .and_then(|rest| rest.split("\n## ").next())
+        .and_then(|section| after(section, format!("\n```{language}\n")))
+        .and_then(|rest| rest.split_inclusive("\n```").next())
+        .and_then(|block| block.strip_suffix("```"))
+        .unwrap_or_else(|| panic!("README.md has no such block under {heading:?}"))
 }
 
 /// A listener on 127.0.0.1 and a port of the system's choice, with its address.
