@@ -5,6 +5,7 @@
 mod common;
 
 use std::io::{ErrorKind, Read, Write};
+use std::iter::zip;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,7 +40,7 @@ impl Cluster {
         let servers = reserved.each_ref().map(|(_, address)| start_server(*address));
         let mut config = readme_block("## Growing past one machine", "haproxy").to_owned();
         replace(&mut config, "bind :54000", &format!("bind {}", Haproxy::BIND));
-        for (number, server) in (11..).zip(&servers) {
+        for (number, server) in zip(11.., &servers) {
             replace(&mut config, &format!("192.0.2.{number}:54000"), &server.address.to_string());
         }
         let haproxy = Haproxy::start(&config)?;
@@ -277,7 +278,7 @@ fn no_client_that_behaves_loses_a_byte_in_a_rolling_restart() {
     thread::scope(|scope| {
         let _end = End(&done);
         let go_on = || !done.load(Ordering::Relaxed);
-        for (number, holder) in (0..).zip(holders) {
+        for (number, holder) in zip(0.., holders) {
             scope.spawn(move || {
                 let (data, mut connection) = (noise(1000, number), None);
                 while go_on() {
@@ -288,7 +289,7 @@ fn no_client_that_behaves_loses_a_byte_in_a_rolling_restart() {
                 }
             });
         }
-        for (number, streamer) in (0..).zip(streamers) {
+        for (number, streamer) in zip(0.., streamers) {
             scope.spawn(move || {
                 let data = noise(4_000_000, number);
                 while go_on() {
@@ -308,10 +309,10 @@ fn no_client_that_behaves_loses_a_byte_in_a_rolling_restart() {
         for index in 0..3 {
             cluster.restart(index, &clients);
             // All have noticed, and go on.
-            for client in &clients {
-                let rounds = client.progress().rounds;
-                wait_until("a client goes on", || client.progress().rounds > rounds + 1);
-            }
+            let rounds = clients.each_ref().map(|client| client.progress().rounds);
+            wait_until("all clients go on", || {
+                zip(&clients, rounds).all(|(client, before)| client.progress().rounds > before + 1)
+            });
         }
     });
     assert_eq!(cluster.stopped.len(), 3);
