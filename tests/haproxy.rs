@@ -8,14 +8,14 @@ use std::io::{ErrorKind, Read, Write};
 use std::iter::zip;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::tools::Haproxy;
 use common::{
-    PATIENCE, Server, connect, echo_server, exchange, fill, noise, read_until_fin, readme_block,
-    reserve, send_and_read_all,
+    PATIENCE, Server, connect_from, echo_server, exchange, fill, noise, read_until_fin,
+    readme_block, reserve, send_and_read_all,
 };
 use rustix::process::Signal;
 use socket2::Socket;
@@ -48,9 +48,10 @@ impl Cluster {
         Some(Self { servers, stopped: Vec::new(), haproxy, reserved })
     }
 
-    /// Which server serves the client at `address`, by the servers' logs. The client has had an
-    /// answer, so the line is there or on its way.
-    fn server_of(&self, address: SocketAddr) -> usize {
+    /// Which server has served the client, by the servers' logs. The client has had an answer, so
+    /// the line is there or on its way.
+    fn server_of(&self, client: &TcpStream) -> usize {
+        let address = local_address(client);
         let arrival = format!(" {address} connected by ");
         let arrived = |server: &Server| server.log().iter().any(|line| line.contains(&arrival));
         let end = Instant::now() + PATIENCE;
@@ -70,7 +71,7 @@ impl Cluster {
         loop {
             let client = connect(self.haproxy.address);
             exchange(&client, b"who serves me?");
-            if self.server_of(local_address(&client)) == server {
+            if self.server_of(&client) == server {
                 return client;
             }
             clients.push(client);
@@ -83,7 +84,7 @@ impl Cluster {
         let client = connect(self.haproxy.address);
         let data = noise(1000, 1);
         assert!(send_and_read_all(&client, &[&data]) == data, "a new client was not served");
-        self.server_of(local_address(&client))
+        self.server_of(&client)
     }
 
     /// Stops a server with SIGTERM, looks at what its clients and new ones meet meanwhile, and
@@ -138,6 +139,14 @@ fn assert_stopped_well(server: &mut Server) {
 fn replace(config: &mut String, from: &str, to: &str) {
     assert_eq!(config.matches(from).count(), 1, "{from} in {config}");
     *config = config.replace(from, to);
+}
+
+/// Connects from an address that no other client has had: ports come again, and the logs are to
+/// tell who is who.
+fn connect(front: SocketAddr) -> TcpStream {
+    static CLIENTS: AtomicU16 = AtomicU16::new(1);
+    let [high, low] = CLIENTS.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+    connect_from([127, 1, high, low], front)
 }
 
 fn local_address(client: &TcpStream) -> SocketAddr {

@@ -3,7 +3,7 @@
 mod common;
 
 use std::io::Read;
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 
 use common::{Server, echo_server, exchange};
 
@@ -17,18 +17,6 @@ fn is_turned_away(mut client: TcpStream) {
 
 fn told(server: &Server) -> usize {
     server.log().iter().filter(|line| line.contains("are turned away")).count()
-}
-
-/// Connects from an address of the test's choice.
-#[cfg(target_os = "linux")]
-fn connect_from(ip: [u8; 4], server: SocketAddr) -> TcpStream {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
-    let socket = socket.expect("a socket can be had");
-    socket.bind(&SocketAddr::from((ip, 0)).into()).expect("Linux has all of 127.0.0.0/8");
-    socket.connect(&server.into()).expect("the server accepts");
-    let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(common::PATIENCE)).expect("a timeout can be set");
-    stream
 }
 
 #[test]
@@ -70,9 +58,9 @@ fn another_address_has_places_of_its_own() {
     let first = server.connect();
     exchange(&first, b"hello");
     is_turned_away(server.connect());
-    let other = connect_from([127, 0, 0, 2], server.address);
+    let other = common::connect_from([127, 0, 0, 2], server.address);
     exchange(&other, b"hello");
-    is_turned_away(connect_from([127, 0, 0, 2], server.address));
+    is_turned_away(common::connect_from([127, 0, 0, 2], server.address));
     server.wait_for_logs(2, "are turned away");
 }
 

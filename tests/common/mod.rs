@@ -285,6 +285,18 @@ pub fn connect_with_buffer(address: SocketAddr, size: usize) -> TcpStream {
     stream
 }
 
+/// Connects from an address of the test's choice in 127.0.0.0/8, which Linux has all of.
+#[cfg(target_os = "linux")]
+pub fn connect_from(ip: [u8; 4], server: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket can be had");
+    socket.bind(&SocketAddr::from((ip, 0)).into()).expect("it is this machine's");
+    socket.connect(&server.into()).expect("the server accepts");
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+    stream.set_write_timeout(Some(PATIENCE)).expect("a timeout can be set");
+    stream
+}
+
 /// A socket that has an address, but does not listen there: nobody else can, either.
 pub fn nobody() -> (Socket, SocketAddr) {
     bound(false)
