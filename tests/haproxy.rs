@@ -12,12 +12,12 @@ use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::signal::Signal;
 use common::tools::Haproxy;
 use common::{
     PATIENCE, Server, connect_from, echo_server, exchange, fill, noise, read_until_fin,
     readme_block, reserve, send_and_read_all,
 };
-use rustix::process::Signal;
 use socket2::Socket;
 
 /// Three servers, and haproxy before them as the README has it.
@@ -351,16 +351,21 @@ mod conformance {
     use super::{Cluster, Haproxy, Server, readme_block, replace};
     use crate::common::{failures, judge};
 
-    fn assert_passes_through(haproxy: &Haproxy) {
+    fn assert_passes_through(haproxy: &Haproxy, servers: &[Server]) {
         let (report, code) = judge(haproxy.address, "20s");
-        assert_eq!(failures(&report), Vec::<[String; 3]>::new());
+        // What the servers have to say, beside the good ends, where something is wrong.
+        let log = || -> Vec<String> {
+            let lines = servers.iter().flat_map(Server::log);
+            lines.filter(|line| !line.contains("closed by client, ")).collect()
+        };
+        assert_eq!(failures(&report), Vec::<[String; 3]>::new(), "{:#?}", log());
         assert_eq!(code, Some(0));
     }
 
     #[test]
     fn three_servers_pass_behind_haproxy() {
         let Some(cluster) = Cluster::start() else { return };
-        assert_passes_through(&cluster.haproxy);
+        assert_passes_through(&cluster.haproxy, &cluster.servers);
     }
 
     /// In the README's first example, for those who test the way through a balancer.
@@ -371,6 +376,6 @@ mod conformance {
         replace(&mut config, "bind 127.0.0.1:54001", &format!("bind {}", Haproxy::BIND));
         replace(&mut config, "127.0.0.1:54000", &server.address.to_string());
         let Some(haproxy) = Haproxy::start(&config) else { return };
-        assert_passes_through(&haproxy);
+        assert_passes_through(&haproxy, &[server]);
     }
 }
