@@ -155,3 +155,36 @@ fn explain_stdout_error(error: &io::Error) -> Failure {
         _ => format!("cannot write to stdout: {error}").into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_way_not_to_get_there_has_its_advice() {
+        let address = SocketAddr::from(([192, 0, 2, 1], 54000));
+        for (kind, advice) in [
+            (ErrorKind::ConnectionRefused, "Start it with: echo-server --port 54000"),
+            (ErrorKind::TimedOut, "no answer within 5s"),
+            (ErrorKind::NetworkUnreachable, "no way there"),
+            (ErrorKind::HostUnreachable, "no way there"),
+            (ErrorKind::PermissionDenied, "are --host and --port right?"),
+        ] {
+            let sentence = explain_connect_error(address, Duration::from_secs(5), &kind.into());
+            assert!(sentence.starts_with("cannot connect to 192.0.2.1:54000: "), "{sentence}");
+            assert!(sentence.contains(advice), "{kind:?}: {sentence}");
+        }
+    }
+
+    #[test]
+    fn only_a_reset_is_told_as_one() {
+        let address = SocketAddr::from(([192, 0, 2, 1], 54000));
+        let told = |kind: ErrorKind| explain_lost_connection(address, &kind.into());
+        for kind in
+            [ErrorKind::ConnectionReset, ErrorKind::ConnectionAborted, ErrorKind::BrokenPipe]
+        {
+            assert!(told(kind).contains("reset the connection"), "{kind:?}");
+        }
+        assert!(told(ErrorKind::HostUnreachable).contains("192.0.2.1:54000 broke: "));
+    }
+}

@@ -229,3 +229,26 @@ fn a_stdin_that_cannot_be_read_is_told() {
     let reason = if cfg!(unix) { "Is a directory" } else { "(os error 5)" };
     assert!(message.contains("cannot read stdin: ") && message.contains(reason), "{message}");
 }
+
+/// Linux ends a call on a socket that has a timeout with EINTR when its process goes on.
+#[test]
+#[cfg(unix)]
+fn a_pause_by_job_control_loses_nothing() {
+    use rustix::process::{Pid, Signal, kill_process};
+
+    let server = Server::start(&[]);
+    let mut client = pipe(server.address, &[]);
+    let mut stdin = client.stdin.take().expect("stdin is piped");
+    let mut stdout = client.stdout.take().expect("stdout is piped");
+    let mut echo = [0; 5];
+    for _ in 0..10 {
+        stdin.write_all(b"hello").expect("the client takes it");
+        stdout.read_exact(&mut echo).expect("it comes back");
+        assert_eq!(&echo, b"hello");
+        for signal in [Signal::STOP, Signal::CONT] {
+            kill_process(Pid::from_child(&client), signal).expect("it can be signalled");
+        }
+    }
+    drop(stdin);
+    assert_eq!(client.wait().expect("the client ends").code(), Some(0));
+}

@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::{Failure, Target, explain_lost_connection, explain_stdout_error, is_timeout};
 
 /// The buffer of each direction, in bytes: all that a stream of any length takes here.
-const BUFFER_SIZE: usize = 64 * 1024;
+const BUFFER_SIZE: usize = 65_536;
 
 /// Sends stdin, half-closes at its end, writes what comes back to stdout. A stdin that pauses may
 /// do so for ever; the timeout runs while the server owes bytes and none moves, in or out.
