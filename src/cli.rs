@@ -17,9 +17,9 @@ use clap_verbosity_flag::{InfoLevel, Verbosity};
 
 use crate::server::{Config, MAX_BUFFER_SIZE, MAX_BUSY_POLL};
 #[cfg(feature = "client")]
-pub(crate) use client::parse_timeout;
-#[cfg(feature = "client")]
 pub use client::{ClientArgs, ClientCommand};
+#[cfg(feature = "client")]
+pub(crate) use client::{DAY, parse_timeout};
 pub use documents::Documents;
 
 /// A TCP echo server: sends back to each client what it gets from it, byte for byte.

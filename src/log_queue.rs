@@ -9,7 +9,10 @@ use std::thread;
 use std::time::Duration;
 
 /// The most that waits to be written, in bytes; lines beyond it are lost, and counted.
-const LIMIT: usize = 1024 * 1024;
+const LIMIT: usize = 1_048_576;
+
+/// What the writer's thread has for its calls, in bytes.
+const STACK_SIZE: usize = 131_072;
 
 /// How long lines may gather after some were written: a busy server wakes the writer 200 times a
 /// second, not for each line.
@@ -60,7 +63,7 @@ impl LogQueue {
         let writer = Arc::clone(&queue.0);
         thread::Builder::new()
             .name("log".to_owned())
-            .stack_size(128 * 1024)
+            .stack_size(STACK_SIZE)
             .spawn(move || writer.write_to(out))?;
         Ok(queue)
     }

@@ -28,7 +28,7 @@ use per_ip::PerIp;
 use shutdown::Shutdown;
 pub use shutdown::ShutdownHandle;
 
-/// What a client's thread has for its calls: enough to write a line of the log in a debug build.
+/// What a client's thread has for its calls, in bytes: enough to write a line of the log in a debug build.
 /// The C library keeps the stacks of threads that have ended for the next ones, 40 MiB of them in
 /// glibc: that is 20 of std's 2 MiB, and 320 of these.
 ///
@@ -37,14 +37,14 @@ pub use shutdown::ShutdownHandle;
 /// once: 1.2 to 1.4 times its time, and no more than its time without that stack). Nothing else
 /// that was tried changed it: stacks of 32 KiB to 2 MiB, yielding after the spawn, `SCHED_BATCH`,
 /// one malloc arena, a thread without a name, a silent log.
-const STACK_SIZE: usize = 128 * 1024;
+const STACK_SIZE: usize = 131_072;
 
 /// After a deadline, how long the threads may take to notice it and to write their last line.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// The largest buffer that a client may have, in bytes: what the network holds for one client is
+/// The largest buffer that a client may have, in bytes, 16 MiB: what the network holds for one client is
 /// less than that, and the buffers of thousands must fit into memory.
-pub const MAX_BUFFER_SIZE: usize = 16 * 1024 * 1024;
+pub const MAX_BUFFER_SIZE: usize = 16_777_216;
 
 /// The longest that a client's thread may look for bytes before it sleeps: a stop waits for it.
 pub const MAX_BUSY_POLL: Duration = Duration::from_millis(10);
@@ -99,7 +99,7 @@ impl Default for Config {
             max_connections_per_ip: None,
             idle_timeout: None,
             shutdown_timeout: Duration::from_secs(5),
-            buffer_size: 64 * 1024,
+            buffer_size: 65_536,
             busy_poll: Duration::from_micros(50),
         }
     }

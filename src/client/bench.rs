@@ -25,23 +25,20 @@ use self::load::{Load, Window};
 use self::report::Report;
 use self::tally::{Live, Reason, Tally};
 use super::{Failure, Target, explain_stdout_error, raise_file_limit};
-use crate::cli::{parse_buffer_size, parse_duration, parse_timeout};
+use crate::cli::{DAY, parse_buffer_size, parse_duration, parse_timeout};
 
 /// How often the run looks for Ctrl+C and moves the progress bar.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Enough for a debug build; the buffers are on the heap. The default of 2 MiB is more address
+/// In bytes. Enough for a debug build; the buffers are on the heap. The default of 2 MiB is more address
 /// space than some systems give to thousands of threads.
-const STACK_SIZE: usize = 128 * 1024;
+const STACK_SIZE: usize = 131_072;
 
 /// The size of a message where no flag says it, in bytes.
 const MESSAGE: usize = 64;
 
 /// The size of a write in bulk where no flag says it, in bytes.
-const BLOCK: usize = 64 * 1024;
-
-/// The longest warm-up.
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const BLOCK: usize = 65_536;
 
 /// The flags of `echo-client bench`.
 #[derive(Clone, Debug, Args)]

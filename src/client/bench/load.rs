@@ -27,7 +27,7 @@ const SPACING: usize = 7_919;
 /// The most that is read at once, and the most of one message that is under way at once, in bytes.
 /// A longer message is read while it is still being sent: a server that cannot write its echoes
 /// does not read either. So much fits into the buffers on the way.
-const WINDOW: usize = 64 * 1024;
+const WINDOW: usize = 65_536;
 
 /// How often a thread that waits for bytes looks whether the run is over.
 const TICK: Duration = Duration::from_millis(50);

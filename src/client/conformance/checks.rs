@@ -19,16 +19,16 @@ const STUCK: Duration = Duration::from_secs(1);
 
 /// The most that is sent to a server that is not read from, in bytes: more than the buffers of any
 /// usual way there and back. A server with a buffer that has no end must not have it filled.
-const MOST_UNREAD: usize = 32 * 1024 * 1024;
+const MOST_UNREAD: usize = 33_554_432;
 
 /// What goes through in one stream, in bytes.
-const STREAM: usize = 64 * 1024 * 1024;
+const STREAM: usize = 67_108_864;
 
 /// What goes out before the half-close, in bytes.
-const OWED: usize = 8 * 1024 * 1024;
+const OWED: usize = 8_388_608;
 
 /// The piece in which streams are made and compared, in bytes.
-const CHUNK: usize = 64 * 1024;
+const CHUNK: usize = 65_536;
 
 /// Clients at once.
 const CROWD: usize = 64;
@@ -188,7 +188,7 @@ fn clients_at_once(subject: &Subject) -> Result<(), Fault> {
 fn a_client_that_resets(subject: &Subject) -> Result<(), Fault> {
     let bystander = subject.connect()?;
     let resets = subject.connect()?;
-    resets.send(&[b'x'; 16 * 1024])?;
+    resets.send(&[b'x'; 16_384])?;
     resets.expect(b"x")?;
     resets.reset()?;
     // The server needs a moment to notice.

@@ -170,7 +170,7 @@ impl Peer {
     /// Sends without reading until every buffer on the way there and back is full, or `most` bytes
     /// are out.
     pub(super) fn fill(&self, most: usize, patience: Duration) -> Result<(), Fault> {
-        let chunk = [b'x'; 16 * 1024];
+        let chunk = [b'x'; 16_384];
         let failed = |error| Fault::new("room to send", End::from(error));
         self.stream.set_write_timeout(Some(patience)).map_err(failed)?;
         let mut sent = 0;
