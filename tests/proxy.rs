@@ -57,7 +57,14 @@ fn the_log_has_the_true_address_and_the_header_is_not_echoed() {
 #[test]
 fn a_connection_of_the_balancers_own_has_its_own_address() {
     let server = start(&[]);
-    for header in [LOCAL, b"PROXY UNKNOWN\r\n", b"PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n"] {
+    for header in [
+        LOCAL,
+        // What it says of addresses means nothing, whether it is right or not.
+        b"\r\n\r\n\0\r\nQUIT\n\x20\x11\x00\x00",
+        b"\r\n\r\n\0\r\nQUIT\n\x20\x31\x00\x03abc",
+        b"PROXY UNKNOWN\r\n",
+        b"PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n",
+    ] {
         let mut client = server.connect();
         client.write_all(header).expect("the header goes out");
         exchange(&client, b"hello");
@@ -86,15 +93,16 @@ fn a_header_may_come_in_pieces_and_with_any_size_of_buffer() {
 #[test]
 fn a_connection_that_does_not_begin_with_a_header_is_closed_and_the_log_says_so() {
     let server = start(&[]);
-    let long = [&b"PROXY TCP4 "[..], &[b'1'; 200]].concat();
+    let long = [&b"PROXY UNKNOWN "[..], &[b'x'; 100], b"\r\nhello"].concat();
     for (number, bytes) in [
         b"GET / HTTP/1.1\r\n\r\n",
         &b"hello"[..],
         b"PROXY TCP4 198.51.100.7 192.0.2.1 4321 65536\r\n",
         b"PROXY TCP4 2001:db8::7 2001:db8::1 4321 54000\r\n",
+        b"PROXY TCP4 198.51.100.7 192.0.2.1 4321 54000\nhello",
         b"PROXY UDP4 198.51.100.7 192.0.2.1 4321 54000\r\n",
         b"\r\n\r\n\0\r\nQUIT\n\x31\x11\0\x0C............",
-        b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x02............",
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x02..",
         &long,
     ]
     .into_iter()
@@ -148,6 +156,19 @@ fn drip(mut client: &TcpStream, bytes: &[u8]) {
         }
     }
     panic!("it may take as long as it likes");
+}
+
+#[test]
+fn a_header_counts_as_bytes_that_move() {
+    let server = start(&["--idle-timeout", "800ms"]);
+    let mut client = server.connect();
+    for byte in &V1[..15] {
+        // Longer than the idle timeout in all, but not at any time.
+        thread::sleep(Duration::from_millis(100));
+        client.write_all(&[*byte]).expect("the byte goes out");
+    }
+    client.write_all(&V1[15..]).expect("the rest goes out");
+    exchange(&client, b"hello");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! How many clients each IP address has inside, so that one address cannot take all the places.
 
 use std::collections::HashMap;
+use std::mem;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,8 +37,9 @@ impl PerIp {
             guests.count += 1;
             return Some(Seat { per_ip: Arc::clone(self), ip });
         }
-        if !guests.told {
-            guests.told = true;
+        let told = mem::replace(&mut guests.told, true);
+        drop(inside);
+        if !told {
             warn!("more clients of {ip} are turned away: it has {} already", self.limit);
         }
         None

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use log::trace;
-use proxy_header::{Error, ParseConfig, ProxyHeader};
+use proxy_header::{ParseConfig, ProxyHeader};
 
 use super::{Connection, Interest, Reason, excerpt};
 use crate::server::listener::plain;
@@ -19,8 +19,18 @@ use crate::server::listener::plain;
 /// asks for at least 3 s, so that a lost packet can be sent again.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How a header of version 1 begins, and one of version 2.
-const SIGNATURES: [&[u8]; 2] = [b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"];
+/// How a header of version 1 begins: a line of text.
+const V1: &[u8] = b"PROXY ";
+
+/// The longest such line, with its CR LF, in bytes.
+const LONGEST_LINE: usize = 107;
+
+/// How a header of version 2 begins: 16 bytes, of which the last two tell how many follow.
+const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+
+/// The byte behind that: the version, and whether the connection is the balancer's own.
+const LOCAL: u8 = 0x20;
+const PROXY: u8 = 0x21;
 
 /// What a connection's first bytes are.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,20 +51,49 @@ enum Start {
 
 impl Start {
     fn parse(bytes: &[u8]) -> Self {
-        let may_be_one = SIGNATURES.iter().any(|signature| {
+        let begins = |signature: &[u8]| {
             let length = signature.len().min(bytes.len());
             signature[..length] == bytes[..length]
-        });
-        if !may_be_one {
-            return Self::Other;
+        };
+        if begins(V1) {
+            Self::parse_line(bytes)
+        } else if begins(V2) {
+            Self::parse_block(bytes)
+        } else {
+            Self::Other
         }
+    }
+
+    fn parse_line(bytes: &[u8]) -> Self {
+        let line = &bytes[..bytes.len().min(LONGEST_LINE)];
+        match line.iter().position(|byte| *byte == b'\n') {
+            Some(end) => Self::parse_whole(&line[..=end]),
+            None if line.len() == LONGEST_LINE => Self::Other,
+            None => Self::Partial,
+        }
+    }
+
+    fn parse_block(bytes: &[u8]) -> Self {
+        let Some([command, _, high, low]) = bytes.get(V2.len()..V2.len() + 4) else {
+            return Self::Partial;
+        };
+        let length = V2.len() + 4 + usize::from(u16::from_be_bytes([*high, *low]));
+        match (*command, bytes.get(..length)) {
+            (LOCAL | PROXY, None) => Self::Partial,
+            // Whatever else it says means nothing.
+            (LOCAL, Some(_)) => Self::Header { length, client: None },
+            (PROXY, Some(header)) => Self::parse_whole(header),
+            _ => Self::Other,
+        }
+    }
+
+    fn parse_whole(header: &[u8]) -> Self {
         let config = ParseConfig { include_tlvs: false, ..ParseConfig::default() };
-        match ProxyHeader::parse(bytes, config) {
-            Ok((header, length)) => {
-                let client = header.proxied_address().map(|address| plain(address.source));
+        match ProxyHeader::parse(header, config) {
+            Ok((parsed, length)) => {
+                let client = parsed.proxied_address().map(|address| plain(address.source));
                 Self::Header { length, client }
             }
-            Err(Error::BufferTooShort) => Self::Partial,
             Err(_) => Self::Other,
         }
     }
@@ -73,6 +112,7 @@ impl Connection {
                     trace!("{} sent {}", self.peer, excerpt(received));
                     let (before, came) = (header.len(), received.len());
                     header.extend_from_slice(received);
+                    self.moved = true;
                     match Start::parse(&header) {
                         Start::Partial => self.reader.consume(came),
                         Start::Header { length, client } => {
@@ -130,7 +170,7 @@ mod tests {
 
         #[test]
         fn any_bytes_get_an_answer(bytes: Vec<u8>, signature in 0..3_usize) {
-            let signature = SIGNATURES.get(signature).copied().unwrap_or_default();
+            let signature = [V1, V2, b""][signature];
             let bytes = [signature, &bytes].concat();
             if let Start::Header { length, .. } = Start::parse(&bytes) {
                 prop_assert!(length <= bytes.len());
