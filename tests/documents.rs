@@ -79,9 +79,23 @@ fn the_completions_for_every_shell_have_every_flag() {
     }
 }
 
+/// In a real bash, since it is the script's paths that were wrong once, not its words.
+#[test]
+#[cfg(all(target_os = "linux", feature = "client"))]
+fn bash_completes_the_flags_of_a_command() {
+    let program = env!("CARGO_BIN_EXE_echo-client");
+    let script = stdout(command(program).args(["--completions", "bash"]));
+    let ask = r#"
+        COMP_WORDS=(echo-client bench --mo) COMP_CWORD=2
+        _echo__client echo-client --mo bench
+        echo "${COMPREPLY[@]}""#;
+    let answer = stdout(command("bash").args(["-c", &format!("{script}\n{ask}")]));
+    assert_eq!(answer.trim(), "--mode");
+}
+
 #[test]
 fn a_pager_that_leaves_early_is_no_failure() {
-    for arguments in [&["--man"][..], &["--completions", "zsh"]] {
+    for arguments in [&["--man"][..], &["--completions", "zsh"], &["--completions", "fish"]] {
         for program in PROGRAMS {
             let (reader, writer) = pipe().expect("a pipe can be had");
             drop(reader);
@@ -96,15 +110,16 @@ fn a_pager_that_leaves_early_is_no_failure() {
 #[test]
 #[cfg(target_os = "linux")]
 fn a_full_disk_is_told() {
+    let completions = SHELLS.map(|shell| format!("--completions={shell}"));
     for program in PROGRAMS {
-        let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux has it");
-        let output =
-            command(program).arg("--man").stdout(full).output().expect("it can be spawned");
-        assert_eq!(output.status.code(), Some(1));
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(
-            stderr.contains("cannot write to stdout: ") && stderr.lines().count() == 1,
-            "{stderr}"
-        );
+        for document in completions.iter().map(String::as_str).chain(["--man"]) {
+            let full = std::fs::File::options().write(true).open("/dev/full").expect("it is there");
+            let output = command(program).arg(document).stdout(full).output();
+            let output = output.expect("it can be spawned");
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{stderr}");
+            assert!(stderr.contains("cannot write to stdout: "), "{stderr}");
+            assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        }
     }
 }

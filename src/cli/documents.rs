@@ -15,7 +15,7 @@ pub struct Documents {
     pub completions: Option<Shell>,
 
     /// Prints the man page
-    #[arg(long)]
+    #[arg(long, conflicts_with = "completions")]
     pub man: bool,
 }
 
@@ -31,7 +31,7 @@ impl Documents {
         let mut program = Program::command();
         program.set_bin_name(program.get_name().to_owned());
         program.build();
-        match self.write(&program, &mut io::stdout()) {
+        match self.write(&program) {
             // Who leaves early, such as a pager, has seen enough.
             Err(error) if error.kind() != ErrorKind::BrokenPipe => {
                 Err(format!("cannot write to stdout: {error}"))
@@ -40,13 +40,27 @@ impl Documents {
         }
     }
 
-    fn write(&self, program: &Command, out: &mut impl Write) -> io::Result<()> {
+    fn write(&self, program: &Command) -> io::Result<()> {
+        let mut document = Vec::new();
         match self.completions {
-            Some(shell) => shell.try_generate(program, out)?,
-            None => write_man_page(program, out)?,
+            Some(shell) => write_completions(program, shell, &mut document)?,
+            None => write_man_page(program, &mut document)?,
         }
-        out.flush()
+        let mut stdout = io::stdout();
+        stdout.write_all(&document)?;
+        stdout.flush()
     }
+}
+
+/// In bash the commands of a program with a hyphen in its name have no completions, since
+/// `clap_complete` writes that name in two ways (clap-rs/clap#6421).
+fn write_completions(program: &Command, shell: Shell, out: &mut impl Write) -> io::Result<()> {
+    let mut script = Vec::new();
+    shell.try_generate(program, &mut script)?;
+    let name = program.get_name().replace('-', "__subcmd__");
+    let script =
+        String::from_utf8_lossy(&script).replace(&name, &program.get_name().replace('-', "__"));
+    out.write_all(script.as_bytes())
 }
 
 /// One page, also where the program has commands: each gets a section of its own.
