@@ -123,7 +123,8 @@ impl Server {
     }
 
     /// Serves from a socket that listens already, such as one that a service manager holds for the
-    /// server and keeps open while it restarts. The configuration's address means nothing then.
+    /// server and keeps open while it restarts. The configuration's address means nothing then, and
+    /// a stop leaves those in its queue for whom there is no place to whoever else holds the socket.
     ///
     /// ```
     /// use std::net::TcpListener;
@@ -155,14 +156,15 @@ impl Server {
             return Err(io::Error::new(ErrorKind::InvalidInput, message));
         }
         Ok(Self {
-            listener,
             service: Arc::new(Service {
                 lookers: most_clients(config.busy_poll),
                 clients: Arc::new(Clients::new(config.max_connections)),
                 per_ip: config.max_connections_per_ip.map(|limit| Arc::new(PerIp::new(limit))),
                 shutdown: Arc::new(Shutdown::new(config.shutdown_timeout)?),
+                options_come_down: listener.hands_options_down(),
                 config,
             }),
+            listener,
         })
     }
 
@@ -207,6 +209,8 @@ struct Service {
     lookers: usize,
     clients: Arc<Clients>,
     per_ip: Option<Arc<PerIp>>,
+    /// Whether a client's socket has its options from the listener.
+    options_come_down: bool,
     shutdown: Arc<Shutdown>,
 }
 
@@ -264,7 +268,7 @@ impl Service {
 
     /// Refuses who comes from now on, serves who was in the queue already, and waits for all.
     fn drain(self: &Arc<Self>, listener: Listener) {
-        let mut queue = listener.close();
+        let mut queue = listener.close(self.clients.places());
         while !queue.is_empty() {
             match queue.next() {
                 Some((stream, peer)) if self.has_place_in_time() => self.spawn(stream, peer),

@@ -7,7 +7,8 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixDatagram;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -59,6 +60,48 @@ fn a_restart_refuses_nobody_and_loses_nothing() {
     }
 }
 
+/// It was in the queue before the socket had the server's options.
+#[test]
+fn the_first_client_is_served_as_any_other() {
+    let (listener, _) = listen();
+    let first = common::connect(listener.local_addr().expect("it has an address"));
+    let mut command = hand_over(&listener);
+    let mut server = Server::spawn(command.env("ECHO_SERVER_IDLE_TIMEOUT", "300ms"));
+    let socket = socket2::SockRef::from(&first);
+    (&first).write_all(b"abc").expect("the bytes go out");
+    socket.send_out_of_band(b"U").expect("the byte goes out");
+    (&first).write_all(b"def").expect("the bytes go out");
+    assert_eq!(read_until_fin(&first), b"abcUdef");
+    server.wait_for_departure(first.local_addr().expect("it has an address"));
+    server.wait_for_log("disconnected: idle, 7 bytes echoed");
+    assert_eq!(server.stop().code(), Some(0));
+}
+
+#[test]
+fn a_stop_at_the_limit_leaves_those_who_wait_to_the_next_server() {
+    let (listener, address) = listen();
+    let limited = |listener: &TcpListener| {
+        let mut command = hand_over(listener);
+        command.env("ECHO_SERVER_MAX_CONNECTIONS", "1");
+        command.env("ECHO_SERVER_SHUTDOWN_TIMEOUT", "300ms");
+        Server::spawn(&mut command)
+    };
+    let mut server = limited(&listener);
+    let inside = server.connect();
+    let _owed = common::fill(&inside);
+    let waiting: Vec<TcpStream> = (0..5).map(|_| common::connect(address)).collect();
+    for mut client in &waiting {
+        client.write_all(b"hello").expect("the bytes go out");
+        client.shutdown(Shutdown::Write).expect("FIN goes out");
+    }
+    assert_eq!(server.stop().code(), Some(0));
+    drop(inside);
+    let _next = limited(&listener);
+    for client in waiting {
+        assert_eq!(read_until_fin(&client), b"hello");
+    }
+}
+
 #[test]
 fn a_stop_is_heard_though_the_socket_was_left_non_blocking() {
     let (listener, _) = listen();
@@ -97,6 +140,8 @@ fn what_cannot_be_served_is_told_with_what_to_write_in_the_socket_unit() {
 
     let two = fails(command("sh").args(["-c", r#"LISTEN_FDS=2 LISTEN_PID=$$ exec "$0""#, PROGRAM]));
     assert!(two.contains("2 sockets were handed over") && two.contains("ListenStream="), "{two}");
+    let many = fails(echo_server().env("LISTEN_FDS", "2000000000"));
+    assert!(many.contains("2000000000 sockets were handed over"), "{many}");
 }
 
 #[test]
@@ -141,10 +186,10 @@ fn the_manager_is_told_when_the_server_is_ready_and_when_it_stops() {
     let mut command = echo_server();
     command.args(["--host", "127.0.0.1", "--port", "0"]).env("NOTIFY_SOCKET", &manager.path);
     let mut server = Server::spawn(&mut command);
-    assert_eq!(manager.news(), "READY=1\n");
+    assert_eq!(manager.news(), "READY=1");
     exchange(&server.connect(), b"hello");
     server.signal(rustix::process::Signal::TERM);
-    assert_eq!(manager.news(), "STOPPING=1\n");
+    assert_eq!(manager.news(), "STOPPING=1");
     assert_eq!(server.wait().code(), Some(0));
 }
 
@@ -153,9 +198,47 @@ fn a_manager_that_is_gone_does_not_stop_the_service() {
     let mut command = echo_server();
     command.args(["--host", "127.0.0.1", "--port", "0"]).env("NOTIFY_SOCKET", "/nowhere/at/all");
     let mut server = Server::spawn(&mut command);
-    server.wait_for_log("the service manager cannot be told (NOTIFY_SOCKET): ");
+    server.wait_for_log("the service manager cannot be told that READY=1 (NOTIFY_SOCKET): ");
     exchange(&server.connect(), b"hello");
     assert_eq!(server.stop().code(), Some(0));
+}
+
+#[test]
+fn a_manager_with_an_abstract_name_is_told_too() {
+    let name = format!("echo-server-test-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).expect("it is a name");
+    let manager = UnixDatagram::bind_addr(&address).expect("it can be had");
+    manager.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+    let mut command = echo_server();
+    command.args(["--host", "127.0.0.1", "--port", "0"]).env("NOTIFY_SOCKET", format!("@{name}"));
+    let _server = Server::spawn(&mut command);
+    let mut news = [0; 100];
+    let length = manager.recv(&mut news).expect("news come");
+    assert_eq!(&news[..length], b"READY=1");
+}
+
+#[test]
+fn a_manager_that_does_not_read_holds_up_nothing() {
+    let manager = Manager::new("full");
+    let filler = UnixDatagram::unbound().expect("a socket can be had");
+    filler.set_nonblocking(true).expect("the mode can be set");
+    while filler.send_to(b"x", &manager.path).is_ok() {}
+    // A sender has a limit of its own, and the manager's queue another.
+    let fillers: Vec<UnixDatagram> = (0..100)
+        .map(|_| {
+            let filler = UnixDatagram::unbound().expect("a socket can be had");
+            filler.set_nonblocking(true).expect("the mode can be set");
+            while filler.send_to(b"x", &manager.path).is_ok() {}
+            filler
+        })
+        .collect();
+    let mut command = echo_server();
+    command.args(["--host", "127.0.0.1", "--port", "0"]).env("NOTIFY_SOCKET", &manager.path);
+    let mut server = Server::spawn(&mut command);
+    server.wait_for_log("the service manager cannot be told that READY=1");
+    exchange(&server.connect(), b"hello");
+    assert_eq!(server.stop().code(), Some(0));
+    drop(fillers);
 }
 
 /// systemd's own tool for trying out a service: it listens, and starts the server for the first

@@ -35,6 +35,9 @@ pub(crate) const TICK: Duration = Duration::from_millis(100);
 /// timeout, and a Windows read that times out may lose bytes (Microsoft on `SO_RCVTIMEO`).
 const LINUX: bool = cfg!(target_os = "linux");
 
+/// Whether a client's socket has the options of the listener that accepted it.
+pub(crate) const LISTENERS_HAND_OPTIONS_DOWN: bool = LINUX;
+
 /// How much a client's socket takes from a write beyond what it can send, in bytes. Linux would let
 /// it grow to 4 MiB for a client that does not read; and a write that waits for room in that would
 /// not see a slow client move for a megabyte. Twice the default buffer costs a fast one nothing.
@@ -61,9 +64,9 @@ pub(crate) fn prepare_listener(listener: &SockRef<'_>) -> io::Result<()> {
     set_options(listener)
 }
 
-/// Gives a client's socket its options, where it did not inherit them from the listener.
+/// Gives a client's socket its options, where the listener has not handed them down.
 pub(crate) fn prepare_client(client: &SockRef<'_>) -> io::Result<()> {
-    if LINUX { Ok(()) } else { set_options(client) }
+    set_options(client)
 }
 
 /// `TCP_NODELAY`, since no echo is the first half of a longer message; urgent bytes in line with

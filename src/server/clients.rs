@@ -36,6 +36,11 @@ impl Clients {
         self.inside.load(Relaxed)
     }
 
+    /// How many places are free.
+    pub(crate) fn places(&self) -> usize {
+        self.limit.saturating_sub(self.inside())
+    }
+
     pub(crate) fn totals(&self) -> Totals {
         self.count().totals
     }

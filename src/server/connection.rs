@@ -168,7 +168,9 @@ impl Connection {
 
     /// Finds out who the client is, and gives it a seat where there is one.
     fn welcome(&mut self) -> Result<(), Reason> {
-        prepare_client(&SockRef::from(self.reader.get_ref()))?;
+        if !self.service.options_come_down {
+            prepare_client(&SockRef::from(self.reader.get_ref()))?;
+        }
         let header = self.service.config.proxy_protocol.then(|| self.read_proxy_header());
         let balancer = match header.transpose()?.flatten() {
             Some(client) => Some(mem::replace(&mut self.peer, client)),

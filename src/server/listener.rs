@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::platform::wait::{Alarm, Interest, prepare_listener, wait};
+use crate::platform::wait::{Alarm, Interest, LISTENERS_HAND_OPTIONS_DOWN, prepare_listener, wait};
 
 /// How many clients the kernel keeps in its queue until they are accepted, the most that Linux
 /// gives by default (`net.core.somaxconn`). When it is full, a client's SYN is dropped and sent
@@ -17,7 +17,12 @@ const BACKLOG: u16 = 4096;
 
 /// A socket that listens, and whose `accept` never blocks for long (see `platform/wait.rs`).
 #[derive(Debug)]
-pub(crate) struct Listener(TcpListener);
+pub(crate) struct Listener {
+    socket: TcpListener,
+    /// Whether somebody else bound it, and may hold it still. Clients may have been in its queue
+    /// before it had our options.
+    adopted: bool,
+}
 
 impl Listener {
     /// Binds and listens. On `::` it serves both IP versions.
@@ -29,17 +34,22 @@ impl Listener {
         prepare_listener(&SockRef::from(&socket))?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG.into())?;
-        Ok(Self(socket.into()))
+        Ok(Self { socket: socket.into(), adopted: false })
     }
 
     /// Takes over a socket that somebody else has bound and listens on.
     pub(crate) fn adopt(listener: TcpListener) -> io::Result<Self> {
         prepare_listener(&SockRef::from(&listener))?;
-        Ok(Self(listener))
+        Ok(Self { socket: listener, adopted: true })
     }
 
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.0.local_addr()
+        self.socket.local_addr()
+    }
+
+    /// Whether each client's socket has the listener's options from the start.
+    pub(crate) fn hands_options_down(&self) -> bool {
+        LISTENERS_HAND_OPTIONS_DOWN && !self.adopted
     }
 
     /// The next client in the queue, with its address.
@@ -47,20 +57,23 @@ impl Listener {
     /// # Errors
     /// `WouldBlock` if none came for a moment; what else `accept(2)` can meet.
     pub(crate) fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        self.0.accept().map(|(stream, peer)| (stream, plain(peer)))
+        self.socket.accept().map(|(stream, peer)| (stream, plain(peer)))
     }
 
     /// Blocks until a client is in the queue, as [`wait()`] does.
     pub(crate) fn wait(&self, until: Option<Instant>, alarm: &Alarm) -> io::Result<bool> {
-        wait(&self.0, Interest::Read, until, Some(alarm))
+        wait(&self.socket, Interest::Read, until, Some(alarm))
     }
 
-    /// Refuses new clients from now on; those in the queue are still to be had.
-    pub(crate) fn close(self) -> Queue {
-        let listener = self.0.set_nonblocking(true).is_ok().then_some(self);
+    /// Refuses new clients from now on; those in the queue are still to be had. From a socket that
+    /// somebody else may hold they are only as many as there are places: the next server can serve
+    /// the others, and who comes from now on.
+    pub(crate) fn close(self, places: usize) -> Queue {
         // Those who keep coming cannot keep it open: no more than the queue can have held, which on
         // Linux is one more than it was asked for.
-        let mut queue = Queue { listener, room: u32::from(BACKLOG) + 1, taken: VecDeque::new() };
+        let room = if self.adopted { places } else { usize::from(BACKLOG) + 1 };
+        let listener = self.socket.set_nonblocking(true).is_ok().then_some(self);
+        let mut queue = Queue { listener, room, taken: VecDeque::new() };
         queue.take();
         queue
     }
@@ -71,7 +84,7 @@ impl Listener {
 pub(crate) struct Queue {
     /// Open only as long as the system has no file for those who are still in its queue.
     listener: Option<Listener>,
-    room: u32,
+    room: usize,
     taken: VecDeque<(TcpStream, SocketAddr)>,
 }
 
@@ -90,14 +103,18 @@ impl Queue {
     /// Takes over as many as there are files for, and closes the listener behind the last.
     fn take(&mut self) {
         while let Some(listener) = &self.listener {
+            if self.room == 0 {
+                self.listener = None;
+                return;
+            }
             match listener.accept() {
-                Ok(client) if self.room > 0 => {
+                Ok(client) => {
                     self.room -= 1;
                     self.taken.push_back(client);
                 }
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
-                Err(error) if error.kind() != ErrorKind::WouldBlock => return,
-                _ => self.listener = None,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.listener = None,
+                Err(_) => return,
             }
         }
     }
@@ -123,7 +140,9 @@ mod tests {
         let _client = TcpStream::connect(listener.local_addr()?)?;
         let (stream, _) = listener.accept()?;
         let socket = SockRef::from(&stream);
-        prepare_client(&socket)?;
+        if !listener.hands_options_down() {
+            prepare_client(&socket)?;
+        }
         assert!(socket.tcp_nodelay()?);
         assert!(socket.keepalive()?);
         Ok(())
@@ -142,7 +161,7 @@ mod tests {
         let listener = Listener::bind(([127, 0, 0, 1], 0).into())?;
         let address = listener.local_addr()?;
         let clients = [TcpStream::connect(address)?, TcpStream::connect(address)?];
-        let mut queue = listener.close();
+        let mut queue = listener.close(0);
         let error = TcpStream::connect(address).expect_err("it is closed");
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
         for client in clients {
