@@ -113,6 +113,17 @@ fn round_trips_are_counted_and_timed() {
 }
 
 #[test]
+fn the_warm_up_comes_before_what_is_measured() {
+    let server = Server::start(&[]);
+    let begin = Instant::now();
+    let mut command = echo_client(server.address);
+    command.args(["bench", "--json", "--warm-up", "600ms", "--duration", "200ms"]);
+    let report = json(&report(command.stdout(Stdio::piped()).stderr(Stdio::piped()), 0));
+    assert!(begin.elapsed() >= Duration::from_millis(800), "{:?}", begin.elapsed());
+    assert!(number(&report, "messages") > 0.0, "{report}");
+}
+
+#[test]
 fn a_message_may_have_any_size() {
     let server = Server::start(&["-q"]);
     for size in ["1", "1000", "64KiB", "5MiB"] {

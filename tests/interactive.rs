@@ -489,3 +489,17 @@ fn a_stdout_that_is_no_terminal_gets_plain_lines() {
     assert!(rest.ends_with(&format!("Server: hello\nDisconnected from {}\n", server.address)));
     assert!(!shown.contains(['\x1b', '\r', '>']), "{shown:?}");
 }
+
+#[test]
+fn the_load_generator_shows_how_far_it_is_and_how_fast_until_it_has_results() {
+    let server = Server::start(&[]);
+    let arguments = ["bench", "--warm-up", "0s", "--duration", "1s"];
+    let mut terminal = Terminal::start(server.address, &arguments, "");
+    terminal.wait_for(" messages a second");
+    terminal.wait_for("rtt on ");
+    let (code, shown) = terminal.end();
+    assert_eq!(code, 0);
+    let parts = shown.split(" %").filter_map(|part| part.rsplit(' ').next()?.parse().ok());
+    let farthest: Option<u32> = parts.max();
+    assert!(farthest.is_some_and(|percent| (10..=100).contains(&percent)), "{shown}");
+}
