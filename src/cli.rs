@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::Parser;
-use clap::builder::BoolishValueParser;
-use clap_verbosity_flag::{InfoLevel, Verbosity};
+use clap::error::{ContextKind, ContextValue, ErrorKind as Wrong};
+use clap_verbosity_flag::{LogLevel, Verbosity, VerbosityFilter};
 
 use crate::server::{Config, MAX_BUFFER_SIZE, MAX_BUSY_POLL};
 #[cfg(feature = "client")]
@@ -35,7 +35,7 @@ pub struct ServerArgs {
     pub port: u16,
 
     /// Takes each client's address from the PROXY header that a balancer sends first
-    #[arg(long, env = "ECHO_SERVER_PROXY_PROTOCOL", hide_env = true, help_heading = "Where to listen", value_parser = BoolishValueParser::new())]
+    #[arg(long, env = "ECHO_SERVER_PROXY_PROTOCOL", hide_env = true, help_heading = "Where to listen", value_parser = parse_switch)]
     pub proxy_protocol: bool,
 
     /// Clients served at once; the next ones wait
@@ -64,7 +64,7 @@ pub struct ServerArgs {
 
     /// How much to log. `RUST_LOG`, where it is set, wins.
     #[command(flatten, next_help_heading = "Log")]
-    pub verbosity: Verbosity<InfoLevel>,
+    pub verbosity: Verbosity<Level>,
 
     /// What it prints about itself instead of serving.
     #[command(flatten)]
@@ -75,9 +75,46 @@ const EXAMPLES: &str = "\
 Examples:
   echo-server                        every IPv4 address of this machine, port 54000
   echo-server --host 127.0.0.1 -q    this machine alone, and only warnings in the log
-  ECHO_SERVER_PORT=7007 echo-server  each option with a default has a variable; the option wins
+  ECHO_SERVER_PORT=7007 echo-server  each option from --host to --busy-poll has such a variable
 
-RUST_LOG, where it is set, wins over -v and -q.";
+An option wins over its variable. RUST_LOG, where it is set, wins over -v and -q.
+
+Exit codes: 0 stopped by a signal, 1 could not start, 2 a bad option, 130 a second signal.";
+
+/// What the log has: clients that come and go, unless `-v` or `-q` say otherwise.
+#[derive(Clone, Copy, Debug)]
+pub struct Level;
+
+impl LogLevel for Level {
+    fn default_filter() -> VerbosityFilter {
+        VerbosityFilter::Info
+    }
+
+    fn verbose_help() -> Option<&'static str> {
+        Some("More log: sizes of reads and writes; -vv: the bytes too")
+    }
+
+    fn quiet_help() -> Option<&'static str> {
+        Some("Less log: warnings only; -qqq: nothing")
+    }
+}
+
+/// The arguments of this process; where they are wrong, it ends with a sentence and exit code 2.
+///
+/// The commonest mistake is an address where none belongs: other programs take it there.
+#[must_use]
+pub fn parse<Program: Parser>() -> Program {
+    Program::try_parse().unwrap_or_else(|mut error| {
+        if matches!(error.kind(), Wrong::InvalidSubcommand | Wrong::UnknownArgument)
+            && error.get(ContextKind::SuggestedArg).is_none()
+            && error.get(ContextKind::SuggestedSubcommand).is_none()
+        {
+            let hint = "an address is given with '--host' and '--port'".into();
+            error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![hint]));
+        }
+        error.exit()
+    })
+}
 
 impl ServerArgs {
     /// The server that these flags ask for.
@@ -112,8 +149,19 @@ fn parse_host(value: &str) -> Result<IpAddr, String> {
                   machine alone, or :: for IPv6 and IPv4";
     value.parse().map_err(|_| match value {
         "localhost" => format!("{needed}; did you mean 127.0.0.1?"),
+        _ if value.parse::<SocketAddr>().is_ok() => {
+            format!("{needed}; the port has its own option, --port")
+        }
         _ => needed.to_owned(),
     })
+}
+
+fn parse_switch(value: &str) -> Result<bool, String> {
+    match value {
+        "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err("true or false is needed".to_owned()),
+    }
 }
 
 fn parse_port(value: &str) -> Result<u16, String> {
@@ -264,6 +312,7 @@ mod tests {
             let errors = [
                 parse_host(&text).err(),
                 parse_port(&text).err(),
+                parse_switch(&text).err(),
                 parse_max_connections(&text).err(),
                 parse_max_connections_per_ip(&text).err(),
                 parse_duration(&text).err(),

@@ -9,7 +9,7 @@
 //! | [`cli`] | the flags, their environment variables, how their values are read |
 //! | `cli/documents.rs` | the man page and the completions |
 //! | [`log_queue`] | the log's way to stderr, past readers that are slow or gone |
-//! | [`server`] | [`Server`]: the accept loop and the stop, on one page |
+//! | [`server`] | [`Server`]: the accept loop and the stop |
 //! | `server/listener.rs` | the listening socket: fast restart, a deep backlog, both IP versions |
 //! | `server/connection.rs` | one client: the echo loop, why it ended, the polite close |
 //! | `server/connection/proxy.rs` | the header by which a balancer tells whose connection it is |
@@ -19,6 +19,7 @@
 //! | `server/holdup.rs` | clients that must wait outside: what the log says, how accepting pauses |
 //! | `server/shutdown.rs` | the stop: an `AtomicBool`, its deadline and its handle |
 //! | [`platform`] | all that differs by platform |
+//! | `platform/terminal.rs` | how the client's prompt learns that its terminal has gone |
 //! | `platform/wait.rs` | how a thread waits for a socket and still hears the stop |
 //! | `platform/systemd.rs` | with the feature `systemd`: the socket that it hands over, the news that it wants |
 //!

@@ -11,8 +11,7 @@ use std::io::{self, IsTerminal, Write};
 use std::process::{self, ExitCode};
 use std::time::Duration;
 
-use clap::Parser;
-use echo_server::cli::{ServerArgs, explain_bind_error};
+use echo_server::cli::{self, ServerArgs, explain_bind_error};
 use echo_server::log_queue::LogQueue;
 use echo_server::platform::{self, systemd};
 use echo_server::{Config, Server};
@@ -26,7 +25,7 @@ const FORCED: i32 = 130;
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    let args = ServerArgs::parse();
+    let args = cli::parse::<ServerArgs>();
     let outcome = match args.documents.print::<ServerArgs>() {
         Ok(false) => serve(&args),
         printed => printed.map(drop),

@@ -1,5 +1,5 @@
-//! The server on one page: the main thread accepts in a loop and gives each client a thread of its
-//! own; a stop closes the listener, waits for those inside, and returns.
+//! The server: the thread that runs it accepts in a loop and gives each client a thread of its own;
+//! a stop closes the listener, waits for those inside, and returns.
 
 mod busy_poll;
 mod clients;

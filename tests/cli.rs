@@ -73,6 +73,7 @@ fn bad_arguments_are_told_with_the_flag_the_value_and_what_to_do() {
         ("--port", "65536", "from 0 to 65535"),
         ("--port", "http", "from 0 to 65535"),
         ("--host", "localhost", "did you mean 127.0.0.1?"),
+        ("--host", "127.0.0.1:7", "; the port has its own option, --port"),
         ("--host", "", "an IP address is needed"),
         ("--buffer-size", "0", "from 1 byte to 16MiB"),
         ("--buffer-size", "17MiB", "from 1 byte to 16MiB"),
@@ -91,14 +92,22 @@ fn bad_arguments_are_told_with_the_flag_the_value_and_what_to_do() {
     }
     assert!(fails(echo_server().arg("--prot=1"), 2).contains("--port"));
     assert!(fails(echo_server().args(["--completions", "fsh"]), 2).contains("'fish'"));
-    assert!(fails(echo_server().arg("54000"), 2).contains("54000"));
+    for address in ["54000", "127.0.0.1"] {
+        let message = fails(echo_server().arg(address), 2);
+        assert!(
+            message.contains(address) && message.contains("'--host' and '--port'"),
+            "{message}"
+        );
+    }
 }
 
 #[test]
 fn a_bad_variable_is_told_as_a_bad_flag_is() {
-    for (variable, flag, value) in
-        [("ECHO_SERVER_PORT", "--port", "http"), ("ECHO_SERVER_BUSY_POLL", "--busy-poll", "1s")]
-    {
+    for (variable, flag, value) in [
+        ("ECHO_SERVER_PORT", "--port", "http"),
+        ("ECHO_SERVER_BUSY_POLL", "--busy-poll", "1s"),
+        ("ECHO_SERVER_PROXY_PROTOCOL", "--proxy-protocol", "maybe"),
+    ] {
         let message = fails(echo_server().env(variable, value), 2);
         assert!(message.contains(flag) && message.contains(value), "{message}");
     }

@@ -60,7 +60,12 @@ fn the_man_page_has_every_flag() {
         for flag in all_flags(program) {
             assert!(page.contains(&flag), "{flag}: {page}");
         }
-        assert!(page.contains(".SH EXAMPLES\n"), "{page}");
+        for section in [".SH EXAMPLES\n", ".SH NOTES\n"] {
+            assert!(page.contains(section), "{page}");
+        }
+        let is_server = page.contains(".TH echo-server");
+        assert_eq!(page.contains(".SH ENVIRONMENT\n.TP\nECHO_SERVER_HOST\n"), is_server, "{page}");
+        assert_eq!(page.contains("stands for --busy-poll"), is_server, "{page}");
     }
 }
 

@@ -11,8 +11,7 @@ use std::process::{self, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use clap::Parser;
-use echo_server::cli::{ClientArgs, ClientCommand};
+use echo_server::cli::{self, ClientArgs, ClientCommand};
 use echo_server::client::{Failure, bench, conformance, interactive, pipe};
 
 /// The exit code of an end that was forced by a signal: 128 and the number of SIGINT, as shells have
@@ -20,7 +19,7 @@ use echo_server::client::{Failure, bench, conformance, interactive, pipe};
 const FORCED: i32 = 130;
 
 fn main() -> ExitCode {
-    let args = ClientArgs::parse();
+    let args = cli::parse::<ClientArgs>();
     let outcome = match args.documents.print::<ClientArgs>() {
         Ok(false) => talk(args),
         printed => printed.map(drop).map_err(Failure::Because),

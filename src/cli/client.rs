@@ -43,7 +43,9 @@ Examples:
   echo-client                        line by line; quit, exit or Ctrl+D leaves
   echo-client <in >out               a pipe through the server: out is what in was
   echo-client test --host server     does it echo, exactly and always?
-  echo-client bench                  how many echoes a second, and how soon?";
+  echo-client bench                  how many echoes a second, and how soon?
+
+Exit codes: 0 all went well, 1 it failed or a check did, 2 a bad option.";
 
 impl ClientArgs {
     /// The server that these flags name.

@@ -85,12 +85,19 @@ fn write_man_page(program: &Command, out: &mut impl Write) -> io::Result<()> {
         let text = String::from_utf8_lossy(&text).replace(".SH ", ".SS ");
         out.write_all(text.as_bytes())?;
     }
-    // As it stands: a man page would fill the lines.
-    writeln!(out, ".SH EXAMPLES\n.nf")?;
-    let examples = program.get_after_help().map(ToString::to_string).unwrap_or_default();
-    for line in examples.lines().skip(1) {
-        writeln!(out, "{}", line.replace('-', "\\-"))?;
+    let variables = program.get_arguments().filter_map(|arg| arg.get_env().zip(arg.get_long()));
+    for (number, (variable, flag)) in variables.enumerate() {
+        if number == 0 {
+            writeln!(out, ".SH ENVIRONMENT")?;
+        }
+        let flag = flag.replace('-', "\\-");
+        writeln!(out, ".TP\n{}\nstands for \\-\\-{flag}", variable.display())?;
     }
-    writeln!(out, ".fi")?;
+    let help = program.get_after_help().map(ToString::to_string).unwrap_or_default();
+    let (examples, notes) = help.split_once("\n\n").unwrap_or((&help, ""));
+    // As they stand: a man page would fill the lines.
+    let examples = examples.lines().skip(1).collect::<Vec<_>>().join("\n");
+    writeln!(out, ".SH EXAMPLES\n.nf\n{}\n.fi", examples.replace('-', "\\-"))?;
+    writeln!(out, ".SH NOTES\n{}", notes.replace('-', "\\-").replace("\n\n", "\n.PP\n"))?;
     page.render_version_section(out)
 }

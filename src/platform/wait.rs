@@ -1,4 +1,4 @@
-//! How a thread waits for a socket and still hears the stop, and the options that a socket needs for it.
+//! How a thread waits for a socket and still hears the stop, and the options of sockets.
 //!
 //! A thread blocked in `accept`, `read` or `write` cannot be woken in a way that works everywhere
 //! and loses nothing. So none of them blocks for long: a call gives up with "would block" after at

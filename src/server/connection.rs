@@ -4,28 +4,6 @@
 //! and a write takes what there is room for. So the loop echoes pieces as they come, and every
 //! piece to its end before it reads the next. A client that does not read its echoes is thereby
 //! not read from: it costs one buffer, and waits for itself.
-//!
-//! After an echo the thread goes straight back to its read. To yield there first lifted 16 and 64
-//! busy clients by 30 to 40 %, since the next message then has come before the thread sleeps; but
-//! with a busy program on each processor 4 clients fell from 54,000 messages a second to 2,800.
-//!
-//! Nor does it ask the scheduler for anything. An event loop has 1.5 to 1.7 times the messages of
-//! 16, 64 and 1,000 busy clients, since it need not wake a thread for each. The whole server under
-//! another policy, against itself (two processors, shared with the load; four rounds in turns):
-//!
-//! | | 16 clients | p99 | 64 clients | 1,000 clients |
-//! | --- | --- | --- | --- | --- |
-//! | `SCHED_BATCH`, which never preempts | 1.35 | 1.94 | 1.48 | 1.12 |
-//! | `SCHED_FIFO` or `SCHED_RR` | 0.71 to 0.75 | 1.37, 0.97 | 0.76 | 0.73 |
-//! | nice 10 | 1.29 | 0.87 | 1.10 | 1.01 |
-//! | nice -10 | 1.14 | 0.70 | 1.10 | 0.99 |
-//! | all threads on one processor | 1.15 | 1.22 | 1.16 | 0.90 |
-//! | a time slice of 0.1 ms, 30 ms | 1.01, 1.07 | 0.99, 0.73 | 1.00, 0.98 | 0.99, 1.06 |
-//!
-//! All but the first two lines are within the noise, a fifth either way, or nearly so; and who is
-//! nice starves where others are not. `SCHED_BATCH` wins by letting the load run on, at twice the
-//! p99; with a busy program on each processor it has 0.92 of the rate and 1.9 times the p99. It is a
-//! choice for whoever runs the server, who has a switch for it: `chrt --batch 0 echo-server`.
 
 mod proxy;
 
@@ -73,6 +51,13 @@ pub(crate) enum Reason {
     TurnedAway,
     /// Whatever else the system reported.
     Failed(io::Error),
+}
+
+impl Reason {
+    /// Whether the client was let in at all.
+    pub(crate) fn is_of_a_guest(&self) -> bool {
+        !matches!(self, Self::NoProxyHeader(_) | Self::TurnedAway)
+    }
 }
 
 impl From<io::Error> for Reason {
@@ -171,11 +156,12 @@ impl Connection {
         if !self.service.options_come_down {
             prepare_client(&SockRef::from(self.reader.get_ref()))?;
         }
-        let header = self.service.config.proxy_protocol.then(|| self.read_proxy_header());
-        let balancer = match header.transpose()?.flatten() {
-            Some(client) => Some(mem::replace(&mut self.peer, client)),
-            None => None,
-        };
+        let mut balancer = None;
+        if self.service.config.proxy_protocol
+            && let Some(client) = self.read_proxy_header()?
+        {
+            balancer = Some(mem::replace(&mut self.peer, client));
+        }
         if let Some(per_ip) = &self.service.per_ip {
             self.seat = Some(per_ip.enter(self.peer.ip()).ok_or(Reason::TurnedAway)?);
         }
@@ -206,6 +192,28 @@ impl Connection {
     }
 
     /// What was sent may have its answer soon: looks for that before the next read sleeps.
+    ///
+    /// Else the thread goes straight back to its read. To yield here first lifted 16 and 64 busy
+    /// clients by 30 to 40 %, since the next message then has come before the thread sleeps; but
+    /// with a busy program on each processor 4 clients fell from 54,000 messages a second to 2,800.
+    ///
+    /// Nor does it ask the scheduler for anything. An event loop has 1.5 to 1.7 times the messages of
+    /// 16, 64 and 1,000 busy clients, since it need not wake a thread for each. The whole server under
+    /// another policy, against itself (two processors, shared with the load; four rounds in turns):
+    ///
+    /// | | 16 clients | p99 | 64 clients | 1,000 clients |
+    /// | --- | --- | --- | --- | --- |
+    /// | `SCHED_BATCH`, which never preempts | 1.35 | 1.94 | 1.48 | 1.12 |
+    /// | `SCHED_FIFO` or `SCHED_RR` | 0.71 to 0.75 | 1.37, 0.97 | 0.76 | 0.73 |
+    /// | nice 10 | 1.29 | 0.87 | 1.10 | 1.01 |
+    /// | nice -10 | 1.14 | 0.70 | 1.10 | 0.99 |
+    /// | all threads on one processor | 1.15 | 1.22 | 1.16 | 0.90 |
+    /// | a time slice of 0.1 ms, 30 ms | 1.01, 1.07 | 0.99, 0.73 | 1.00, 0.98 | 0.99, 1.06 |
+    ///
+    /// All but the first two lines are within the noise, a fifth either way, or nearly so; and who is
+    /// nice starves where others are not. `SCHED_BATCH` wins by letting the load run on, at twice the
+    /// p99; with a busy program on each processor it has 0.92 of the rate and 1.9 times the p99. It is a
+    /// choice for whoever runs the server, who has a switch for it: `chrt --batch 0 echo-server`.
     fn look(&mut self) {
         let Service { clients, shutdown, lookers, .. } = &*self.service;
         if clients.inside() <= *lookers && !shutdown.is_requested() {

@@ -85,7 +85,12 @@ impl Report<'_> {
             return writeln!(f, "\nlatency      not measured in bulk: a stream has no messages");
         }
         if latencies.is_empty() {
-            return writeln!(f, "\nlatency      not measured: no message came back in time");
+            let why = if self.elapsed.is_zero() {
+                "the run ended during the warm-up"
+            } else {
+                "no message came back in time"
+            };
+            return writeln!(f, "\nlatency      not measured: {why}");
         }
         writeln!(f)?;
         let labels = ["latency"].into_iter().chain([""; QUANTILES.len() - 1]);
