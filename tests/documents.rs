@@ -84,6 +84,19 @@ fn the_completions_for_every_shell_have_every_flag() {
     }
 }
 
+#[test]
+fn the_readme_has_every_option_of_the_server() {
+    let readme = include_str!("../README.md");
+    let (_, options) = readme.split_once("\n## Options\n").expect("it has such a section");
+    let (options, _) = options.split_once("\n## ").expect("it is not the last one");
+    let mut flags = all_flags(PROGRAMS[0]);
+    // Those it has by their short names.
+    assert!(flags.remove("--verbose") && flags.remove("--quiet"));
+    for flag in flags {
+        assert!(options.contains(&flag), "{flag}");
+    }
+}
+
 /// In a real bash, since it is the script's paths that were wrong once, not its words.
 #[test]
 #[cfg(all(target_os = "linux", feature = "client"))]
