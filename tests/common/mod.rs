@@ -364,7 +364,10 @@ pub fn fill(mut stream: &TcpStream) -> Vec<u8> {
         }
     }
     stream.set_nonblocking(false).expect("the mode can be set");
-    noise.into_iter().cycle().take(sent).collect()
+    // At once: whoever calls this may have an idle timeout to keep.
+    let mut all = noise.repeat(sent.div_ceil(noise.len()));
+    all.truncate(sent);
+    all
 }
 
 /// Closes the connection with RST.
