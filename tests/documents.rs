@@ -47,6 +47,11 @@ fn the_help_ends_with_examples_and_fits_a_terminal() {
         let help = stdout(command(program).arg("--help"));
         let (_, examples) = help.split_once("\nExamples:\n").expect("it has examples");
         assert!(examples.lines().filter(|line| line.starts_with("  echo-")).count() >= 2, "{help}");
+        if program == PROGRAMS[0] {
+            for words in ["-vv: the bytes too", "-qqq: nothing", "Exit codes: 0"] {
+                assert!(help.contains(words), "{help}");
+            }
+        }
         let widest = help.lines().map(|line| line.chars().count()).max();
         assert!(widest.is_some_and(|widest| widest <= 100), "{help}");
     }
