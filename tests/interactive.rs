@@ -502,4 +502,6 @@ fn the_load_generator_shows_how_far_it_is_and_how_fast_until_it_has_results() {
     let parts = shown.split(" %").filter_map(|part| part.rsplit(' ').next()?.parse().ok());
     let farthest: Option<u32> = parts.max();
     assert!(farthest.is_some_and(|percent| (10..=100).contains(&percent)), "{shown}");
+    let parts = shown.split(" messages a second").filter_map(|part| part.rsplit(' ').next());
+    assert!(parts.filter(|rate| !rate.starts_with('0')).count() >= 2, "{shown}");
 }

@@ -221,6 +221,7 @@ mod tests {
         let buckets = buckets(&histogram(1..=1024));
         assert_eq!(buckets.len(), ROWS as usize);
         assert_eq!(buckets.iter().map(|(_, count)| count).sum::<u64>(), 1024);
+        assert!(buckets.is_sorted_by_key(|(_, count)| *count), "{buckets:?}");
         for pair in buckets.windows(2) {
             let ratio = pair[1].0.as_secs_f64() / pair[0].0.as_secs_f64();
             assert!((1.9..2.1).contains(&ratio), "{buckets:?}");

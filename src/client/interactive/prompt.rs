@@ -195,6 +195,54 @@ mod tests {
         Prompt { line: line.into(), ..Prompt::default() }.row(columns)
     }
 
+    /// What these keys make of "one two", with the cursor at its end.
+    fn edited(keys: &[(KeyCode, KeyModifiers)]) -> String {
+        let mut line = Input::from("one two");
+        for (code, modifiers) in keys {
+            line.handle(edit(KeyEvent::new(*code, *modifiers)).expect("the key edits"));
+        }
+        line.value().to_owned()
+    }
+
+    #[test]
+    fn the_keys_are_those_of_a_shell() {
+        let control = |keys: &str| {
+            let keys = keys.chars().map(|key| (KeyCode::Char(key), KeyModifiers::CONTROL));
+            edited(&keys.collect::<Vec<_>>())
+        };
+        for (keys, line) in [
+            ("ad", "ne two"),
+            ("bbd", "one to"),
+            ("afd", "oe two"),
+            ("aeh", "one tw"),
+            ("bbbk", "one "),
+            ("bbbu", "two"),
+            ("w", "one "),
+            ("bbbkay", "twoone "),
+        ] {
+            assert_eq!(control(keys), line, "{keys}");
+        }
+        let (none, alt) = (KeyModifiers::NONE, KeyModifiers::ALT);
+        let delete = (KeyCode::Delete, none);
+        for (keys, line) in [
+            (vec![(KeyCode::Left, none), delete], "one tw"),
+            (vec![(KeyCode::Home, none), (KeyCode::Right, none), delete], "oe two"),
+            (
+                vec![(KeyCode::Home, none), (KeyCode::End, none), (KeyCode::Backspace, none)],
+                "one tw",
+            ),
+            (vec![(KeyCode::Left, alt), delete], "one wo"),
+            (vec![(KeyCode::Char('b'), alt), delete], "one wo"),
+            (vec![(KeyCode::Home, none), (KeyCode::Right, alt), delete], "one wo"),
+            (vec![(KeyCode::Home, none), (KeyCode::Char('f'), alt), delete], "one wo"),
+            (vec![(KeyCode::Home, none), (KeyCode::Char('d'), alt)], "two"),
+            (vec![(KeyCode::Backspace, alt)], "one "),
+            (vec![(KeyCode::Tab, none), (KeyCode::Char('!'), none)], "one two\t!"),
+        ] {
+            assert_eq!(edited(&keys), line, "{keys:?}");
+        }
+    }
+
     #[test]
     fn a_row_shows_whole_characters_in_the_columns_they_take() {
         assert_eq!(row("hello", 80), ("> hello".to_owned(), 7));
