@@ -53,7 +53,8 @@ fn a_client_that_never_reads_costs_the_server_one_buffer() {
         fill(client);
     }
     let each = resident(&server).saturating_sub(before) / clients.len();
-    assert!(each < 64 + 64, "{each} KiB for each client");
+    // A thread, a buffer of 64 KiB and what the allocator keeps; each has sent megabytes.
+    assert!(each < 256, "{each} KiB for each client");
 }
 
 #[test]
