@@ -304,7 +304,9 @@ mod tests {
             prop_assert_eq!(parse_host(&ip.to_string()), Ok(ip));
             prop_assert_eq!(parse_port(&port.to_string()), Ok(port));
             prop_assert_eq!(parse_max_connections(&n.to_string()), Ok(n));
-            prop_assert!(parse_host(&SocketAddr::new(ip, port).to_string()).is_err());
+            let with_port = parse_host(&SocketAddr::new(ip, port).to_string());
+            prop_assert!(with_port.is_err_and(|error| error.contains("--port")));
+            prop_assert!(parse_host("server").is_err_and(|error| !error.contains("--port")));
         }
 
         #[test]
