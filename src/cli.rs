@@ -105,8 +105,10 @@ impl LogLevel for Level {
 #[must_use]
 pub fn parse<Program: Parser>() -> Program {
     Program::try_parse().unwrap_or_else(|mut error| {
+        let wrong = [ContextKind::InvalidArg, ContextKind::InvalidSubcommand];
+        let wrong = wrong.into_iter().find_map(|kind| error.get(kind));
         if matches!(error.kind(), Wrong::InvalidSubcommand | Wrong::UnknownArgument)
-            && error.get(ContextKind::SuggestedArg).is_none()
+            && matches!(wrong, Some(ContextValue::String(word)) if !word.starts_with('-'))
             && error.get(ContextKind::SuggestedSubcommand).is_none()
         {
             let hint = "an address is given with '--host' and '--port'".into();

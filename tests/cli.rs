@@ -92,6 +92,7 @@ fn bad_arguments_are_told_with_the_flag_the_value_and_what_to_do() {
     }
     assert!(fails(echo_server().arg("--prot=1"), 2).contains("--port"));
     assert!(fails(echo_server().args(["--completions", "fsh"]), 2).contains("'fish'"));
+    assert!(!fails(echo_server().arg("--colour"), 2).contains("address"));
     for address in ["54000", "127.0.0.1"] {
         let message = fails(echo_server().arg(address), 2);
         assert!(
