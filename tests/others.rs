@@ -5,26 +5,11 @@
 mod common;
 
 use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
 
-use common::tools::Tool;
-use common::{PATIENCE, failures, judge, listen};
-
-/// A port that was free a moment ago, for programs that cannot say which one they got.
-fn free_port() -> SocketAddr {
-    listen().1
-}
-
-fn wait_until_it_listens(address: SocketAddr) {
-    let end = Instant::now() + PATIENCE;
-    while let Err(error) = TcpStream::connect(address) {
-        assert!(Instant::now() < end, "nothing listens on {address}: {error}");
-        thread::sleep(Duration::from_millis(10));
-    }
-}
+use common::tools::{Tool, free_port, wait_until_it_listens};
+use common::{failures, judge};
 
 /// A process for each client, and a queue of five.
 #[test]

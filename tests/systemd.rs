@@ -4,7 +4,7 @@
 mod common;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
@@ -12,8 +12,12 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use common::{PATIENCE, Server, command, echo_server, exchange, listen, noise, read_until_fin};
+use common::tools::{Tool, free_port, wait_until_it_listens};
+use common::{
+    PATIENCE, Server, command, connect, echo_server, exchange, listen, noise, read_until_fin,
+};
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Pid, Signal, kill_process};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_echo-server");
 
@@ -64,7 +68,7 @@ fn a_restart_refuses_nobody_and_loses_nothing() {
 #[test]
 fn the_first_client_is_served_as_any_other() {
     let (listener, _) = listen();
-    let first = common::connect(listener.local_addr().expect("it has an address"));
+    let first = connect(listener.local_addr().expect("it has an address"));
     let mut command = hand_over(&listener);
     let mut server = Server::spawn(command.env("ECHO_SERVER_IDLE_TIMEOUT", "300ms"));
     let socket = socket2::SockRef::from(&first);
@@ -89,7 +93,7 @@ fn a_stop_at_the_limit_leaves_those_who_wait_to_the_next_server() {
     let mut server = limited(&listener);
     let inside = server.connect();
     let _owed = common::fill(&inside);
-    let waiting: Vec<TcpStream> = (0..5).map(|_| common::connect(address)).collect();
+    let waiting: Vec<TcpStream> = (0..5).map(|_| connect(address)).collect();
     for mut client in &waiting {
         client.write_all(b"hello").expect("the bytes go out");
         client.shutdown(Shutdown::Write).expect("FIN goes out");
@@ -188,7 +192,7 @@ fn the_manager_is_told_when_the_server_is_ready_and_when_it_stops() {
     let mut server = Server::spawn(&mut command);
     assert_eq!(manager.news(), "READY=1");
     exchange(&server.connect(), b"hello");
-    server.signal(rustix::process::Signal::TERM);
+    server.signal(Signal::TERM);
     assert_eq!(manager.news(), "STOPPING=1");
     assert_eq!(server.wait().code(), Some(0));
 }
@@ -220,9 +224,6 @@ fn a_manager_with_an_abstract_name_is_told_too() {
 #[test]
 fn a_manager_that_does_not_read_holds_up_nothing() {
     let manager = Manager::new("full");
-    let filler = UnixDatagram::unbound().expect("a socket can be had");
-    filler.set_nonblocking(true).expect("the mode can be set");
-    while filler.send_to(b"x", &manager.path).is_ok() {}
     // A sender has a limit of its own, and the manager's queue another.
     let fillers: Vec<UnixDatagram> = (0..100)
         .map(|_| {
@@ -245,27 +246,15 @@ fn a_manager_that_does_not_read_holds_up_nothing() {
 /// client.
 #[test]
 fn systemds_own_tool_can_start_the_server() {
-    let (listener, address) = listen();
-    drop(listener);
-    let mut tool = command("systemd-socket-activate");
-    tool.args(["--listen", &address.to_string(), PROGRAM]);
-    tool.stdout(Stdio::null()).stderr(Stdio::null());
-    let Some(mut server) = common::start_tool(&mut tool) else { return };
-    let end = std::time::Instant::now() + PATIENCE;
-    let mut client = loop {
-        match TcpStream::connect(address) {
-            Ok(client) => break client,
-            Err(error) => assert!(std::time::Instant::now() < end, "nothing listens: {error}"),
-        }
-        std::thread::sleep(std::time::Duration::from_millis(10));
+    let address = free_port();
+    let mut command = command("systemd-socket-activate");
+    command.args(["--listen", &address.to_string(), PROGRAM]);
+    let Some(mut server) = Tool::start(command.stdout(Stdio::null()).stderr(Stdio::null())) else {
+        return;
     };
-    client.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
-    client.write_all(b"hello").expect("the bytes go out");
-    let mut echo = [0; 5];
-    client.read_exact(&mut echo).expect("the echo comes back");
-    assert_eq!(&echo, b"hello");
-    drop(client);
-    let pid = rustix::process::Pid::from_child(&server);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it can be signalled");
-    assert_eq!(server.wait().expect("it ends").code(), Some(0));
+    wait_until_it_listens(address);
+    exchange(&connect(address), b"hello");
+    let pid = Pid::from_child(&server.0);
+    kill_process(pid, Signal::TERM).expect("it can be signalled");
+    assert_eq!(server.0.wait().expect("it ends").code(), Some(0));
 }

@@ -9,7 +9,7 @@
 //! | --- | --- | --- | --- |
 //! | a call that finds nothing to do | blocks for [`PATIENCE`] | returns at once | returns at once |
 //! | who waits hears the stop | at once, by a pipe | at once, by a pipe | within [`TICK`] |
-//! | a client's socket gets its options | from the listener | from its thread | from its thread |
+//! | a client's socket gets its options | from the listener, unless that was handed over | from its thread | from its thread |
 //! | a port is free again at once | with `SO_REUSEADDR` | with `SO_REUSEADDR` | without |
 
 use std::io;
@@ -52,7 +52,7 @@ pub(crate) enum Interest {
     Write,
 }
 
-/// Gives a listener, before it is bound, its options and those that its clients' sockets share.
+/// Gives a listener, before it is bound unless it was handed over, its options and those that its clients' sockets share.
 ///
 /// `SO_REUSEADDR` lets a server start again at once while connections of the one before are in
 /// `TIME_WAIT`. On Windows that is so anyway, and the option would mean something else: that any

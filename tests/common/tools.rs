@@ -1,14 +1,29 @@
 //! Programs that are not ours, for the tests that need them.
 
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use super::{Log, listen, start_tool};
+use super::{Log, PATIENCE, listen, start_tool};
+
+/// A port that was free a moment ago, for programs that cannot say which one they got.
+pub fn free_port() -> SocketAddr {
+    listen().1
+}
+
+pub fn wait_until_it_listens(address: SocketAddr) {
+    let end = Instant::now() + PATIENCE;
+    while let Err(error) = TcpStream::connect(address) {
+        assert!(Instant::now() < end, "nothing listens on {address}: {error}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
 
 /// A program that is killed when the test ends, with the processes that it has forked.
 pub struct Tool(pub Child);
