@@ -3,10 +3,10 @@
 
 mod common;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
@@ -16,21 +16,17 @@ use common::tools::{Tool, free_port, wait_until_it_listens};
 use common::{
     PATIENCE, Server, command, connect, echo_server, exchange, listen, noise, read_until_fin,
 };
-use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, kill_process};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_echo-server");
 
-/// A server to which `listener` is handed over as a service manager does it, by the number 3 and
-/// the environment; the manager keeps it open.
-fn hand_over(listener: &TcpListener) -> Command {
-    fcntl_setfd(listener, FdFlags::empty()).expect("it can be inherited");
-    let script = format!(
-        r#"exec 3<&{}; LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" --port 1"#,
-        listener.as_raw_fd()
-    );
+/// A server to which `socket` is handed over as a service manager does it, by the number 3 and the
+/// environment; the manager keeps it open.
+fn hand_over(socket: &impl AsFd) -> Command {
+    let socket = socket.as_fd().try_clone_to_owned().expect("it has one more name");
+    let script = r#"exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" --port 1"#;
     let mut shell = command("sh");
-    shell.args(["-c", &script, PROGRAM]);
+    shell.args(["-c", script, PROGRAM]).stdin(socket);
     shell
 }
 
@@ -127,20 +123,12 @@ fn fails(command: &mut Command) -> String {
 
 #[test]
 fn what_cannot_be_served_is_told_with_what_to_write_in_the_socket_unit() {
-    let (listener, address) = listen();
-    let client = TcpStream::connect(address).expect("it listens");
-    let inherited = |fd: i32| {
-        let script = format!(r#"exec 3<&{fd}; LISTEN_FDS=1 LISTEN_PID=$$ exec "$0""#);
-        let mut shell = command("sh");
-        shell.args(["-c", &script, PROGRAM]);
-        shell
-    };
-    fcntl_setfd(&client, FdFlags::empty()).expect("it can be inherited");
-    let connected = fails(&mut inherited(client.as_raw_fd()));
+    let (_listener, address) = listen();
+    let connected = fails(&mut hand_over(&connect(address)));
     assert!(connected.contains("it does not listen") && connected.contains("Accept= no"));
-    let no_socket = fails(&mut inherited(0));
+    let null = File::open("/dev/null").expect("it can be opened");
+    let no_socket = fails(&mut hand_over(&null));
     assert!(no_socket.contains("ListenStream= must be a TCP port"), "{no_socket}");
-    drop(listener);
 
     let two = fails(command("sh").args(["-c", r#"LISTEN_FDS=2 LISTEN_PID=$$ exec "$0""#, PROGRAM]));
     assert!(two.contains("2 sockets were handed over") && two.contains("ListenStream="), "{two}");
