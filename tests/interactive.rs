@@ -19,7 +19,7 @@ use common::{PATIENCE, Server, command, reset};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
+use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
 
 /// A terminal of 80 columns: the side of the person, and that of the program.
 fn open_terminal() -> (File, File) {
@@ -36,12 +36,28 @@ fn open_terminal() -> (File, File) {
     (keyboard.into(), line)
 }
 
+/// Its modes, in words that can be compared.
+fn modes(line: &File) -> String {
+    format!("{:?}", tcgetattr(line).expect("it has modes"))
+}
+
+/// Reads what is shown, up to what it is to end with.
+fn read_until(screen: &mut File, end: &[u8]) {
+    let mut shown = Vec::new();
+    while !shown.ends_with(end) {
+        let mut buffer = [0; 4096];
+        let n = screen.read(&mut buffer).expect("the client shows more");
+        shown.extend_from_slice(&buffer[..n]);
+    }
+}
+
 /// An `echo-client` in a terminal of its own; killed when dropped.
 struct Terminal {
     keyboard: File,
     /// The side that the client has; kept open so that its modes can be looked at.
     line: File,
-    modes: Termios,
+    /// Those that it was found with.
+    modes: String,
     client: Child,
     shown: Arc<(Mutex<Vec<u8>>, Condvar)>,
     /// How much of what is shown has been waited for.
@@ -69,7 +85,7 @@ impl Terminal {
     /// The same, with whatever `change` changes.
     fn spawn(address: SocketAddr, ahead: &str, change: impl FnOnce(&mut Command)) -> Self {
         let (mut keyboard, line) = open_terminal();
-        let modes = tcgetattr(&line).expect("it has modes");
+        let modes = modes(&line);
         keyboard.write_all(ahead.as_bytes()).expect("it has keys");
         let mut client = command(env!("CARGO_BIN_EXE_echo-client"));
         client.env("TERM", "xterm").args(["--port", &address.port().to_string()]);
@@ -130,8 +146,7 @@ impl Terminal {
     /// must be as it was found.
     fn end(&mut self) -> (i32, String) {
         let code = self.wait();
-        let modes = tcgetattr(&self.line).expect("it has modes");
-        assert_eq!(format!("{modes:?}"), format!("{:?}", self.modes));
+        assert_eq!(modes(&self.line), self.modes);
         // The reader has read all once it has read what is written now.
         self.line.write_all(b"the end").expect("it is open");
         self.wait_for("the end");
@@ -448,14 +463,26 @@ fn linux_a_terminal_that_goes_away_ends_it() {
     client.env("TERM", "xterm").stdin(duplicate()).stdout(duplicate()).stderr(duplicate());
     let mut child = client.spawn().expect("the client starts");
     drop((client, line));
-    let mut shown = Vec::new();
-    while !shown.ends_with(b"> \x1b[3G") {
-        let mut buffer = [0; 4096];
-        let n = keyboard.read(&mut buffer).expect("the client shows its prompt");
-        shown.extend_from_slice(&buffer[..n]);
-    }
+    read_until(&mut keyboard, b"> \x1b[3G");
     drop(keyboard);
     assert_eq!(child.wait().expect("it ends").code(), Some(1));
+}
+
+#[test]
+fn a_screen_that_goes_away_leaves_the_keyboard_as_it_was_found() {
+    let stranger = Stranger::new();
+    let (mut screen, line) = open_terminal();
+    let mut terminal = Terminal::spawn(stranger.address, "", |client| {
+        client.stdout(line);
+    });
+    let server = stranger.accept();
+    read_until(&mut screen, b"> \x1b[3G");
+    assert_ne!(modes(&terminal.line), terminal.modes);
+    drop(screen);
+    send(&server, b"hello\n");
+    terminal.wait_for("echo-client: the terminal failed: ");
+    assert_eq!(terminal.wait(), 1);
+    assert_eq!(modes(&terminal.line), terminal.modes);
 }
 
 #[test]

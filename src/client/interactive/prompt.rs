@@ -243,6 +243,62 @@ mod tests {
         }
     }
 
+    /// What stands in the line after these keys, with three lines in the history.
+    fn recalled(keys: &str) -> String {
+        let history = ["twofold", "one", "two"].map(str::to_owned).to_vec();
+        let mut prompt = Prompt { at: history.len(), history, ..Prompt::default() };
+        for key in keys.chars() {
+            let (code, modifiers) = match key {
+                '↑' => (KeyCode::Up, KeyModifiers::NONE),
+                '↓' => (KeyCode::Down, KeyModifiers::NONE),
+                '⌫' => (KeyCode::Backspace, KeyModifiers::NONE),
+                '⎋' => (KeyCode::Esc, KeyModifiers::NONE),
+                'A'..='Z' => (KeyCode::Char(key.to_ascii_lowercase()), KeyModifiers::CONTROL),
+                _ => (KeyCode::Char(key), KeyModifiers::NONE),
+            };
+            assert_eq!(prompt.press(KeyEvent::new(code, modifiers)), None);
+        }
+        prompt.line.value().to_owned()
+    }
+
+    #[test]
+    fn the_lines_before_are_recalled() {
+        for (keys, line) in [
+            ("↑", "two"),
+            ("↑↑↑↑↑", "twofold"),
+            ("↑↑↑↓", "one"),
+            ("↑↑↓↓↓", ""),
+            ("new↑↑↓↓", "new"),
+            ("PPPN", "one"),
+            ("newPPNN", "new"),
+            ("newP!N", "new"),
+        ] {
+            assert_eq!(recalled(keys), line, "{keys}");
+        }
+    }
+
+    #[test]
+    fn the_lines_before_are_searched_from_the_last_to_the_first() {
+        for (keys, line) in [
+            ("Rt", "two"),
+            ("Rtwo", "two"),
+            ("RtwoR", "twofold"),
+            ("RtwoRR", "twofold"),
+            ("Rtwof", "twofold"),
+            ("Rone", "one"),
+            ("Rone⌫", "one"),
+            ("Rone⌫⌫", "two"),
+            ("Rx", ""),
+            ("newRx", "new"),
+            ("newRoneG", "new"),
+            ("newRone⎋", "new"),
+            ("RoneA!", "!one"),
+            ("Rone↑", "twofold"),
+        ] {
+            assert_eq!(recalled(keys), line, "{keys}");
+        }
+    }
+
     #[test]
     fn a_row_shows_whole_characters_in_the_columns_they_take() {
         assert_eq!(row("hello", 80), ("> hello".to_owned(), 7));

@@ -98,6 +98,7 @@ mod tests {
         let mut decoder = Decoder::default();
         assert_eq!(decoder.decode(b"\xe2\x82"), "");
         assert_eq!(decoder.decode(b"\xac"), "€");
+        assert_eq!(decoder.decode(b"\xff"), "\\xff", "it is not half of anything");
         assert_eq!(decoder.finish(), "");
     }
 
