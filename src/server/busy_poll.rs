@@ -137,6 +137,9 @@ impl BusyPoll {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::net::{Ipv4Addr, TcpListener};
+
     use super::*;
 
     const QUICK: Duration = Duration::from_micros(20);
@@ -199,6 +202,64 @@ mod tests {
         let mut busy_poll = fresh();
         busy_poll.count(SILENCE);
         assert!(looks(&mut busy_poll, MIDDLING, QUICK) > 99_000);
+    }
+
+    /// Two ends of a connection.
+    fn connected() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port can be had");
+        let address = listener.local_addr().expect("it has an address");
+        let client = TcpStream::connect(address).expect("it listens");
+        (client, listener.accept().expect("it is in the queue").0)
+    }
+
+    #[test]
+    fn who_does_not_look_times_the_wait_until_the_bytes_come() {
+        let (_client, server) = connected();
+        let mut busy_poll = fresh();
+        busy_poll.came();
+        assert_eq!(busy_poll.left, STRETCH, "nobody waited");
+        busy_poll.look(&server);
+        assert_eq!(busy_poll.left, STRETCH, "they have not come yet");
+        busy_poll.came();
+        assert_eq!(busy_poll.left, STRETCH - 1);
+        assert!(busy_poll.waited > Duration::ZERO);
+        busy_poll.came();
+        assert_eq!(busy_poll.left, STRETCH - 1, "they came once");
+    }
+
+    #[test]
+    fn who_rests_needs_no_clock() {
+        let (_client, server) = connected();
+        let mut busy_poll = fresh();
+        busy_poll.enter(Phase::Rest, 1);
+        busy_poll.look(&server);
+        busy_poll.came();
+        assert_eq!((busy_poll.since, busy_poll.left), (None, STRETCH - 1));
+    }
+
+    /// Looks once; for how long, and whether it will again.
+    fn look_once(limit: Duration, client: &TcpStream) -> (Duration, bool) {
+        let mut busy_poll = BusyPoll::new(limit);
+        busy_poll.enter(Phase::Look, LONGEST);
+        busy_poll.look(client);
+        (busy_poll.since.expect("it is timed").elapsed(), busy_poll.phase == Phase::Look)
+    }
+
+    /// Others may interrupt the test itself, but not each time.
+    #[test]
+    fn looking_goes_on_until_the_limit_unless_it_is_interrupted() {
+        let (_client, server) = connected();
+        let limit = INTERRUPTED * 2;
+        let mut looks = (0..1_000).map(|_| look_once(limit, &server));
+        assert!(looks.any(|(lasted, again)| lasted >= limit && again));
+    }
+
+    #[test]
+    fn looking_ends_when_the_bytes_are_there() {
+        let (mut client, server) = connected();
+        client.write_all(b"x").expect("it goes out");
+        while !has_news(&server) {}
+        assert!(look_once(SILENCE, &server).0 < SILENCE);
     }
 
     #[test]
