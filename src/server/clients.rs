@@ -127,3 +127,34 @@ impl fmt::Display for Totals {
         write!(f, "{served} clients served, {cut_off} cut off, {echoed} bytes echoed")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    /// Longer than any of these tests takes.
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn who_waits_for_a_place_or_a_departure_learns_whether_there_was_one() {
+        let clients = Arc::new(Clients::new(2));
+        let first = clients.enter();
+        assert!(clients.wait_for_place(Duration::ZERO));
+        let second = clients.enter();
+        assert!(!clients.wait_for_place(Duration::ZERO));
+        assert!(!clients.wait_for_departure(Duration::ZERO));
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| clients.wait_for_departure(LONG));
+            while !clients.count().awaited {
+                thread::yield_now();
+            }
+            drop(first);
+            assert!(waiting.join().expect("it does not panic"));
+        });
+        assert!(clients.wait_for_place(Duration::ZERO));
+        drop(second);
+        assert_eq!((clients.inside(), clients.places()), (0, 2));
+    }
+}
