@@ -133,3 +133,16 @@ impl fmt::Display for Reason {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_connection_has_done_so_far_adds_up() {
+        let live = Live::default();
+        live.add(2);
+        live.add(3);
+        assert_eq!(live.read(), 5);
+    }
+}
