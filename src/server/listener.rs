@@ -131,6 +131,8 @@ pub(crate) fn plain(peer: SocketAddr) -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
     use crate::platform::wait::prepare_client;
 
@@ -170,6 +172,19 @@ mod tests {
             assert_eq!(peer, client.local_addr()?);
         }
         assert!(queue.next().is_none() && queue.is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn closing_a_socket_of_somebody_else_takes_as_many_as_there_are_places() -> io::Result<()> {
+        let manager = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let address = manager.local_addr()?;
+        let [_first, _second, third] = [(); 3].map(|()| TcpStream::connect(address));
+        let mut queue = Listener::adopt(manager.try_clone()?)?.close(2);
+        assert!(queue.next().is_some() && queue.next().is_some());
+        assert!(queue.next().is_none() && queue.is_empty());
+        let (_, peer) = manager.accept()?;
+        assert_eq!(peer, third?.local_addr()?);
         Ok(())
     }
 }

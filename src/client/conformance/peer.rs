@@ -240,3 +240,15 @@ fn quote(bytes: &[u8]) -> String {
     let more = if bytes.len() > QUOTED { "…" } else { "" };
     format!("\"{shown}\"{more}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_long_is_cut_and_what_is_not_is_quoted_whole() {
+        assert_eq!(quote(b"a\r\n"), "\"a\\r\\n\"");
+        assert_eq!(quote(&[b'x'; QUOTED]), format!("\"{}\"", "x".repeat(QUOTED)));
+        assert_eq!(quote(&[b'x'; QUOTED + 1]), format!("\"{}\"…", "x".repeat(QUOTED)));
+    }
+}
