@@ -99,6 +99,18 @@ fn linux_the_server_stays_as_long_as_the_system_has_yet_to_send_what_a_client_is
     assert_eq!(server.wait().code(), Some(0));
 }
 
+/// As above, but the client never takes it.
+#[test]
+#[cfg(target_os = "linux")]
+fn linux_what_the_system_cannot_send_holds_a_stop_up_until_the_shutdown_timeout() {
+    let mut server = Server::start(&["--shutdown-timeout", "1s"]);
+    let mut client = common::connect_with_buffer(server.address, 4096);
+    client.write_all(&common::noise(60_000, 9)).expect("the bytes go out");
+    assert_eq!(server.stop().code(), Some(0));
+    server.wait_for_log("disconnected: cut off, 60000 bytes echoed");
+    server.wait_for_log("stopped: 1 clients served, 1 cut off, ");
+}
+
 #[test]
 fn who_never_reads_or_never_pauses_is_cut_off_at_the_shutdown_timeout_and_counted() {
     let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1s"]) else { return };

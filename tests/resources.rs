@@ -142,6 +142,18 @@ fn out_of_files(clients: usize) -> (Server, Vec<TcpStream>) {
     (server, inside)
 }
 
+#[test]
+fn the_soft_limit_of_files_is_raised_to_the_hard_one() {
+    let mut shell = common::command("sh");
+    let script = r#"ulimit -Sn 64; exec "$0" --host 127.0.0.1 --port 0"#;
+    let server = Server::spawn(shell.args(["-c", script, env!("CARGO_BIN_EXE_echo-server")]));
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.child.id()));
+    let limits = limits.expect("the server runs");
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).expect("a limit");
+    let columns: Vec<&str> = files.split_whitespace().collect();
+    assert_eq!(columns[3], columns[4], "{files}");
+}
+
 /// Processor time that the server has used.
 fn processor_time(server: &Server) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", server.child.id()));
