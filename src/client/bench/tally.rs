@@ -145,4 +145,21 @@ mod tests {
         live.add(3);
         assert_eq!(live.read(), 5);
     }
+
+    #[test]
+    fn errors_are_told_by_what_they_mean() {
+        for (kind, reason) in [
+            (ErrorKind::ConnectionRefused, Reason::Refused),
+            (ErrorKind::AddrNotAvailable, Reason::NoPort),
+            (ErrorKind::ConnectionReset, Reason::Reset),
+            (ErrorKind::BrokenPipe, Reason::Reset),
+            (ErrorKind::TimedOut, Reason::Late),
+            (ErrorKind::WouldBlock, Reason::Late),
+        ] {
+            assert_eq!(Reason::from(io::Error::from(kind)), reason, "{kind}");
+        }
+        assert_eq!(Reason::from(io::Error::from(Errno::MFILE)), Reason::NoFile);
+        let other = Reason::from(io::Error::other("of another kind"));
+        assert_eq!(other, Reason::Failed("of another kind".to_owned()));
+    }
 }

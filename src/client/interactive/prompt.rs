@@ -289,6 +289,8 @@ mod tests {
             ("Rone⌫", "one"),
             ("Rone⌫⌫", "two"),
             ("Rx", ""),
+            ("Rr", ""),
+            ("Rtg", "two"),
             ("newRx", "new"),
             ("newRoneG", "new"),
             ("newRone⎋", "new"),
