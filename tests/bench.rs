@@ -131,13 +131,18 @@ fn the_warm_up_comes_before_what_is_measured_and_is_not_counted() {
 
 #[test]
 fn a_message_may_have_any_size() {
-    let server = Server::start(&["-q"]);
-    for size in ["1", "1000", "64KiB", "5MiB"] {
+    for (size, bytes) in [("1", 1), ("1000", 1000), ("64KiB", 65_536), ("5MiB", 5_242_880)] {
+        let server = Server::start(&[]);
         let options = ["--json", "--connections", "2", "--size", size, "--timeout", "20s"];
         // The first of the longest may take longer than the run; it is timed all the same.
         let report = json(&report(&mut bench(server.address, &options), 0));
         assert!(number(&report, "max_us") > 0.0, "{report}");
         assert_eq!(failures(&report), []);
+        for departure in server.wait_for_logs(2, " disconnected: closed by client, ") {
+            let echoed = departure.split(", ").nth(1).and_then(|part| part.split(' ').next());
+            let echoed: usize = echoed.and_then(|n| n.parse().ok()).expect("a number of bytes");
+            assert_eq!(echoed % bytes, 0, "{departure}");
+        }
     }
 }
 
