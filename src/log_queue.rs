@@ -203,15 +203,18 @@ mod tests {
 
     #[test]
     fn a_stream_that_takes_little_at_a_time_and_often_nothing_loses_nothing() -> io::Result<()> {
-        struct Reluctant(bool, Sender<u8>);
+        struct Reluctant(u8, Sender<u8>);
         impl Write for Reluctant {
             fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-                self.0 = !self.0;
-                if self.0 {
-                    return Err(ErrorKind::WouldBlock.into());
+                self.0 = (self.0 + 1) % 3;
+                match self.0 {
+                    0 => Err(ErrorKind::WouldBlock.into()),
+                    1 => Err(ErrorKind::Interrupted.into()),
+                    _ => {
+                        let _ = self.1.send(bytes[0]);
+                        Ok(1)
+                    }
                 }
-                let _ = self.1.send(bytes[0]);
-                Ok(1)
             }
 
             fn flush(&mut self) -> io::Result<()> {
@@ -219,7 +222,7 @@ mod tests {
             }
         }
         let (written, output) = channel();
-        let mut queue = LogQueue::start(Reluctant(false, written))?;
+        let mut queue = LogQueue::start(Reluctant(0, written))?;
         queue.write_all(b"one line\n")?;
         queue.close(Duration::from_secs(20));
         assert_eq!(output.try_iter().collect::<Vec<u8>>(), b"one line\n");
