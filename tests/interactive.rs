@@ -117,6 +117,14 @@ impl Terminal {
         self.keyboard.write_all(keys.as_bytes()).expect("it has keys");
     }
 
+    /// Presses keys that make long lines. It blocks once nobody reads them any more; then it ends
+    /// with the tests.
+    fn press_without_end(&self) {
+        let mut keyboard = self.keyboard.try_clone().expect("a duplicate");
+        let line = "0123456789".repeat(400) + "\n";
+        thread::spawn(move || while keyboard.write_all(line.as_bytes()).is_ok() {});
+    }
+
     /// Waits until `text` is shown after all that was waited for before.
     fn wait_for(&mut self, text: &str) {
         let (shown, more) = &*self.shown;
@@ -440,12 +448,25 @@ fn a_server_that_does_not_read_does_not_hang_the_client() {
     });
     terminal.wait_for("Connected to ");
     let _server = stranger.accept();
-    let mut keyboard = terminal.keyboard.try_clone().expect("a duplicate");
-    // It blocks once nobody reads any more; then it ends with the tests.
-    thread::spawn(move || {
-        while keyboard.write_all(("0123456789".repeat(400) + "\n").as_bytes()).is_ok() {}
-    });
+    terminal.press_without_end();
     terminal.wait_for(" bytes within 500ms");
+    assert_eq!(terminal.wait(), 1);
+}
+
+#[test]
+fn a_server_that_does_not_read_but_sends_is_not_given_up() {
+    let stranger = Stranger::new();
+    let mut terminal = Terminal::spawn(stranger.address, "", |client| {
+        client.env("TERM", "dumb").arg("--timeout=1s");
+    });
+    let server = stranger.accept();
+    terminal.press_without_end();
+    for number in 0..15 {
+        send(&server, format!("still here: {number}\n").as_bytes());
+        terminal.wait_for(&format!("Server: still here: {number}\r\n"));
+        thread::sleep(Duration::from_millis(200));
+    }
+    terminal.wait_for(" bytes within 1s");
     assert_eq!(terminal.wait(), 1);
 }
 

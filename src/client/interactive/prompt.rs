@@ -262,6 +262,14 @@ mod tests {
     }
 
     #[test]
+    fn ctrl_d_leaves_from_an_empty_line_only() {
+        let control_d = KeyEvent::new(KeyCode::Char('d'), KeyModifiers::CONTROL);
+        assert_eq!(Prompt::default().press(control_d), Some(Typed::Leave));
+        assert_eq!(recalled("d"), "d");
+        assert_eq!(recalled("abAD"), "b");
+    }
+
+    #[test]
     fn the_lines_before_are_recalled() {
         for (keys, line) in [
             ("↑", "two"),
