@@ -19,7 +19,7 @@ use common::{PATIENCE, Server, command, reset};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
+use rustix::termios::{LocalModes, OptionalActions, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
 
 /// A terminal of 80 columns: the side of the person, and that of the program.
 fn open_terminal() -> (File, File) {
@@ -115,6 +115,13 @@ impl Terminal {
 
     fn press(&mut self, keys: &str) {
         self.keyboard.write_all(keys.as_bytes()).expect("it has keys");
+    }
+
+    /// What is typed is not shown any more, lest it stand in the middle of what the client shows.
+    fn show_no_keys(&self) {
+        let mut modes = tcgetattr(&self.line).expect("it has modes");
+        modes.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(&self.line, OptionalActions::Now, &modes).expect("they can be changed");
     }
 
     /// Presses keys that make long lines. It blocks once nobody reads them any more; then it ends
@@ -364,6 +371,18 @@ fn a_character_that_is_cut_by_the_network_is_shown_whole() {
 }
 
 #[test]
+fn the_end_of_a_line_that_comes_late_is_no_line_of_its_own() {
+    let stranger = Stranger::new();
+    let mut terminal = Terminal::open(stranger.address, &[]);
+    let server = stranger.accept();
+    send(&server, b"late");
+    terminal.wait_for("Server: late\r\n");
+    send(&server, b"\nnext\n");
+    terminal.wait_for("Server: next\r\n");
+    assert!(!terminal.text().contains("Server: \r\n"), "{}", terminal.text());
+}
+
+#[test]
 fn a_server_that_leaves_is_told_of_at_once() {
     let stranger = Stranger::new();
     let mut terminal = Terminal::open(stranger.address, &["--timeout=1h"]);
@@ -459,6 +478,7 @@ fn a_server_that_does_not_read_but_sends_is_not_given_up() {
     let mut terminal = Terminal::spawn(stranger.address, "", |client| {
         client.env("TERM", "dumb").arg("--timeout=1s");
     });
+    terminal.show_no_keys();
     let server = stranger.accept();
     terminal.press_without_end();
     for number in 0..15 {

@@ -177,7 +177,7 @@ fn out_of_files_those_inside_are_served_and_those_outside_once_files_come_free()
         std::thread::sleep(Duration::from_millis(20));
     }
     let used = processor_time(&server).saturating_sub(used);
-    assert!(used < begin.elapsed() / 2, "it spins: {used:?} of processor time");
+    assert!(used < begin.elapsed() / 5, "it spins: {used:?} of processor time");
 
     drop(inside.pop());
     let mut echo = [0; 7];

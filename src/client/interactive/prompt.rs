@@ -270,6 +270,16 @@ mod tests {
     }
 
     #[test]
+    fn a_line_is_remembered_unless_it_is_empty_or_the_one_before() {
+        let mut prompt = Prompt::default();
+        for line in ["one", "one", "", "two", "one"] {
+            prompt.line = line.into();
+            assert_eq!(prompt.enter(), line.as_bytes());
+        }
+        assert_eq!((prompt.history.join(" "), prompt.at), ("one two one".to_owned(), 3));
+    }
+
+    #[test]
     fn the_lines_before_are_recalled() {
         for (keys, line) in [
             ("↑", "two"),
