@@ -202,6 +202,25 @@ mod tests {
     }
 
     #[test]
+    fn closing_does_not_wait_for_a_stream_that_is_broken() -> io::Result<()> {
+        struct Broken;
+        impl Write for Broken {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(ErrorKind::BrokenPipe.into())
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut queue = LogQueue::start(Broken)?;
+        queue.write_all(b"line\n")?;
+        queue.close(Duration::from_secs(20));
+        assert!(queue.0.lock().closed);
+        Ok(())
+    }
+
+    #[test]
     fn a_stream_that_takes_little_at_a_time_and_often_nothing_loses_nothing() -> io::Result<()> {
         struct Reluctant(u8, Sender<u8>);
         impl Write for Reluctant {
