@@ -265,3 +265,21 @@ fn wait_for_stall(sent: &AtomicUsize, all: usize) -> usize {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_sender_has_stalled_when_it_is_done_or_gets_on_no_more() {
+        let (told, stalled) = mpsc::channel();
+        thread::spawn(move || {
+            [5, 9].map(|all| told.send(wait_for_stall(&AtomicUsize::new(5), all)))
+        });
+        for _ in 0..2 {
+            assert_eq!(stalled.recv_timeout(Duration::from_secs(60)), Ok(5));
+        }
+    }
+}
