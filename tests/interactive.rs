@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -438,6 +438,20 @@ fn bytes_that_stay_owed_are_counted() {
 }
 
 #[test]
+fn a_server_has_the_timeout_for_each_piece_of_what_it_owes() {
+    let stranger = Stranger::new();
+    let mut terminal = Terminal::open(stranger.address, &["--timeout=1s"]);
+    let mut server = stranger.accept();
+    terminal.press("0123456789\rquit\r");
+    for byte in read_line(&mut server).bytes() {
+        send(&server, &[byte]);
+        thread::sleep(Duration::from_millis(150));
+    }
+    terminal.wait_for("Disconnected from ");
+    assert_eq!(terminal.end().0, 0);
+}
+
+#[test]
 fn a_server_that_closes_early_is_told_what_it_owes() {
     let stranger = Stranger::new();
     let mut terminal = Terminal::open(stranger.address, &[]);
@@ -514,17 +528,18 @@ fn a_signal_leaves_the_terminal_as_it_was_found() {
 /// Without SIGHUP, which only a controlling terminal brings.
 #[test]
 #[cfg(target_os = "linux")]
-fn linux_a_terminal_that_goes_away_ends_it() {
+fn linux_a_terminal_that_goes_away_ends_it_without_a_word() {
     let stranger = Stranger::new();
     let (mut keyboard, line) = open_terminal();
     let duplicate = || line.try_clone().expect("it can be duplicated");
     let mut client = common::echo_client(stranger.address);
-    client.env("TERM", "xterm").stdin(duplicate()).stdout(duplicate()).stderr(duplicate());
-    let mut child = client.spawn().expect("the client starts");
+    client.env("TERM", "xterm").stdin(duplicate()).stdout(duplicate()).stderr(Stdio::piped());
+    let child = client.spawn().expect("the client starts");
     drop((client, line));
     read_until(&mut keyboard, b"> \x1b[3G");
     drop(keyboard);
-    assert_eq!(child.wait().expect("it ends").code(), Some(1));
+    let Output { status, stderr, .. } = child.wait_with_output().expect("it ends");
+    assert_eq!((status.code(), String::from_utf8_lossy(&stderr)), (Some(1), "".into()));
 }
 
 #[test]
