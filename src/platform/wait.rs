@@ -185,8 +185,9 @@ mod alarm {
             socket: PollFd<'_>,
             timeout: Option<Duration>,
         ) -> Result<bool, Errno> {
-            // No event is asked for: a closed pipe reports its hang-up unasked.
-            let closed = PollFd::new(&self.reader, PollFlags::empty());
+            // Nobody writes to it: what can be read is its end. A hang-up is told unasked, but not
+            // on macOS, which looks at nothing where no event is asked for.
+            let closed = PollFd::new(&self.reader, PollFlags::IN);
             poll_first(&mut [socket, closed], timeout)
         }
     }
