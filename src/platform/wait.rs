@@ -10,9 +10,11 @@
 //! | a call that finds nothing to do | blocks for [`PATIENCE`] | returns at once | returns at once |
 //! | who waits hears the stop | at once, by a pipe | at once, by a pipe | within [`TICK`] |
 //! | a client's socket gets its options | from the listener, unless that was handed over | from its thread | from its thread |
+//! | who reset while in the queue | is not told of, or an error | the same; on macOS sorted out by [`accept`] | an error |
 //! | a port is free again at once | with `SO_REUSEADDR` | with `SO_REUSEADDR` | without |
 
-use std::io;
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -34,6 +36,9 @@ pub(crate) const TICK: Duration = Duration::from_millis(100);
 /// the sockets that it accepts. Elsewhere the sockets are non-blocking: BSD's `accept` knows no
 /// timeout, and a Windows read that times out may lose bytes (Microsoft on `SO_RCVTIMEO`).
 const LINUX: bool = cfg!(target_os = "linux");
+
+/// macOS and its relatives.
+const APPLE: bool = cfg!(target_vendor = "apple");
 
 /// Whether a client's socket has the options of the listener that accepted it.
 pub(crate) const LISTENERS_HAND_OPTIONS_DOWN: bool = LINUX;
@@ -66,7 +71,42 @@ pub(crate) fn prepare_listener(listener: &SockRef<'_>) -> io::Result<()> {
 
 /// Gives a client's socket its options, where the listener has not handed them down.
 pub(crate) fn prepare_client(client: &SockRef<'_>) -> io::Result<()> {
-    set_options(client)
+    match set_options(client) {
+        // The client has reset the connection, and macOS takes no option any more: the first read tells.
+        Err(error) if APPLE && error.kind() == ErrorKind::InvalidInput => Ok(()),
+        result => result,
+    }
+}
+
+/// `accept(2)`, by `std`.
+///
+/// # Errors
+/// `ConnectionAborted` where the client gave up while it was in the queue; what else there is.
+#[cfg(not(target_vendor = "apple"))]
+pub(crate) fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    listener.accept()
+}
+
+/// `accept(2)`, by `socket2`: macOS also gives a client that has reset while it was in the queue. That
+/// one may have no address, where `std` takes what it finds in its place, and takes no options.
+///
+/// # Errors
+/// `ConnectionAborted` for such a client; what else there is.
+#[cfg(target_vendor = "apple")]
+pub(crate) fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    loop {
+        match SockRef::from(listener).accept() {
+            Ok((client, address)) => {
+                let address = address.as_socket().ok_or(ErrorKind::ConnectionAborted)?;
+                return Ok((client.into(), address));
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::InvalidInput => {
+                return Err(ErrorKind::ConnectionAborted.into());
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// `TCP_NODELAY`, since no echo is the first half of a longer message; urgent bytes in line with

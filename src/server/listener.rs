@@ -8,7 +8,9 @@ use std::time::Instant;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::platform::wait::{Alarm, Interest, LISTENERS_HAND_OPTIONS_DOWN, prepare_listener, wait};
+use crate::platform::wait::{
+    Alarm, Interest, LISTENERS_HAND_OPTIONS_DOWN, accept, prepare_listener, wait,
+};
 
 /// How many clients the kernel keeps in its queue until they are accepted, the most that Linux
 /// gives by default (`net.core.somaxconn`). When it is full, a client's SYN is dropped and sent
@@ -57,7 +59,7 @@ impl Listener {
     /// # Errors
     /// `WouldBlock` if none came for a moment; what else `accept(2)` can meet.
     pub(crate) fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        self.socket.accept().map(|(stream, peer)| (stream, plain(peer)))
+        accept(&self.socket).map(|(stream, peer)| (stream, plain(peer)))
     }
 
     /// Blocks until a client is in the queue, as [`wait()`] does.
