@@ -7,7 +7,7 @@
 //! | [`systemd`] | with the feature `systemd`: a socket handed over, and news for the manager | nothing | nothing |
 //! | what `ctrlc` hears in time | SIGINT, SIGTERM, SIGHUP | SIGINT, SIGTERM, SIGHUP | Ctrl+C, Ctrl+Break |
 //! | [`raise_file_limit`] | to the hard limit | to the hard limit | there is none |
-//! | `platform/terminal.rs` | tells when the terminal has gone | the same, where it can be polled | the program goes with its console |
+//! | `platform/terminal.rs` | tells when the terminal has gone | the same, but for macOS | the program goes with its console |
 //!
 //! Windows ends a program as soon as its handler of a closed console, of a logoff or of a shutdown has
 //! returned. That of `ctrlc` returns at once, before anything can be drained, and no crate that is still

@@ -22,7 +22,7 @@ use self::prompt::Typed;
 use self::screen::Screen;
 use self::text::Decoder;
 use super::{Failure, Target, explain_lost_connection, is_timeout};
-use crate::platform::terminal::wait_until_gone;
+use crate::platform::terminal::{BEFORE_NEWLINE, wait_until_gone};
 
 /// How long the beginning of a line waits for its rest before it is shown.
 const BLINK: Duration = Duration::from_millis(20);
@@ -361,7 +361,10 @@ fn watch_terminal(events: &SyncSender<Event>) {
 fn read_lines(events: &SyncSender<Event>) {
     for line in io::stdin().lock().split(b'\n') {
         let event = match line {
-            Ok(line) => Event::Typed(Typed::Line(line)),
+            Ok(line) => {
+                let line = line.strip_suffix(BEFORE_NEWLINE).unwrap_or(&line);
+                Event::Typed(Typed::Line(line.to_vec()))
+            }
             Err(error) => Event::TerminalFailed(error),
         };
         if events.send(event).is_err() {

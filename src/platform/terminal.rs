@@ -1,7 +1,10 @@
-//! How the prompt learns that its terminal has gone.
+//! What the client must know of the terminal that it runs in.
+
+/// What a terminal puts between a line and its newline: on Windows a carriage return.
+pub(crate) const BEFORE_NEWLINE: &[u8] = if cfg!(windows) { b"\r" } else { b"" };
 
 /// Blocks until the terminal has gone. False, and at once, where the system does not tell.
-#[cfg(unix)]
+#[cfg(all(unix, not(target_vendor = "apple")))]
 pub(crate) fn wait_until_gone() -> bool {
     use rustix::event::{PollFd, PollFlags, poll};
     use rustix::io::Errno;
@@ -13,8 +16,9 @@ pub(crate) fn wait_until_gone() -> bool {
     fds[0].revents().contains(PollFlags::HUP)
 }
 
-/// There is nobody to tell: Windows ends a program whose console is closed.
-#[cfg(windows)]
+/// macOS tells of a hang-up only where other events are asked for, such as keys, and those are for the
+/// prompt. On Windows there is nobody to tell: it ends a program whose console is closed.
+#[cfg(any(windows, target_vendor = "apple"))]
 pub(crate) fn wait_until_gone() -> bool {
     false
 }
