@@ -4,6 +4,9 @@
 
 use std::env;
 use std::io::{self, IsTerminal, Write};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use crossterm::cursor::MoveToColumn;
 use crossterm::event::Event;
@@ -13,6 +16,9 @@ use crossterm::terminal::{self, Clear, ClearType};
 
 use super::prompt::{Prompt, Typed};
 use super::text::escape;
+
+/// How long a terminal may take for the end of the row in which the prompt was.
+const LAST_WORD: Duration = Duration::from_millis(200);
 
 /// The one owner of stdout. When it is closed or dropped, the terminal is as it was found.
 pub(super) struct Screen {
@@ -103,7 +109,11 @@ impl Drop for Screen {
 pub(super) fn give_back() {
     if terminal::is_raw_mode_enabled().is_ok_and(|raw| raw) {
         // Nobody is left to hear of a failure.
-        let _ = terminal::disable_raw_mode().and_then(|()| write(b"\n"));
+        let _ = terminal::disable_raw_mode();
+        // A terminal that takes nothing more gets no new line; the owner may be blocked in a write.
+        let (done, written) = mpsc::channel::<()>();
+        let writer = thread::Builder::new().spawn(move || write(b"\n").map(|()| drop(done)));
+        let _ = writer.map(|_| written.recv_timeout(LAST_WORD));
     }
 }
 
