@@ -190,6 +190,7 @@ impl Worker<'_> {
 
     fn visit(&mut self) -> Result<(), End> {
         let stream = self.load.open(None)?;
+        self.incoming.quiet = Duration::ZERO;
         self.exchange(&stream)
     }
 
