@@ -113,6 +113,11 @@ fn explain_connect_error(address: SocketAddr, timeout: Duration, error: &io::Err
             "connection refused; is the server running there? Start it with: echo-server --port \
              {port}"
         ),
+        ErrorKind::TimedOut if error.raw_os_error().is_some() => {
+            "no answer, and the system asks no \
+             more; is the address right, and no firewall in between?"
+                .to_owned()
+        }
         ErrorKind::TimedOut => format!(
             "no answer within {timeout:?}; is the address right, and no firewall in between? \
              --timeout waits longer"
@@ -174,6 +179,10 @@ mod tests {
             assert!(sentence.starts_with("cannot connect to 192.0.2.1:54000: "), "{sentence}");
             assert!(sentence.contains(advice), "{kind:?}: {sentence}");
         }
+        let given_up = rustix::io::Errno::TIMEDOUT.into();
+        let sentence = explain_connect_error(address, Duration::from_secs(600), &given_up);
+        assert!(sentence.contains("the system asks no more"), "{sentence}");
+        assert!(!sentence.contains("--timeout"), "it would not help: {sentence}");
     }
 
     #[test]
