@@ -96,7 +96,7 @@ impl Place {
     /// Adds a client that was served to the totals, and frees its place.
     pub(crate) fn leave(self, departure: &Departure) {
         let totals = &mut self.0.count().totals;
-        totals.served += u64::from(departure.reason.is_of_a_guest());
+        totals.served += u64::from(departure.was_inside);
         totals.echoed += departure.echoed;
         totals.cut_off += u64::from(matches!(departure.reason, Reason::CutOff));
     }

@@ -53,13 +53,6 @@ pub(crate) enum Reason {
     Failed(io::Error),
 }
 
-impl Reason {
-    /// Whether the client was let in at all.
-    pub(crate) fn is_of_a_guest(&self) -> bool {
-        !matches!(self, Self::NoProxyHeader(_) | Self::TurnedAway)
-    }
-}
-
 impl From<io::Error> for Reason {
     fn from(error: io::Error) -> Self {
         match error.kind() {
@@ -91,6 +84,8 @@ impl fmt::Display for Reason {
 #[derive(Debug)]
 pub(crate) struct Departure {
     pub(crate) reason: Reason,
+    /// Whether the client was let in at all.
+    pub(crate) was_inside: bool,
     /// Bytes.
     pub(crate) echoed: u64,
 }
@@ -133,8 +128,9 @@ impl Connection {
     /// Serves the client until its connection is closed; logs its arrival and its departure.
     pub(crate) fn serve(mut self) -> Departure {
         let arrived = self.idle_since;
-        let served = self.welcome().and_then(|()| self.echo());
-        let reason = served.err().unwrap_or(Reason::ClosedByClient);
+        let welcomed = self.welcome();
+        let was_inside = welcomed.is_ok();
+        let reason = welcomed.and_then(|()| self.echo()).err().unwrap_or(Reason::ClosedByClient);
         if matches!(reason, Reason::Idle | Reason::ServerStopping) {
             self.close_politely();
         }
@@ -148,7 +144,7 @@ impl Connection {
             "{peer} disconnected: {reason}, {echoed} bytes echoed in {:.1?}",
             arrived.elapsed()
         );
-        Departure { reason, echoed }
+        Departure { reason, was_inside, echoed }
     }
 
     /// Finds out who the client is, and gives it a seat where there is one.
@@ -311,18 +307,18 @@ impl Connection {
         }
         let until = Instant::now() + LINGER;
         while Instant::now() < until {
+            // A read by itself might block for longer.
+            match wait(self.reader.get_ref(), Interest::Read, Some(until), None) {
+                Ok(false) => continue,
+                Ok(true) => {}
+                Err(_) => return,
+            }
             match self.reader.fill_buf() {
-                Ok([]) => return,
+                Ok([]) | Err(_) => return,
                 Ok(unwanted) => {
                     let discarded = unwanted.len();
                     self.reader.consume(discarded);
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    if wait(self.reader.get_ref(), Interest::Read, Some(until), None).is_err() {
-                        return;
-                    }
-                }
-                Err(_) => return,
             }
         }
     }
