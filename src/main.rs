@@ -52,13 +52,19 @@ fn start_log(args: &ServerArgs) -> Result<LogQueue, String> {
     let log = LogQueue::start(io::stderr()).map_err(|error| format!("cannot start: {error}"))?;
     let coloured =
         io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
+    let filters = env::var("RUST_LOG").unwrap_or_default();
+    // Of what it does not understand, env_logger tells a stderr that may be closed or not be read.
+    let mistake = env_filter::Builder::new().try_parse(&filters).err();
     env_logger::Builder::new()
         .filter_level(args.verbosity.log_level_filter())
         .format_target(false)
         .write_style(if coloured { WriteStyle::Always } else { WriteStyle::Never })
-        .parse_default_env()
+        .parse_filters(if mistake.is_none() { &filters } else { "" })
         .target(Target::Pipe(Box::new(log.clone())))
         .init();
+    if let Some(mistake) = mistake {
+        warn!("RUST_LOG counts for nothing: {mistake}");
+    }
     Ok(log)
 }
 
