@@ -45,7 +45,7 @@ Examples:
   echo-client test --host server     does it echo, exactly and always?
   echo-client bench                  how many echoes a second, and how soon?
 
-Exit codes: 0 all went well, 1 it failed or a check did, 2 a bad option.";
+Exit codes: 0 all went well, 1 it failed or a check did, 2 a bad option, 130 a signal ended it.";
 
 impl ClientArgs {
     /// The server that these flags name.
