@@ -10,7 +10,7 @@
 //! | a call that finds nothing to do | blocks for [`PATIENCE`] | returns at once | returns at once |
 //! | who waits hears the stop | at once, by a pipe | at once, by a pipe | within [`TICK`] |
 //! | a client's socket gets its options | from the listener, unless that was handed over | from its thread | from its thread |
-//! | who reset while in the queue | is not told of, or an error | the same; on macOS sorted out by [`accept`] | an error |
+//! | who has reset in the queue | is accepted, the first read tells | an error, on macOS by [`accept`] | an error |
 //! | a port is free again at once | with `SO_REUSEADDR` | with `SO_REUSEADDR` | without |
 
 use std::io::{self, ErrorKind};
