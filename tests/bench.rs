@@ -6,13 +6,13 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::signal::{self, Signal};
-use common::{PATIENCE, Server, echo_client, listen, nobody};
+use common::{PATIENCE, Server, echo_client, end, listen, nobody};
 use serde_json::Value;
 
 /// The command `echo-client bench` for a run as short as can be, unless the arguments say more.
@@ -24,19 +24,6 @@ fn bench(server: SocketAddr, arguments: &[&str]) -> Command {
     }
     command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
-}
-
-/// Waits for the client's end by itself.
-fn end(mut client: Child) -> Output {
-    let until = Instant::now() + PATIENCE;
-    while client.try_wait().expect("the client can be waited for").is_none() {
-        if Instant::now() > until {
-            let _ = client.kill();
-            panic!("the client still runs: {:?}", client.wait_with_output());
-        }
-        thread::sleep(Duration::from_millis(2));
-    }
-    client.wait_with_output().expect("its output can be read")
 }
 
 /// Runs the command to its end; what was on stdout. There must be nothing on stderr.
@@ -122,11 +109,11 @@ fn the_warm_up_comes_before_what_is_measured_and_is_not_counted() {
         });
     });
     let mut command = echo_client(address);
-    command.args(["bench", "--json", "--warm-up", "600ms", "--duration", "200ms"]);
+    command.args(["bench", "--json", "--warm-up", "2s", "--duration", "1s"]);
     let begin = Instant::now();
     let report = json(&report(command.stdout(Stdio::piped()).stderr(Stdio::piped()), 0));
-    assert!(begin.elapsed() >= Duration::from_millis(800), "{:?}", begin.elapsed());
-    assert!((1.0..=5.0).contains(&number(&report, "messages")), "{report}");
+    assert!(begin.elapsed() >= Duration::from_secs(3), "{:?}", begin.elapsed());
+    assert!((1.0..=21.0).contains(&number(&report, "messages")), "{report}");
 }
 
 #[test]
@@ -151,7 +138,9 @@ fn bulk_has_throughput_and_no_latency() {
     let server = Server::start(&["-q"]);
     for size in ["7", "64KiB", "1MiB"] {
         let options = ["--json", "--mode", "bulk", "--connections", "2", "--size", size];
-        let report = json(&report(bench(server.address, &options).args(["--timeout", "20s"]), 0));
+        let patient = ["--timeout", "20s", "--duration", "1s"];
+        let options = [&options[..], &patient].concat();
+        let report = json(&report(&mut bench(server.address, &options), 0));
         assert!(number(&report, "bytes") > 0.0 && number(&report, "bytes_per_s") > 0.0);
         assert!(report["p50_us"].is_null() && report["messages"].is_null(), "{report}");
         assert_eq!(failures(&report), []);
@@ -204,7 +193,7 @@ fn a_wrong_byte_is_noticed_and_the_other_connections_go_on() {
             true
         });
     });
-    let options = ["--json", "--connections", "3", "--timeout", "20s"];
+    let options = ["--json", "--connections", "3", "--timeout", "20s", "--duration", "2s"];
     let report = json(&report(&mut bench(flip, &options), 1));
     assert_eq!(failures(&report), [("wrong bytes", 1)]);
     assert!(number(&report, "messages") > 3.0, "{report}");
@@ -245,7 +234,7 @@ fn lost_connections_are_counted_by_reason_and_the_others_go_on() {
             _ => {}
         }
     });
-    let options = ["--connections", "5", "--timeout", "20s"];
+    let options = ["--connections", "5", "--timeout", "20s", "--duration", "2s"];
     let page = report(&mut bench(server, &options), 1);
     let failures = page.split_once("\nfailures\n").expect("the page has the failures").1;
     assert!(failures.contains("   2 closed: "), "{page}");
@@ -269,10 +258,45 @@ fn in_connect_mode_each_failure_is_counted_and_the_next_connection_is_tried() {
     let server = server(|connection, mut stream| {
         echo(&mut stream, |_, _| connection % 2 == 0);
     });
-    let options = ["--json", "--mode", "connect", "--timeout", "20s"];
+    let options = ["--json", "--mode", "connect", "--timeout", "20s", "--duration", "2s"];
     let report = json(&report(&mut bench(server, &options), 1));
     assert!(number(&report, "messages") > 0.0, "{report}");
     assert_eq!(failures(&report)[0].0, "closed", "{report}");
+}
+
+#[test]
+fn in_connect_mode_a_timeout_leaves_the_next_connection_its_own() {
+    let server = server(|connection, mut stream| {
+        // The first is only to see whether there is a server.
+        if connection == 1 {
+            let _ = stream.read_to_end(&mut Vec::new());
+        } else {
+            echo(&mut stream, |_, _| {
+                thread::sleep(Duration::from_millis(150));
+                true
+            });
+        }
+    });
+    let options = ["--json", "--mode", "connect", "--timeout", "1s", "--duration", "3s"];
+    let report = json(&report(&mut bench(server, &options), 1));
+    assert_eq!(failures(&report), [("timeout", 1)]);
+    assert!(number(&report, "messages") > 0.0, "{report}");
+}
+
+#[test]
+fn a_server_that_is_slow_to_take_bytes_is_no_timeout_while_it_gives_some_back() {
+    let server = server(|_, mut stream| {
+        let mut piece = [0; 4096];
+        while let Ok(n @ 1..) = stream.read(&mut piece) {
+            thread::sleep(Duration::from_millis(20));
+            if stream.write_all(&piece[..n]).is_err() {
+                return;
+            }
+        }
+    });
+    let options = ["--json", "--mode", "bulk", "--timeout", "1s", "--duration", "3s"];
+    let report = json(&report(&mut bench(server, &options), 0));
+    assert!(number(&report, "bytes") > 0.0, "{report}");
 }
 
 #[test]

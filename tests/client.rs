@@ -5,11 +5,11 @@ mod common;
 
 use std::process::Command;
 
-use common::{Server, command, echo_client, nobody};
+use common::{Server, command, echo_client, nobody, run};
 
 /// Runs a client that fails; what it says on stderr. Nothing must be on stdout.
 fn fails(client: &mut Command, code: i32) -> String {
-    let output = client.output().expect("the client can be spawned");
+    let output = run(client);
     let message = String::from_utf8(output.stderr).expect("the message is text");
     assert_eq!(output.status.code(), Some(code), "{message}");
     assert!(output.stdout.is_empty(), "stdout: {}", String::from_utf8_lossy(&output.stdout));

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use common::{connect, exchange, fill, noise, read_until_fin};
+use common::{PATIENCE, connect, exchange, fill, noise, read_until_fin};
 use echo_server::{Config, Server, ShutdownHandle};
 
 /// A server that runs in a thread of the test's.
@@ -20,6 +20,11 @@ fn run(mut config: Config) -> (SocketAddr, ShutdownHandle, JoinHandle<io::Result
 }
 
 fn ends(running: JoinHandle<io::Result<()>>) {
+    let end = Instant::now() + PATIENCE;
+    while !running.is_finished() {
+        assert!(Instant::now() < end, "it still runs");
+        thread::sleep(Duration::from_millis(2));
+    }
     running.join().expect("it does not panic").expect("it stops in good order");
 }
 
@@ -32,7 +37,7 @@ fn a_stop_before_run_is_heeded() {
     stop.shutdown();
     stop.shutdown();
     assert!(stop.is_shutdown());
-    server.run().expect("it stops in good order");
+    ends(thread::spawn(|| server.run()));
 }
 
 #[test]
@@ -74,7 +79,7 @@ fn a_client_that_never_reads_is_cut_off_when_the_server_stops() {
 
 #[test]
 fn a_client_is_closed_by_the_idle_timeout() {
-    let idle_timeout = Some(Duration::from_millis(300));
+    let idle_timeout = Some(Duration::from_secs(1));
     let (address, stop, running) = run(Config { idle_timeout, ..Config::default() });
     let client = connect(address);
     exchange(&client, &noise(100, 1));

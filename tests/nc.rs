@@ -7,7 +7,7 @@ mod common;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use common::{Server, noise, start_tool};
+use common::{Server, end, noise, start_tool};
 
 /// Runs `nc` with `input` on its stdin; what it prints.
 fn nc(server: &Server, input: &[u8]) -> Option<Vec<u8>> {
@@ -22,7 +22,7 @@ fn nc(server: &Server, input: &[u8]) -> Option<Vec<u8>> {
     let mut stdin = nc.stdin.take().expect("stdin is piped");
     let input = input.to_vec();
     let writer = std::thread::spawn(move || stdin.write_all(&input));
-    let output = nc.wait_with_output().expect("nc ends");
+    let output = end(nc);
     writer.join().expect("no panic").expect("nc takes its input");
     assert!(output.status.success(), "{:?}", output.status);
     Some(output.stdout)

@@ -40,9 +40,10 @@ fn clients_that_do_not_fit_into_the_limit_of_open_files_are_told() {
 #[test]
 fn a_client_that_never_reads_costs_the_server_one_buffer() {
     let resident = |server: &Server| {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", server.child.id()));
-        let status = status.expect("the server runs");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("it has one");
+        // Exact, where that of `status` is off by what each processor has not yet reported.
+        let maps = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", server.child.id()));
+        let maps = maps.expect("the server runs");
+        let line = maps.lines().find(|line| line.starts_with("Rss:")).expect("it has one");
         line.split_whitespace().nth(1).and_then(|kib| kib.parse::<usize>().ok()).expect("in KiB")
     };
     let server = Server::start(&[]);
@@ -60,9 +61,10 @@ fn a_client_that_never_reads_costs_the_server_one_buffer() {
 #[test]
 fn nine_thousand_clients_at_once_are_all_served() {
     let files = rlimit::increase_nofile_limit(u64::MAX).expect("the limit can be raised");
-    let count = 9000.min(usize::try_from(files).unwrap_or(usize::MAX).saturating_sub(100));
+    // Other tests, in threads of the same process, need some too.
+    let count = 9000.min(usize::try_from(files).unwrap_or(usize::MAX).saturating_sub(1000));
     if count < 9000 {
-        eprintln!("only {count} clients: this machine allows {files} open files");
+        common::leave_out(format_args!("9,000 clients: this system allows {files} open files"));
     }
     let server = Server::start(&["-q"]);
     let clients: Vec<TcpStream> = (0..count).map(|_| server.connect()).collect();
@@ -132,26 +134,15 @@ fn limit(server: &Server, resource: Resource, to: Option<u64>) {
 /// A server that has files for `clients` clients, and as many clients inside.
 fn out_of_files(clients: usize) -> (Server, Vec<TcpStream>) {
     let server = Server::start(&[]);
-    // Files are numbered without gaps here, and the limit is one on the numbers.
-    let limit_on_numbers = server.files() + clients;
-    limit(&server, Resource::Nofile, Some(limit_on_numbers as u64));
+    // The limit is one on the numbers of files: so many below it must be free.
+    let taken = server.files();
+    let mut free = (0..).filter(|number| !taken.contains(number));
+    limit(&server, Resource::Nofile, free.nth(clients));
     let inside: Vec<TcpStream> = (0..clients).map(|_| server.connect()).collect();
     for client in &inside {
         exchange(client, b"inside");
     }
     (server, inside)
-}
-
-#[test]
-fn the_soft_limit_of_files_is_raised_to_the_hard_one() {
-    let mut shell = common::command("sh");
-    let script = r#"ulimit -Sn 64; exec "$0" --host 127.0.0.1 --port 0"#;
-    let server = Server::spawn(shell.args(["-c", script, env!("CARGO_BIN_EXE_echo-server")]));
-    let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.child.id()));
-    let limits = limits.expect("the server runs");
-    let files = limits.lines().find(|line| line.starts_with("Max open files")).expect("a limit");
-    let columns: Vec<&str> = files.split_whitespace().collect();
-    assert_eq!(columns[3], columns[4], "{files}");
 }
 
 /// Processor time that the server has used.
@@ -251,19 +242,22 @@ fn without_a_thread_to_be_had_a_client_is_turned_away_and_the_others_are_unharme
 
 /// A server of a user that has no other threads, and may have no more than these.
 fn with_threads(count: usize) -> Server {
-    use std::os::unix::{fs::PermissionsExt, process::CommandExt};
-    // In a folder that this user may enter.
+    use std::os::unix::process::CommandExt;
+    // Nor has whoever else runs the tests.
+    let user = 20_000 + std::process::id() % 40_000;
+    // In a folder that this user may enter; by a program of its own, lest another test's program
+    // inherits the file while it is open for writing, when it cannot be run.
     let program = std::env::temp_dir().join(format!("echo-server-{}", std::process::id()));
-    std::fs::copy(env!("CARGO_BIN_EXE_echo-server"), &program).expect("it can be copied");
-    let all = PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(&program, all).expect("the copy is ours");
+    let mut install = common::command("install");
+    install.args(["-m", "755", env!("CARGO_BIN_EXE_echo-server")]).arg(&program);
+    assert!(common::run(&mut install).status.success());
     // `ulimit -u` is `-p` in dash, and `-u` in bash.
     let script = format!(
         r#"{{ ulimit -u {count} || ulimit -p {count}; }} 2>/dev/null
         exec "$0" --host 127.0.0.1 --port 0"#
     );
     let mut shell = common::command("sh");
-    let server = Server::spawn(shell.arg("-c").arg(script).arg(&program).uid(54_321));
+    let server = Server::spawn(shell.arg("-c").arg(script).arg(&program).uid(user));
     let _ = std::fs::remove_file(&program);
     server
 }

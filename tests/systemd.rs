@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 
 use common::tools::{Tool, free_port, wait_until_it_listens};
 use common::{
-    PATIENCE, Server, command, connect, echo_server, exchange, listen, noise, read_until_fin,
+    PATIENCE, Server, command, connect, echo_server, exchange, listen, noise, read_until_fin, run,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -66,7 +66,7 @@ fn the_first_client_is_served_as_any_other() {
     let (listener, _) = listen();
     let first = connect(listener.local_addr().expect("it has an address"));
     let mut command = hand_over(&listener);
-    let mut server = Server::spawn(command.env("ECHO_SERVER_IDLE_TIMEOUT", "300ms"));
+    let mut server = Server::spawn(command.env("ECHO_SERVER_IDLE_TIMEOUT", "2s"));
     let socket = socket2::SockRef::from(&first);
     (&first).write_all(b"abc").expect("the bytes go out");
     socket.send_out_of_band(b"U").expect("the byte goes out");
@@ -113,7 +113,7 @@ fn a_stop_is_heard_though_the_socket_was_left_non_blocking() {
 
 /// Runs `command`, which must fail with exit code 1; its one line on stderr.
 fn fails(command: &mut Command) -> String {
-    let output = command.output().expect("it can be spawned");
+    let output = run(command);
     let stderr = String::from_utf8(output.stderr).expect("the message is text");
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(output.stdout.is_empty());
@@ -244,5 +244,5 @@ fn systemds_own_tool_can_start_the_server() {
     exchange(&connect(address), b"hello");
     let pid = Pid::from_child(&server.0);
     kill_process(pid, Signal::TERM).expect("it can be signalled");
-    assert_eq!(server.0.wait().expect("it ends").code(), Some(0));
+    assert_eq!(server.wait().code(), Some(0));
 }

@@ -8,8 +8,8 @@ pub mod tools;
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -82,7 +82,11 @@ pub fn command(program: &str) -> Command {
             command.env_remove(name);
         }
     }
-    command.env_remove("RUST_LOG").stdin(Stdio::null());
+    for name in ["RUST_LOG", "COLUMNS", "CLICOLOR_FORCE", "NO_COLOR", "NOTIFY_SOCKET", "LISTEN_FDS"]
+    {
+        command.env_remove(name);
+    }
+    command.stdin(Stdio::null());
     signal::prepare(&mut command);
     command
 }
@@ -92,7 +96,7 @@ pub struct Server {
     pub child: Child,
     pub address: SocketAddr,
     pub ready_line: String,
-    stdout: Option<BufReader<std::process::ChildStdout>>,
+    stdout: Option<BufReader<ChildStdout>>,
     log: Log,
 }
 
@@ -120,19 +124,21 @@ impl Server {
     pub fn spawn_as_is(command: &mut Command) -> Self {
         let mut child = command.spawn().expect("the server starts");
         let log = child.stderr.take().map(Log::read).unwrap_or_default();
-        let mut stdout = child.stdout.take().map(BufReader::new);
-        let mut ready_line = String::new();
-        let address = if let Some(stdout) = &mut stdout {
-            stdout.read_line(&mut ready_line).expect("stdout is readable");
-            ready_line.strip_prefix("Server listening on ").map(str::to_owned)
+        let stdout = child.stdout.take().map(BufReader::new);
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        let mut server = Self { child, address: nowhere, ready_line: String::new(), stdout, log };
+        let address = if let Some(stdout) = server.stdout.take() {
+            (server.ready_line, server.stdout) = first_line(stdout);
+            server.ready_line.strip_prefix("Server listening on ").map(str::to_owned)
         } else {
-            let line = log.wait_for(1, "listening on ").remove(0);
+            let line = server.log.wait_for(1, "listening on ").remove(0);
             line.split("listening on ").last().map(str::to_owned)
         };
-        let address = address
-            .and_then(|address| address.trim_end().parse().ok())
-            .unwrap_or_else(|| panic!("no ready line but {ready_line:?}, log: {:#?}", log.lines()));
-        Self { child, address, ready_line, stdout, log }
+        server.address =
+            address.and_then(|address| address.trim_end().parse().ok()).unwrap_or_else(|| {
+                panic!("no ready line but {:?}, log: {:#?}", server.ready_line, server.log())
+            });
+        server
     }
 
     pub fn connect(&self) -> TcpStream {
@@ -199,19 +205,22 @@ impl Server {
     /// How many threads the server has. Other systems do not tell in a file.
     #[cfg(target_os = "linux")]
     pub fn threads(&self) -> usize {
-        self.count("task")
+        self.numbers("task").len()
     }
 
-    /// How many files the server has open.
+    /// The numbers of the files that the server has open.
     #[cfg(target_os = "linux")]
-    pub fn files(&self) -> usize {
-        self.count("fd")
+    pub fn files(&self) -> Vec<u64> {
+        self.numbers("fd")
     }
 
     #[cfg(target_os = "linux")]
-    fn count(&self, what: &str) -> usize {
-        let folder = format!("/proc/{}/{what}", self.child.id());
-        std::fs::read_dir(folder).expect("the server runs").count()
+    fn numbers(&self, what: &str) -> Vec<u64> {
+        let folder = std::fs::read_dir(format!("/proc/{}/{what}", self.child.id()));
+        let names = folder
+            .expect("the server runs")
+            .map(|entry| entry.ok()?.file_name().into_string().ok());
+        names.map(|name| name?.parse().ok()).map(|number| number.expect("a number")).collect()
     }
 }
 
@@ -220,6 +229,56 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The first line of `stdout`, and its rest; nothing where it does not come.
+fn first_line(mut stdout: BufReader<ChildStdout>) -> (String, Option<BufReader<ChildStdout>>) {
+    let (told, line) = mpsc::channel();
+    thread::spawn(move || {
+        let mut line = String::new();
+        let read = stdout.read_line(&mut line);
+        told.send(read.map(|_| (line, Some(stdout))))
+    });
+    line.recv_timeout(PATIENCE).ok().and_then(Result::ok).unwrap_or_default()
+}
+
+/// Waits for the end of `child`, which has nothing more to read; what it wrote.
+pub fn end(mut child: Child) -> Output {
+    drop(child.stdin.take());
+    let stdout = child.stdout.take().map(read_all);
+    let stderr = child.stderr.take().map(read_all);
+    let until = Instant::now() + PATIENCE;
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("it can be waited for") {
+            break Some(status);
+        }
+        if Instant::now() > until {
+            let _ = child.kill().and_then(|()| child.wait());
+            break None;
+        }
+        thread::sleep(Duration::from_millis(2));
+    };
+    let [stdout, stderr] = [stdout, stderr].map(|reader| {
+        reader.map_or_else(Vec::new, |reader| reader.join().expect("the reader does not panic"))
+    });
+    let status = status.unwrap_or_else(|| {
+        let (out, err) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+        panic!("it did not end; stdout: {out}, stderr: {err}")
+    });
+    Output { status, stdout, stderr }
+}
+
+fn read_all(mut source: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = source.read_to_end(&mut bytes);
+        bytes
+    })
+}
+
+/// Runs `command` to its end; what it wrote.
+pub fn run(command: &mut Command) -> Output {
+    end(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it can be spawned"))
 }
 
 /// The lines of a log, collected as they come.
