@@ -16,7 +16,7 @@ use common::{Server, echo_server, exchange, fill, noise, reset};
 fn clients_that_reset_while_they_are_in_the_queue_do_not_keep_the_next_one_out() {
     use common::signal::Signal;
     let server = Server::start(&[]);
-    server.signal(Signal::STOP);
+    signal::pause(&server.child);
     for _ in 0..100 {
         reset(server.connect());
     }
@@ -34,7 +34,7 @@ fn a_pause_by_job_control_costs_no_client_its_connection() {
     for _ in 0..10 {
         // Its thread has just come back to its read: Linux ends that with EINTR.
         exchange(&client, b"hello");
-        server.signal(Signal::STOP);
+        signal::pause(&server.child);
         server.signal(Signal::CONT);
     }
     exchange(&client, b"still here");

@@ -10,7 +10,7 @@ use std::process::{Child, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Server, echo_client, listen, noise, read_until_fin, reset};
+use common::{Server, echo_client, end, listen, noise, read_until_fin, reset, run};
 
 /// The client as a pipe to `address`.
 fn pipe(address: SocketAddr, arguments: &[&str]) -> Child {
@@ -25,7 +25,7 @@ fn send(mut client: Child, input: &[u8]) -> Output {
     thread::scope(|scope| {
         // A client that fails does not take all.
         scope.spawn(move || stdin.write_all(input));
-        client.wait_with_output().expect("the client ends")
+        end(client)
     })
 }
 
@@ -58,7 +58,7 @@ fn what_goes_in_comes_out_whatever_the_size() {
 #[test]
 fn what_came_back_is_written_at_once_and_a_stdin_may_pause_for_longer_than_the_timeout() {
     let server = Server::start(&[]);
-    let mut client = pipe(server.address, &["--timeout", "100ms"]);
+    let mut client = pipe(server.address, &["--timeout", "1s"]);
     let mut stdin = client.stdin.take().expect("stdin is piped");
     let mut stdout = client.stdout.take().expect("stdout is piped");
     for message in [b"no newline", b"and a rest"] {
@@ -67,10 +67,10 @@ fn what_came_back_is_written_at_once_and_a_stdin_may_pause_for_longer_than_the_t
         stdout.read_exact(&mut echo).expect("the echo comes");
         assert_eq!(&echo, message);
         // A stdin may pause for longer than the timeout.
-        thread::sleep(Duration::from_millis(300));
+        thread::sleep(Duration::from_millis(1300));
     }
     drop(stdin);
-    assert_eq!(client.wait().expect("the client ends").code(), Some(0));
+    assert_eq!(end(client).status.code(), Some(0));
 }
 
 /// Linux tells in a file how much memory a program has had.
@@ -97,7 +97,7 @@ fn linux_a_long_stream_takes_little_memory() {
     let kib = peak.split_whitespace().nth(1).and_then(|kib| kib.parse::<u32>().ok());
     assert!(kib.expect("a number") < 30_000, "{peak}");
     drop(stdin);
-    assert_eq!(client.wait().expect("the client ends").code(), Some(0));
+    assert_eq!(end(client).status.code(), Some(0));
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn a_server_that_closes_too_early_is_told() {
     let mut client = pipe(address, &[]);
     let mut stdin = client.stdin.take().expect("stdin is piped");
     stdin.write_all(b"abc").expect("the client reads");
-    let output = client.wait_with_output().expect("the client ends, though its stdin does not");
+    let output = end(client);
     assert_eq!(output.stdout, b"abc");
     let message = failure(&output);
     let expected = format!("{address} closed the connection before the end of stdin");
@@ -157,7 +157,7 @@ fn a_server_that_resets_is_told() {
     let mut client = pipe(address, &[]);
     let mut stdin = client.stdin.take().expect("stdin is piped");
     stdin.write_all(b"abc").expect("the client reads");
-    let message = failure(&client.wait_with_output().expect("the client ends"));
+    let message = failure(&end(client));
     assert!(message.contains(&format!("{address} reset the connection")), "{message}");
 }
 
@@ -169,9 +169,9 @@ fn a_server_that_answers_no_more_is_told_after_the_timeout() {
         thread::park();
     });
     let started = Instant::now();
-    let message = failure(&send(pipe(address, &["--timeout", "200ms"]), b"hello"));
-    assert!(started.elapsed() >= Duration::from_millis(200));
-    let expected = format!("{address} owes 3 of 5 bytes, and none has come for 200ms");
+    let message = failure(&send(pipe(address, &["--timeout", "1s"]), b"hello"));
+    assert!(started.elapsed() >= Duration::from_secs(1));
+    let expected = format!("{address} owes 3 of 5 bytes, and none has come for 1s");
     assert!(message.contains(&expected), "{message}");
 }
 
@@ -191,7 +191,7 @@ fn all_that_came_back_is_enough_where_the_server_never_closes() {
         stream.write_all(&read_until_fin(&stream)).expect("the client reads");
         thread::park();
     });
-    let output = send(pipe(address, &["--timeout", "200ms"]), b"hello");
+    let output = send(pipe(address, &["--timeout", "1s"]), b"hello");
     assert_eq!(output.stdout, b"hello");
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), b"".as_slice()));
 }
@@ -225,7 +225,7 @@ fn a_stdin_that_cannot_be_read_is_told() {
     let stdin = std::fs::File::open("/").expect("there is a root");
     #[cfg(windows)]
     let stdin = std::fs::OpenOptions::new().write(true).open("NUL").expect("Windows has it");
-    let output = echo_client(server.address).stdin(stdin).output().expect("it can be spawned");
+    let output = run(echo_client(server.address).stdin(stdin));
     let message = failure(&output);
     let reason = if cfg!(unix) { "Is a directory" } else { "(os error 5)" };
     assert!(message.contains("cannot read stdin: ") && message.contains(reason), "{message}");
@@ -235,7 +235,7 @@ fn a_stdin_that_cannot_be_read_is_told() {
 #[test]
 #[cfg(unix)]
 fn a_pause_by_job_control_loses_nothing() {
-    use rustix::process::{Pid, Signal, kill_process};
+    use common::signal::{self, Signal, pause};
 
     let server = Server::start(&[]);
     let mut client = pipe(server.address, &[]);
@@ -246,10 +246,9 @@ fn a_pause_by_job_control_loses_nothing() {
         stdin.write_all(b"hello").expect("the client takes it");
         stdout.read_exact(&mut echo).expect("it comes back");
         assert_eq!(&echo, b"hello");
-        for signal in [Signal::STOP, Signal::CONT] {
-            kill_process(Pid::from_child(&client), signal).expect("it can be signalled");
-        }
+        pause(&client);
+        signal::send(&client, Signal::CONT);
     }
     drop(stdin);
-    assert_eq!(client.wait().expect("the client ends").code(), Some(0));
+    assert_eq!(end(client).status.code(), Some(0));
 }

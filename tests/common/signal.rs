@@ -33,6 +33,18 @@ pub fn send(child: &Child, signal: Signal) {
     rustix::process::kill_process(pid, signal).expect("it can be signalled");
 }
 
+/// Stops the program as job control does, until it gets SIGCONT.
+#[cfg(unix)]
+pub fn pause(child: &Child) {
+    use rustix::process::{Pid, WaitOptions, waitpid};
+
+    send(child, Signal::STOP);
+    // SIGCONT would take back a SIGSTOP that has not got through to every thread.
+    let stopped = waitpid(Some(Pid::from_child(child)), WaitOptions::UNTRACED);
+    let (_, status) = stopped.expect("it can be waited for").expect("it has stopped");
+    assert!(status.stopped(), "it has ended");
+}
+
 /// The program must have been [prepared](prepare) for it.
 #[cfg(windows)]
 pub fn send(child: &Child, Signal::CtrlBreak: Signal) {
