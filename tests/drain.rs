@@ -16,7 +16,7 @@ use common::{Server, exchange, fill, read_until_fin};
 fn clients_in_the_kernels_queue_are_served_then_get_fin() {
     use common::noise;
     let mut server = Server::start(&[]);
-    server.signal(Signal::STOP);
+    signal::pause(&server.child);
     let clients: Vec<_> = (0..50).map(|_| server.connect()).collect();
     for (number, mut client) in clients.iter().enumerate() {
         client.write_all(&noise(1000, number as u64)).expect("the bytes go out");
@@ -46,33 +46,47 @@ fn a_client_that_reads_late_gets_all_that_it_had_sent_then_fin() {
 
 #[test]
 fn bytes_that_come_shortly_after_the_stop_come_back_too() {
-    let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else { return };
-    let mut client = server.connect();
-    exchange(&client, b"before");
-    server.signal(Signal::TERM);
-    server.wait_for_log("stopping");
-    client.write_all(b"on their way").expect("the bytes go out");
-    assert_eq!(read_until_fin(&client), b"on their way");
-    drop(client);
-    assert_eq!(server.wait().code(), Some(0));
+    // Should this thread not get to run for so long that the client counts as quiet: once more.
+    for _ in 0..20 {
+        let flags = ["--shutdown-timeout", "1h"];
+        let Some(mut server) = Server::start_to_signal(&flags) else { return };
+        let mut client = server.connect();
+        exchange(&client, b"before");
+        let begin = Instant::now();
+        server.signal(Signal::TERM);
+        server.wait_for_log("stopping");
+        let sent = client.write_all(b"on their way");
+        let was_late = begin.elapsed() > Duration::from_millis(80);
+        let echo = sent.map(|()| read_until_fin(&client));
+        if was_late && !echo.as_ref().is_ok_and(|echo| echo == b"on their way") {
+            continue;
+        }
+        assert_eq!(echo.expect("the bytes go out"), b"on their way");
+        drop(client);
+        assert_eq!(server.wait().code(), Some(0));
+        return;
+    }
+    panic!("this machine is too busy to tell");
 }
 
 #[test]
 fn a_client_that_sends_after_the_servers_fin_gets_no_rst_while_the_server_lingers() {
-    // Should this thread not get to run while the server lingers, it has seen nothing: once more.
+    // The server waits 0.1 s for quiet and lingers for 0.3 s. Should this thread not get to run in that
+    // time, it has seen nothing: once more.
     for _ in 0..20 {
         let Some(server) = Server::start_to_signal(&[]) else { return };
         let mut client = server.connect();
         exchange(&client, b"before");
+        let begin = Instant::now();
         server.signal(Signal::TERM);
         assert_eq!(read_until_fin(&client), b"");
         // The first would be answered with RST, and then the second would fail.
         let sent = client.write_all(b"too").and_then(|()| client.write_all(b"late"));
-        if server.log().iter().any(|line| line.contains(" disconnected: ")) {
+        let closed = sent.and_then(|()| client.shutdown(Shutdown::Write));
+        if closed.is_err() && begin.elapsed() > Duration::from_millis(400) {
             continue;
         }
-        sent.expect("no RST has come");
-        client.shutdown(Shutdown::Write).expect("FIN goes out");
+        closed.expect("no RST has come");
         server.wait_for_log("disconnected: server stopping, 6 bytes echoed");
         assert_eq!(client.read(&mut [0]).expect("no RST has come"), 0);
         return;
@@ -121,7 +135,6 @@ fn who_never_reads_or_never_pauses_is_cut_off_at_the_shutdown_timeout_and_counte
     let polite = server.connect();
     exchange(&polite, b"hello");
     let begin = Instant::now();
-    server.signal(Signal::TERM);
     thread::scope(|scope| {
         scope.spawn(|| {
             let (mut writer, mut reader) = (&never_pauses, &never_pauses);
@@ -129,6 +142,7 @@ fn who_never_reads_or_never_pauses_is_cut_off_at_the_shutdown_timeout_and_counte
                 && reader.read(&mut [0; 64]).is_ok_and(|n| n > 0)
             {}
         });
+        server.signal(Signal::TERM);
         assert_eq!(read_until_fin(&polite), b"");
         drop(polite);
         assert_eq!(server.wait().code(), Some(0));

@@ -160,11 +160,11 @@ fn drip(mut client: &TcpStream, bytes: &[u8]) {
 
 #[test]
 fn a_header_counts_as_bytes_that_move() {
-    let server = start(&["--idle-timeout", "800ms"]);
+    let server = start(&["--idle-timeout", "2s"]);
     let mut client = server.connect();
     for byte in &V1[..15] {
         // Longer than the idle timeout in all, but not at any time.
-        thread::sleep(Duration::from_millis(100));
+        thread::sleep(Duration::from_millis(200));
         client.write_all(&[*byte]).expect("the byte goes out");
     }
     client.write_all(&V1[15..]).expect("the rest goes out");
@@ -210,10 +210,9 @@ fn a_stop_does_not_wait_for_a_header() {
     let mut client = server.connect();
     client.write_all(&V1[..10]).expect("the bytes go out");
     let silent = server.connect();
-    let begin = Instant::now();
     server.signal(rustix::process::Signal::TERM);
     assert_eq!(read_until_fin(&client), b"");
     assert_eq!(read_until_fin(&silent), b"");
     assert_eq!(server.wait().code(), Some(0));
-    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    server.wait_for_log("stopped: 0 clients served, 0 cut off, 0 bytes echoed");
 }

@@ -5,20 +5,20 @@ mod common;
 use std::io::{ErrorKind, pipe};
 use std::net::TcpStream;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use common::signal::{self, STOPS, Signal};
 use common::{Server, echo_server, exchange, fill, read_until_fin};
 
 #[test]
-fn each_signal_stops_an_idle_server_in_well_under_a_second_with_exit_code_0() {
+fn each_signal_stops_an_idle_server_by_itself_with_exit_code_0() {
     for &signal in STOPS {
-        let Some(mut server) = Server::start_to_signal(&[]) else { return };
-        let begin = Instant::now();
+        let flags = ["--shutdown-timeout", "1h"];
+        let Some(mut server) = Server::start_to_signal(&flags) else { return };
         server.signal(signal);
         assert_eq!(server.wait().code(), Some(0), "{signal:?}");
-        // Far more than it takes, far less than any timeout that could have ended it instead.
-        assert!(begin.elapsed() < Duration::from_secs(2), "{signal:?}: {:?}", begin.elapsed());
         server.wait_for_log("stopped: 0 clients served, 0 cut off, 0 bytes echoed");
     }
 }
@@ -71,22 +71,29 @@ fn a_client_that_was_looked_for_gets_fin_as_soon_as_any_other() {
 fn new_clients_are_refused_while_the_stop_waits_for_those_inside() {
     let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else { return };
     let client = server.connect();
-    // It keeps the server waiting by never pausing for as long as the drain takes for quiet.
-    exchange(&client, b"hello");
-    server.signal(Signal::TERM);
-    server.wait_for_log("stopping");
+    let refused = AtomicBool::new(false);
     let end = Instant::now() + common::PATIENCE;
-    let refused = loop {
-        exchange(&client, b"still here");
-        match TcpStream::connect(server.address) {
-            // It came before the listener was closed, and is served like any other.
-            Ok(early) => drop(early),
-            Err(error) => break error,
-        }
-        assert!(Instant::now() < end, "the listener stays open");
-    };
-    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
-    exchange(&client, b"and still served");
+    thread::scope(|scope| {
+        // It keeps the server waiting by never pausing for as long as the drain takes for quiet. A
+        // refusal alone takes Windows longer than that.
+        let inside = scope.spawn(|| {
+            while !refused.load(Relaxed) && Instant::now() < end {
+                exchange(&client, b"still here");
+            }
+            exchange(&client, b"and still served");
+        });
+        server.signal(Signal::TERM);
+        let error = loop {
+            match TcpStream::connect(server.address) {
+                // It came before the listener was closed, and is served like any other.
+                Ok(early) => drop(early),
+                Err(error) => break error,
+            }
+            assert!(Instant::now() < end && !inside.is_finished(), "the listener stays open");
+        };
+        refused.store(true, Relaxed);
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    });
     drop(client);
     assert_eq!(server.wait().code(), Some(0));
 }
