@@ -10,12 +10,12 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, Server, command, end, reset};
+use common::{PATIENCE, Server, command, reset};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -549,6 +549,8 @@ fn a_signal_is_obeyed_though_the_terminal_takes_no_more() {
 #[test]
 #[cfg(target_os = "linux")]
 fn linux_a_terminal_that_goes_away_ends_it_without_a_word() {
+    use std::process::{Output, Stdio};
+
     let stranger = Stranger::new();
     let (mut keyboard, line) = open_terminal();
     let duplicate = || line.try_clone().expect("it can be duplicated");
@@ -560,7 +562,7 @@ fn linux_a_terminal_that_goes_away_ends_it_without_a_word() {
     keyboard.write_all(b"x").expect("it has keys");
     read_until(&mut keyboard, b"> x\x1b[4G");
     drop(keyboard);
-    let Output { status, stderr, .. } = end(child);
+    let Output { status, stderr, .. } = common::end(child);
     assert_eq!((status.code(), String::from_utf8_lossy(&stderr)), (Some(1), "".into()));
 }
 
