@@ -265,8 +265,13 @@ mod tests {
     fn ctrl_d_leaves_from_an_empty_line_only() {
         let control_d = KeyEvent::new(KeyCode::Char('d'), KeyModifiers::CONTROL);
         assert_eq!(Prompt::default().press(control_d), Some(Typed::Leave));
-        assert_eq!(recalled("d"), "d");
         assert_eq!(recalled("abAD"), "b");
+    }
+
+    #[test]
+    fn letters_are_commands_with_control_only() {
+        let letters = "abcdefghijklmnopqrstuvwxyz";
+        assert_eq!(recalled(letters), letters);
     }
 
     #[test]
