@@ -57,13 +57,19 @@ fn the_help_ends_with_examples_and_fits_a_terminal() {
     }
 }
 
+/// Whether `text` has `word`, and not only as the beginning of a longer one.
+fn has_word(text: &str, word: &str) -> bool {
+    let ends = |rest: &str| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '-');
+    text.match_indices(word).any(|(place, _)| ends(&text[place + word.len()..]))
+}
+
 #[test]
 fn the_man_page_has_every_flag() {
     for program in PROGRAMS {
-        let page = stdout(command(program).arg("--man")).replace('\\', "");
+        let page = stdout(command(program).arg("--man")).replace("\\fR", "").replace('\\', "");
         assert!(page.contains(".TH echo-"), "{page}");
         for flag in all_flags(program) {
-            assert!(page.contains(&flag), "{flag}: {page}");
+            assert!(has_word(&page, &flag), "{flag}: {page}");
         }
         for section in [".SH EXAMPLES\n", ".SH NOTES\n"] {
             assert!(page.contains(section), "{page}");
@@ -82,8 +88,9 @@ fn the_completions_for_every_shell_have_every_flag() {
             let script = stdout(command(program).args(["--completions", shell]));
             for flag in &flags {
                 // fish writes them without the dashes.
-                let name = if shell == "fish" { flag.trim_start_matches('-') } else { flag };
-                assert!(script.contains(name), "{shell}, {flag}: {script}");
+                let fish = format!("-l {}", flag.trim_start_matches('-'));
+                let name = if shell == "fish" { &fish } else { flag };
+                assert!(has_word(&script, name), "{shell}, {flag}: {script}");
             }
         }
     }
@@ -98,7 +105,7 @@ fn the_readme_has_every_option_of_the_server() {
     // Those it has by their short names.
     assert!(flags.remove("--verbose") && flags.remove("--quiet"));
     for flag in flags {
-        assert!(options.contains(&flag), "{flag}");
+        assert!(has_word(options, &flag), "{flag}");
     }
 }
 
