@@ -20,6 +20,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, OptionalActions, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
+use socket2::SockRef;
 
 /// A terminal of 80 columns: the side of the person, and that of the program.
 fn open_terminal() -> (File, File) {
@@ -492,13 +493,16 @@ fn a_server_that_does_not_read_does_not_hang_the_client() {
 #[test]
 fn a_server_that_does_not_read_but_sends_is_not_given_up() {
     let stranger = Stranger::new();
+    // Little fits on the way: the client's writes find no room soon.
+    let buffer = SockRef::from(&stranger.listener).set_recv_buffer_size(4096);
+    buffer.expect("the size can be set");
     let mut terminal = Terminal::spawn(stranger.address, "", |client| {
         client.env("TERM", "dumb").arg("--timeout=1s");
     });
     terminal.show_no_keys();
     let server = stranger.accept();
     terminal.press_without_end();
-    for number in 0..15 {
+    for number in 0..20 {
         send(&server, format!("still here: {number}\n").as_bytes());
         terminal.wait_for(&format!("Server: still here: {number}\r\n"));
         thread::sleep(Duration::from_millis(200));
