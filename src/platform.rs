@@ -4,7 +4,6 @@
 //! | | Linux | other Unix | Windows |
 //! | --- | --- | --- | --- |
 //! | `platform/wait.rs` | sockets block for a moment, a pipe rings | sockets never block, a pipe rings | sockets never block, who waits looks again and again |
-//! | `platform/timeout.rs` | a call that times out has moved nothing | the same | it might have: the socket must be ready first |
 //! | [`systemd`] | with the feature `systemd`: a socket handed over, and news for the manager | nothing | nothing |
 //! | what `ctrlc` hears in time | SIGINT, SIGTERM, SIGHUP | SIGINT, SIGTERM, SIGHUP | Ctrl+C, Ctrl+Break |
 //! | [`raise_file_limit`] | to the hard limit | to the hard limit | there is none |
@@ -18,8 +17,6 @@
 pub mod systemd;
 #[cfg(feature = "client")]
 pub(crate) mod terminal;
-#[cfg(feature = "client")]
-pub(crate) mod timeout;
 pub(crate) mod wait;
 
 use std::io;

@@ -9,7 +9,7 @@ mod prompt;
 mod screen;
 mod text;
 
-use std::io::{self, BufRead, ErrorKind, Read};
+use std::io::{self, BufRead, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
@@ -23,7 +23,6 @@ use self::screen::Screen;
 use self::text::Decoder;
 use super::{Failure, Target, explain_lost_connection, is_timeout};
 use crate::platform::terminal::{BEFORE_NEWLINE, wait_until_gone};
-use crate::platform::timeout;
 
 /// How long the beginning of a line waits for its rest before it is shown.
 const BLINK: Duration = Duration::from_millis(20);
@@ -317,11 +316,11 @@ fn read_socket(mut stream: &TcpStream, events: &SyncSender<Event>) {
 }
 
 /// Writes lines until there are no more, then half-closes.
-fn write_socket(stream: &TcpStream, lines: Receiver<Vec<u8>>, events: &SyncSender<Event>) {
+fn write_socket(mut stream: &TcpStream, lines: Receiver<Vec<u8>>, events: &SyncSender<Event>) {
     for line in lines {
         let mut rest = line.as_slice();
         while !rest.is_empty() {
-            let event = match timeout::write(stream, rest) {
+            let event = match stream.write(rest) {
                 Ok(written) => {
                     rest = &rest[written..];
                     Event::Sent(written)

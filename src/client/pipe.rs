@@ -11,7 +11,6 @@ use std::thread;
 use std::time::Duration;
 
 use super::{Failure, Target, explain_lost_connection, explain_stdout_error, is_timeout};
-use crate::platform::timeout;
 
 /// The buffer of each direction, in bytes: all that a stream of any length takes here.
 const BUFFER_SIZE: usize = 65_536;
@@ -88,7 +87,7 @@ impl Pipe {
         let mut buffer = vec![0; BUFFER_SIZE];
         loop {
             let sent_before = self.sending.sent.load(Relaxed);
-            match timeout::read(&self.stream, &mut buffer) {
+            match self.stream.read(&mut buffer) {
                 Ok(0) => return self.judge_end(),
                 Ok(n) => {
                     self.received += n as u64;

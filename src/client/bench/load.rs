@@ -5,7 +5,7 @@
 //! or shifted echo is seen, yet to make and to check a message costs no more than a `memcmp`.
 
 use std::convert::Infallible;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 use super::tally::{Live, Reason, Tally};
 use super::{Mode, STACK_SIZE};
 use crate::client::{connect, is_timeout};
-use crate::platform::timeout;
 
 /// The bytes after which the stream repeats itself: a prime number, so that no shift by a power of
 /// two, such as the size of somebody's buffer, goes unnoticed.
@@ -257,8 +256,8 @@ struct Outgoing {
 
 impl Outgoing {
     /// Sends `at_most` that many bytes; how many.
-    fn send(&mut self, stream: &TcpStream, at_most: usize, load: &Load) -> Result<usize, End> {
-        match timeout::write(stream, &load.noise[self.place..][..at_most]) {
+    fn send(&mut self, mut stream: &TcpStream, at_most: usize, load: &Load) -> Result<usize, End> {
+        match stream.write(&load.noise[self.place..][..at_most]) {
             Ok(sent) => {
                 self.place = (self.place + sent) % PERIOD;
                 Ok(sent)
@@ -302,9 +301,14 @@ struct Incoming {
 
 impl Incoming {
     /// Receives `at_most` that many bytes, and compares them with those that were sent; how many.
-    fn receive(&mut self, stream: &TcpStream, at_most: usize, load: &Load) -> Result<usize, End> {
+    fn receive(
+        &mut self,
+        mut stream: &TcpStream,
+        at_most: usize,
+        load: &Load,
+    ) -> Result<usize, End> {
         let room = at_most.min(self.buffer.len());
-        match timeout::read(stream, &mut self.buffer[..room]) {
+        match stream.read(&mut self.buffer[..room]) {
             Ok(0) => Err(End::Lost(Reason::Closed)),
             Ok(received) => {
                 if self.buffer[..received] != load.noise[self.place..][..received] {

@@ -2,7 +2,7 @@
 //! came instead.
 
 use std::fmt;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -10,7 +10,6 @@ use indicatif::ProgressBar;
 use socket2::SockRef;
 
 use crate::client::{connect, is_reset, is_timeout};
-use crate::platform::timeout;
 
 /// The most that a fault shows of what was expected or came, in bytes.
 const QUOTED: usize = 32;
@@ -97,7 +96,7 @@ impl Peer {
     /// since a slow server may send for long before it takes more.
     pub(super) fn send_beside_reader(&self, mut bytes: &[u8]) -> Result<(), Fault> {
         while !bytes.is_empty() {
-            match timeout::write(&self.stream, bytes) {
+            match (&self.stream).write(bytes) {
                 Ok(written) => bytes = &bytes[written..],
                 Err(error) if is_timeout(&error) || error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(Fault::new("bytes to be taken", self.end(error))),
@@ -189,7 +188,7 @@ impl Peer {
     /// Reads what there is, as soon as there is something.
     fn read(&self, buffer: &mut [u8]) -> Result<usize, End> {
         loop {
-            match timeout::read(&self.stream, buffer) {
+            match (&self.stream).read(buffer) {
                 Ok(0) => return Err(End::Fin),
                 Ok(n) => return Ok(n),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
