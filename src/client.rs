@@ -113,11 +113,11 @@ fn explain_connect_error(address: SocketAddr, timeout: Duration, error: &io::Err
             "connection refused; is the server running there? Start it with: echo-server --port \
              {port}"
         ),
-        ErrorKind::TimedOut if error.raw_os_error().is_some() => {
-            "no answer, and the system asks no \
-             more; is the address right, and no firewall in between?"
-                .to_owned()
-        }
+        // It is the system that gave up, before the timeout.
+        ErrorKind::TimedOut if error.raw_os_error().is_some() => format!(
+            "no answer, and the system asks no more ({error}); is the address right, and no \
+             firewall in between?"
+        ),
         ErrorKind::TimedOut => format!(
             "no answer within {timeout:?}; is the address right, and no firewall in between? \
              --timeout waits longer"
