@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::{PATIENCE, Server, command, reset};
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -55,6 +55,7 @@ fn read_until(screen: &mut File, end: &[u8]) {
     while !shown.ends_with(end) {
         let mut buffer = [0; 4096];
         let n = screen.read(&mut buffer).expect("the client shows more");
+        assert_ne!(n, 0, "the end comes after {}", shown.escape_ascii());
         shown.extend_from_slice(&buffer[..n]);
     }
 }
@@ -155,14 +156,9 @@ impl Terminal {
 
     /// Waits for the client's end by itself; its exit code.
     fn wait(&mut self) -> i32 {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.client.try_wait().expect("it can be waited for") {
-                return status.code().expect("it was not killed");
-            }
-            assert!(Instant::now() < end, "the client still runs: {}", self.text());
-            thread::sleep(Duration::from_millis(2));
-        }
+        let status = common::wait(&mut self.client);
+        let status = status.unwrap_or_else(|| panic!("the client still runs: {}", self.text()));
+        status.code().expect("it was not killed")
     }
 
     /// Waits for the client's end by itself; its exit code, and all that it has shown. The terminal

@@ -1,4 +1,5 @@
-//! How a thread waits for a socket and still hears the stop, and the options of sockets.
+//! How a client is accepted, how a thread waits for a socket and still hears the stop, and the
+//! options of sockets.
 //!
 //! A thread blocked in `accept`, `read` or `write` cannot be woken in a way that works everywhere
 //! and loses nothing. So none of them blocks for long: a call gives up with "would block" after at
@@ -37,9 +38,6 @@ pub(crate) const TICK: Duration = Duration::from_millis(100);
 /// timeout, and a Windows read that times out may lose bytes (Microsoft on `SO_RCVTIMEO`).
 const LINUX: bool = cfg!(target_os = "linux");
 
-/// macOS and its relatives.
-const APPLE: bool = cfg!(target_vendor = "apple");
-
 /// Whether a client's socket has the options of the listener that accepted it.
 pub(crate) const LISTENERS_HAND_OPTIONS_DOWN: bool = LINUX;
 
@@ -57,7 +55,8 @@ pub(crate) enum Interest {
     Write,
 }
 
-/// Gives a listener, before it is bound unless it was handed over, its options and those that its clients' sockets share.
+/// Gives a listener, before it is bound unless it was handed over, its options and those that its
+/// clients' sockets share.
 ///
 /// `SO_REUSEADDR` lets a server start again at once while connections of the one before are in
 /// `TIME_WAIT`. On Windows that is so anyway, and the option would mean something else: that any
@@ -72,8 +71,11 @@ pub(crate) fn prepare_listener(listener: &SockRef<'_>) -> io::Result<()> {
 /// Gives a client's socket its options, where the listener has not handed them down.
 pub(crate) fn prepare_client(client: &SockRef<'_>) -> io::Result<()> {
     match set_options(client) {
-        // The client has reset the connection, and macOS takes no option any more: the first read tells.
-        Err(error) if APPLE && error.kind() == ErrorKind::InvalidInput => Ok(()),
+        // The client has reset the connection, and macOS takes no option any more: the first read
+        // tells.
+        Err(error) if cfg!(target_vendor = "apple") && error.kind() == ErrorKind::InvalidInput => {
+            Ok(())
+        }
         result => result,
     }
 }

@@ -174,14 +174,8 @@ impl Server {
 
     /// Waits for the server's end by itself.
     pub fn wait(&mut self) -> ExitStatus {
-        let end = Instant::now() + PATIENCE;
-        while Instant::now() < end {
-            if let Some(status) = self.child.try_wait().expect("the server can be waited for") {
-                return status;
-            }
-            thread::sleep(Duration::from_millis(2));
-        }
-        panic!("the server still runs, log: {:#?}", self.log());
+        wait(&mut self.child)
+            .unwrap_or_else(|| panic!("the server still runs, log: {:#?}", self.log()))
     }
 
     /// What was on stdout after the ready line; only once the server has ended.
@@ -242,22 +236,27 @@ fn first_line(mut stdout: BufReader<ChildStdout>) -> (String, Option<BufReader<C
     line.recv_timeout(PATIENCE).ok().and_then(Result::ok).unwrap_or_default()
 }
 
+/// Waits for the end of `child` by itself; how it ended, if it did.
+pub fn wait(child: &mut Child) -> Option<ExitStatus> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let status = child.try_wait().expect("it can be waited for");
+        if status.is_some() || Instant::now() > end {
+            return status;
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
 /// Waits for the end of `child`, which has nothing more to read; what it wrote.
 pub fn end(mut child: Child) -> Output {
     drop(child.stdin.take());
     let stdout = child.stdout.take().map(read_all);
     let stderr = child.stderr.take().map(read_all);
-    let until = Instant::now() + PATIENCE;
-    let status = loop {
-        if let Some(status) = child.try_wait().expect("it can be waited for") {
-            break Some(status);
-        }
-        if Instant::now() > until {
-            let _ = child.kill().and_then(|()| child.wait());
-            break None;
-        }
-        thread::sleep(Duration::from_millis(2));
-    };
+    let status = wait(&mut child);
+    if status.is_none() {
+        let _ = child.kill().and_then(|()| child.wait());
+    }
     let [stdout, stderr] = [stdout, stderr].map(|reader| {
         reader.map_or_else(Vec::new, |reader| reader.join().expect("the reader does not panic"))
     });

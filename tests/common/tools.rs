@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use super::{Log, PATIENCE, listen, start_tool};
+use super::{Log, PATIENCE, listen, start_tool, wait};
 
 /// A port that was free a moment ago, for programs that cannot say which one they got.
 pub fn free_port() -> SocketAddr {
@@ -42,14 +42,7 @@ impl Tool {
 
     /// Waits for its end by itself.
     pub fn wait(&mut self) -> ExitStatus {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.0.try_wait().expect("it can be waited for") {
-                return status;
-            }
-            assert!(Instant::now() < end, "it does not end");
-            thread::sleep(Duration::from_millis(2));
-        }
+        wait(&mut self.0).expect("it ends")
     }
 }
 

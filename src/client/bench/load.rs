@@ -178,6 +178,7 @@ impl Worker<'_> {
                 Err(End::Lost(reason)) => {
                     self.tally.lose(reason);
                     self.incoming.place = self.outgoing.place;
+                    self.incoming.quiet = Duration::ZERO;
                     thread::sleep(PAUSE);
                 }
                 Err(End::Over) => return Ok(()),
@@ -190,7 +191,6 @@ impl Worker<'_> {
 
     fn visit(&mut self) -> Result<(), End> {
         let stream = self.load.open(None)?;
-        self.incoming.quiet = Duration::ZERO;
         self.exchange(&stream)
     }
 

@@ -112,8 +112,11 @@ pub(super) fn give_back() {
         let _ = terminal::disable_raw_mode();
         // A terminal that takes nothing more gets no new line; the owner may be blocked in a write.
         let (done, written) = mpsc::channel::<()>();
-        let writer = thread::Builder::new().spawn(move || write(b"\n").map(|()| drop(done)));
-        let _ = writer.map(|_| written.recv_timeout(LAST_WORD));
+        let _ = thread::Builder::new().spawn(move || {
+            let _ = write(b"\n");
+            drop(done);
+        });
+        let _ = written.recv_timeout(LAST_WORD);
     }
 }
 
