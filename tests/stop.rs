@@ -85,6 +85,8 @@ fn new_clients_are_refused_while_the_stop_waits_for_those_inside() {
             match TcpStream::connect(server.address) {
                 // It came before the listener was closed, and is served like any other.
                 Ok(early) => drop(early),
+                // The listener closed in the middle of its handshake.
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
                 Err(error) => break error,
             }
             assert!(Instant::now() < end && !inside.is_finished(), "the listener stays open");
