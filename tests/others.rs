@@ -8,8 +8,8 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::thread;
 
-use common::tools::{Tool, free_port, wait_until_it_listens};
-use common::{failures, judge};
+use common::tools::{Tool, wait_until_it_listens};
+use common::{failures, judge, reserve};
 
 /// A process for each client, and a queue of five.
 #[test]
@@ -34,7 +34,7 @@ fn socat_passes() {
 /// the client's FIN it leaves without what is still in `cat`. `nc -N` loses bytes with it too.
 #[test]
 fn ncat_passes_but_for_streams_of_megabytes() {
-    let address = free_port();
+    let (_reserved, address) = reserve();
     let mut command = Command::new("ncat");
     command.args(["-l", "-k", "127.0.0.1", &address.port().to_string(), "--exec", "/bin/cat"]);
     let Some(_ncat) = Tool::start(&mut command) else { return };

@@ -12,9 +12,10 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use common::tools::{Tool, free_port, wait_until_it_listens};
+use common::tools::{Tool, wait_until_it_listens};
 use common::{
-    PATIENCE, Server, command, connect, echo_server, exchange, listen, noise, read_until_fin, run,
+    PATIENCE, Server, command, connect, echo_server, exchange, listen, noise, read_until_fin,
+    reserve, run,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -234,7 +235,7 @@ fn a_manager_that_does_not_read_holds_up_nothing() {
 /// client.
 #[test]
 fn systemds_own_tool_can_start_the_server() {
-    let address = free_port();
+    let (_reserved, address) = reserve();
     let mut command = command("systemd-socket-activate");
     command.args(["--listen", &address.to_string(), PROGRAM]);
     let Some(mut server) = Tool::start(command.stdout(Stdio::null()).stderr(Stdio::null())) else {

@@ -12,11 +12,6 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::{Log, PATIENCE, listen, start_tool, wait};
 
-/// A port that was free a moment ago, for programs that cannot say which one they got.
-pub fn free_port() -> SocketAddr {
-    listen().1
-}
-
 pub fn wait_until_it_listens(address: SocketAddr) {
     let end = Instant::now() + PATIENCE;
     while let Err(error) = TcpStream::connect(address) {
