@@ -36,7 +36,6 @@ pub fn raise_file_limit() -> io::Result<u64> {
 /// # Errors
 /// None here.
 #[cfg(windows)]
-#[expect(clippy::unnecessary_wraps, reason = "on Unix it can fail")]
 pub fn raise_file_limit() -> io::Result<u64> {
     Ok(u64::MAX)
 }
