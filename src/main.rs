@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use echo_server::cli::{self, ServerArgs, explain_bind_error};
 use echo_server::log_queue::LogQueue;
-use echo_server::platform::{self, systemd};
+use echo_server::platform::{self, console, systemd};
 use echo_server::{Config, Server};
 use env_logger::{Target, WriteStyle};
 use log::{debug, warn};
@@ -76,6 +76,7 @@ fn run(args: &ServerArgs) -> Result<(), String> {
     let address = server.local_addr().map_err(|error| explain_bind_error(address, &error))?;
 
     let stop = server.shutdown_handle();
+    let on_close = stop.clone();
     ctrlc::set_handler(move || {
         if stop.is_shutdown() {
             process::exit(FORCED);
@@ -84,6 +85,8 @@ fn run(args: &ServerArgs) -> Result<(), String> {
         systemd::stopping();
     })
     .map_err(|error| format!("cannot listen for Ctrl+C: {error}"))?;
+    console::on_close(move || on_close.shutdown())
+        .map_err(|error| format!("cannot listen for the console's close: {error}"))?;
 
     // For those who log and read no stdout.
     debug!("listening on {address}");

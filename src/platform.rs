@@ -6,13 +6,11 @@
 //! | `platform/wait.rs` | sockets block for a moment, a pipe rings | sockets never block, a pipe rings | sockets never block, who waits looks again and again |
 //! | [`systemd`] | with the feature `systemd`: a socket handed over, and news for the manager | nothing | nothing |
 //! | what `ctrlc` hears in time | SIGINT, SIGTERM, SIGHUP | SIGINT, SIGTERM, SIGHUP | Ctrl+C, Ctrl+Break |
+//! | [`console`] | nothing: SIGHUP tells | nothing: SIGHUP tells | hears the close in time |
 //! | [`raise_file_limit`] | to the hard limit | to the hard limit | there is none |
 //! | `platform/terminal.rs` | tells when the terminal has gone | the same, but for macOS | the program goes with its console |
-//!
-//! Windows ends a program as soon as its handler of a closed console, of a logoff or of a shutdown has
-//! returned. That of `ctrlc` returns at once, before anything can be drained, and no crate that is still
-//! looked after holds it up in safe code and without an async runtime.
 
+pub mod console;
 #[cfg(all(feature = "systemd", target_os = "linux"))]
 pub mod systemd;
 #[cfg(feature = "client")]
