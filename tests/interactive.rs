@@ -16,6 +16,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use common::{PATIENCE, Server, command, reset};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -57,6 +58,9 @@ fn modes(line: &File) -> String {
 fn read_until(screen: &mut File, end: &[u8]) {
     let mut shown = Vec::new();
     while !shown.ends_with(end) {
+        let patience = Timespec::try_from(PATIENCE).expect("it is short");
+        let more = poll(&mut [PollFd::new(screen, PollFlags::IN)], Some(&patience));
+        assert_eq!(more, Ok(1), "the end comes after {}", shown.escape_ascii());
         let mut buffer = [0; 4096];
         let n = screen.read(&mut buffer).expect("the client shows more");
         assert_ne!(n, 0, "the end comes after {}", shown.escape_ascii());
