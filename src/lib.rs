@@ -19,6 +19,7 @@
 //! | `server/holdup.rs` | clients that must wait outside: what the log says, how accepting pauses |
 //! | `server/shutdown.rs` | the stop: an `AtomicBool`, its deadline and its handle |
 //! | [`platform`] | all that differs by platform |
+//! | `platform/console.rs` | the close of the console, which on Windows is the end of the program |
 //! | `platform/terminal.rs` | how the client's prompt learns that its terminal has gone |
 //! | `platform/wait.rs` | how a thread waits for a socket and still hears the stop |
 //! | `platform/systemd.rs` | with the feature `systemd`: the socket that it hands over, the news that it wants |

@@ -76,7 +76,6 @@ fn run(args: &ServerArgs) -> Result<(), String> {
     let address = server.local_addr().map_err(|error| explain_bind_error(address, &error))?;
 
     let stop = server.shutdown_handle();
-    let on_close = stop.clone();
     ctrlc::set_handler(move || {
         if stop.is_shutdown() {
             process::exit(FORCED);
@@ -85,7 +84,8 @@ fn run(args: &ServerArgs) -> Result<(), String> {
         systemd::stopping();
     })
     .map_err(|error| format!("cannot listen for Ctrl+C: {error}"))?;
-    console::on_close(move || on_close.shutdown())
+    let stop = server.shutdown_handle();
+    console::on_close(move || stop.shutdown())
         .map_err(|error| format!("cannot listen for the console's close: {error}"))?;
 
     // For those who log and read no stdout.
