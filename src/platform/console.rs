@@ -6,8 +6,8 @@
 
 use std::io;
 
-/// Calls `stop` when the console is closed (for a service, at a log-off or a shutdown), and holds up the
-/// system until the program has ended by itself; longer than five seconds Windows does not wait.
+/// Calls `stop` when the console is closed (or a service is told of a log-off or a shutdown), and holds
+/// up the system until the program has ended by itself. As Windows comes, it waits five seconds.
 ///
 /// To be called once `ctrlc` has its handler: Windows asks the newest first.
 ///
@@ -19,7 +19,8 @@ pub fn on_close(stop: impl FnOnce() + Send + 'static) -> io::Result<()> {
 
     // By these names it knows the close, and log-off and shutdown.
     let events = SignalSet::empty().with(Signal::Terminate).with(Signal::Hangup);
-    let coordinator = Coordinator::builder().signals(events).build();
+    // To the end: one more event must not end the drain.
+    let coordinator = Box::leak(Box::new(Coordinator::builder().signals(events).build()));
     coordinator.install().map_err(io::Error::other)?;
     let wait = move || {
         coordinator.token().wait_blocking();
