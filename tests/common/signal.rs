@@ -8,7 +8,7 @@ pub use rustix::process::Signal;
 
 /// On Windows a test can send Ctrl+Break to a program, and nothing else: Ctrl+C goes to every program
 /// of the console, the test too, and a console that is closed takes the test with it. `ctrlc` has one
-/// handler for all of them, so Ctrl+Break stands for what Unix calls by these names.
+/// handler for the first two, so Ctrl+Break stands for what Unix calls by these names.
 #[cfg(windows)]
 #[derive(Clone, Copy, Debug)]
 pub enum Signal {
