@@ -71,7 +71,10 @@ fn polite(Crowded { server, stopping, .. }: &Crowded) {
             assert!(echo.len() >= owed, "{} of {owed} bytes came back", echo.len());
         }
         // It was still in the SYN queue when the listener was closed.
-        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}"),
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+            assert!(stopping.load(Ordering::SeqCst), "a reset where nothing stops");
+        }
     }
 }
 
