@@ -249,6 +249,9 @@ mod servers {
         let mut buffer = [0; 4096];
         if let Ok(n) = stream.read(&mut buffer) {
             let _ = stream.write_all(&buffer[..n]);
+            let _ = stream.shutdown(Shutdown::Write);
+            // To close with bytes unread would reset.
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
         }
     }
 
