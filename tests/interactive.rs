@@ -6,7 +6,7 @@ mod common;
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use common::{PATIENCE, Server, command, reset};
+use common::{PATIENCE, Server, accept, command, listen, reset};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, kill_process};
@@ -211,15 +211,13 @@ struct Stranger {
 
 impl Stranger {
     fn new() -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port can be had");
-        let address = listener.local_addr().expect("it has an address");
+        let (listener, address) = listen();
         Self { listener, address }
     }
 
-    /// The client that has said it is connected.
+    /// The next client.
     fn accept(&self) -> BufReader<TcpStream> {
-        let (stream, _) = self.listener.accept().expect("it is in the queue");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+        let stream = accept(&self.listener);
         stream.set_nodelay(true).expect("the mode can be set");
         BufReader::new(stream)
     }

@@ -4,12 +4,10 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
-use std::thread;
 
 use common::tools::{Tool, wait_until_it_listens};
-use common::{failures, judge, reserve};
+use common::{Log, failures, judge, reserve};
 
 /// A process for each client, and a queue of five.
 #[test]
@@ -18,12 +16,9 @@ fn socat_passes() {
     let mut command = Command::new("socat");
     command.args(["-d", "-d", listen, "EXEC:cat"]).stderr(Stdio::piped());
     let Some(mut socat) = Tool::start(&mut command) else { return };
-    let log = BufReader::new(socat.0.stderr.take().expect("stderr is piped"));
-    let mut lines = log.lines().map(|line| line.expect("the log is text"));
-    let line = lines.find(|line| line.contains("listening on ")).expect("socat listens");
+    let log = Log::read(socat.0.stderr.take().expect("stderr is piped"));
+    let line = log.wait_for(1, "listening on ").remove(0);
     let address = line.split(' ').next_back().and_then(|address| address.parse().ok());
-    // Its log must not fill the pipe.
-    thread::spawn(move || lines.count());
 
     let (report, code) = judge(address.expect("an address"), "20s");
     assert_eq!(failures(&report), Vec::<[String; 3]>::new());

@@ -325,7 +325,30 @@ impl Log {
 
 /// A connection whose reads and writes fail the test, rather than hang it.
 pub fn connect(address: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect_timeout(&address, PATIENCE).expect("the server accepts");
+    patient(TcpStream::connect_timeout(&address, PATIENCE).expect("the server accepts"))
+}
+
+/// The same from the other side: the next client of `listener`.
+pub fn accept(listener: &TcpListener) -> TcpStream {
+    let end = Instant::now() + PATIENCE;
+    listener.set_nonblocking(true).expect("the mode can be set");
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                // Some systems hand the mode on.
+                stream.set_nonblocking(false).expect("the mode can be set");
+                return patient(stream);
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}");
+                assert!(Instant::now() < end, "no client comes");
+                thread::sleep(Duration::from_millis(2));
+            }
+        }
+    }
+}
+
+fn patient(stream: TcpStream) -> TcpStream {
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
     stream.set_write_timeout(Some(PATIENCE)).expect("a timeout can be set");
     stream
@@ -337,10 +360,7 @@ pub fn connect_with_buffer(address: SocketAddr, size: usize) -> TcpStream {
     let socket = socket.expect("a socket can be had");
     socket.set_recv_buffer_size(size).expect("the size can be set");
     socket.connect(&address.into()).expect("the server accepts");
-    let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
-    stream.set_write_timeout(Some(PATIENCE)).expect("a timeout can be set");
-    stream
+    patient(TcpStream::from(socket))
 }
 
 /// Connects from an address of the test's choice in 127.0.0.0/8, which Linux has all of.
@@ -349,10 +369,7 @@ pub fn connect_from(ip: [u8; 4], server: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket can be had");
     socket.bind(&SocketAddr::from((ip, 0)).into()).expect("it is this machine's");
     socket.connect(&server.into()).expect("the server accepts");
-    let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
-    stream.set_write_timeout(Some(PATIENCE)).expect("a timeout can be set");
-    stream
+    patient(TcpStream::from(socket))
 }
 
 /// A socket that has an address, but does not listen there: nobody else can, either.
