@@ -16,7 +16,7 @@ use common::signal::Signal;
 use common::tools::Haproxy;
 use common::{
     PATIENCE, Server, connect_from, echo_server, exchange, fill, noise, read_until_fin,
-    readme_block, reserve, send_and_read_all,
+    readme_block, reserve, send_and_read_all, wait_until,
 };
 use socket2::Socket;
 
@@ -151,14 +151,6 @@ fn connect(front: SocketAddr) -> TcpStream {
 
 fn local_address(client: &TcpStream) -> SocketAddr {
     client.local_addr().expect("it has an address")
-}
-
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < end, "it never comes that {what}");
-        thread::sleep(Duration::from_millis(2));
-    }
 }
 
 /// A client that behaves: it reads all the time, and after FIN it connects again and goes on where

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, connect, exchange, fill, noise, read_until_fin};
+use common::{connect, exchange, fill, noise, read_until_fin, wait_until};
 use echo_server::{Config, Server, ShutdownHandle};
 
 /// A server that runs in a thread of the test's.
@@ -20,11 +20,7 @@ fn run(mut config: Config) -> (SocketAddr, ShutdownHandle, JoinHandle<io::Result
 }
 
 fn ends(running: JoinHandle<io::Result<()>>) {
-    let end = Instant::now() + PATIENCE;
-    while !running.is_finished() {
-        assert!(Instant::now() < end, "it still runs");
-        thread::sleep(Duration::from_millis(2));
-    }
+    wait_until("it has stopped", || running.is_finished());
     running.join().expect("it does not panic").expect("it stops in good order");
 }
 

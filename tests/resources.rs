@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, Server, exchange, fill, noise, read_until_fin};
+use common::{Server, exchange, fill, noise, read_until_fin, wait_until};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 
 /// A shell that starts the server under the limits that `ulimit` sets.
@@ -231,11 +231,7 @@ fn without_a_thread_to_be_had_a_client_is_turned_away_and_the_others_are_unharme
     if root {
         drop(inside);
         server.wait_for_log("disconnected: closed by client");
-        let end = Instant::now() + PATIENCE;
-        while server.threads() > 3 {
-            assert!(Instant::now() < end, "its thread is still there");
-            std::thread::yield_now();
-        }
+        wait_until("its thread is gone", || server.threads() <= 3);
     } else {
         limit(&server, Resource::Nproc, None);
     }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, Server, noise, reset};
+use common::{PATIENCE, Server, noise, reset, wait_until};
 use rustix::process::Signal;
 
 /// A number below `bound` that differs from call to call and from run to run.
@@ -152,11 +152,9 @@ fn linux_polite_clients_lose_no_byte_in_a_crowd_and_nothing_is_left_over() {
                 for client in crowd {
                     client.join().expect("it is served");
                 }
-                let patience = Instant::now() + PATIENCE;
-                while (server.threads(), server.files().len()) != (threads, files) {
-                    assert!(Instant::now() < patience, "something is left over");
-                    thread::yield_now();
-                }
+                wait_until("nothing is left over", || {
+                    (server.threads(), server.files().len()) == (threads, files)
+                });
             }
             stopping.store(true, Ordering::SeqCst);
             server.signal(Signal::TERM);

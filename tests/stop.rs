@@ -120,23 +120,14 @@ fn the_next_server_gets_the_port_at_once_though_connections_are_in_time_wait() {
     drop(client);
     assert_eq!(first.wait().code(), Some(0));
     let port = first.address.port();
+    // Another test's child that is just starting may hold the client's socket, and so its FIN, for a
+    // moment longer.
     #[cfg(target_os = "linux")]
-    wait_for_time_wait(port);
+    common::wait_until("a connection is in TIME_WAIT", || in_time_wait(port));
     let mut command = echo_server();
     command.args(["--host", "127.0.0.1", "--port", &port.to_string()]);
     let second = Server::spawn(&mut command);
     exchange(&second.connect(), b"hello again");
-}
-
-/// Another test's child that is just starting may hold the client's socket, and so its FIN, for a
-/// moment longer.
-#[cfg(target_os = "linux")]
-fn wait_for_time_wait(port: u16) {
-    let end = Instant::now() + common::PATIENCE;
-    while !in_time_wait(port) {
-        assert!(Instant::now() < end, "no connection of port {port} is in TIME_WAIT");
-        thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[cfg(target_os = "linux")]

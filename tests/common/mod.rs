@@ -236,6 +236,15 @@ fn first_line(mut stdout: BufReader<ChildStdout>) -> (String, Option<BufReader<C
     line.recv_timeout(PATIENCE).ok().and_then(Result::ok).unwrap_or_default()
 }
 
+/// Waits until `condition` holds, where nothing tells that it does.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < end, "it never comes that {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
 /// Waits for the end of `child` by itself; how it ended, if it did.
 pub fn wait(child: &mut Child) -> Option<ExitStatus> {
     let end = Instant::now() + PATIENCE;

@@ -5,19 +5,13 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use super::{Log, PATIENCE, listen, start_tool, wait};
+use super::{Log, listen, start_tool, wait, wait_until};
 
 pub fn wait_until_it_listens(address: SocketAddr) {
-    let end = Instant::now() + PATIENCE;
-    while let Err(error) = TcpStream::connect(address) {
-        assert!(Instant::now() < end, "nothing listens on {address}: {error}");
-        thread::sleep(Duration::from_millis(10));
-    }
+    wait_until("somebody listens", || TcpStream::connect(address).is_ok());
 }
 
 /// A program that is killed when the test ends, with the processes that it has forked.
