@@ -15,8 +15,8 @@
 //! | `server/connection/proxy.rs` | the header by which a balancer tells whose connection it is |
 //! | `server/per_ip.rs` | how many clients each address has inside |
 //! | `server/busy_poll.rs` | looking for a client's next bytes before sleeping, and whether that pays |
-//! | `server/clients.rs` | who is inside: the count, the limit, the totals |
-//! | `server/holdup.rs` | clients that must wait outside: what the log says, how accepting pauses |
+//! | `server/limits.rs` | who is inside: the count, the limit, the totals |
+//! | `server/accept_backoff.rs` | clients that must wait outside: what the log says, how accepting pauses |
 //! | `server/shutdown.rs` | the stop: an `AtomicBool`, its deadline and its handle |
 //! | [`platform`] | all that differs by platform |
 //! | `platform/console.rs` | the close of the console, which on Windows is the end of the program |

@@ -1,10 +1,11 @@
 //! The server: the thread that runs it accepts in a loop and gives each client a thread of its own;
 //! a stop closes the listener, waits for those inside, and returns.
 
+mod accept_backoff;
 mod busy_poll;
-mod clients;
 mod connection;
-mod holdup;
+mod limits;
+
 mod listener;
 mod per_ip;
 mod shutdown;
@@ -18,13 +19,13 @@ use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
-use crate::platform::wait::TICK;
+use crate::platform::wait::POLL_INTERVAL;
+use accept_backoff::AcceptBackoff;
 use busy_poll::most_clients;
-use clients::Clients;
 use connection::Connection;
-use holdup::Holdup;
+use limits::ConnectionLimiter;
 use listener::Listener;
-use per_ip::PerIp;
+use per_ip::PerIpLimiter;
 use shutdown::Shutdown;
 pub use shutdown::ShutdownHandle;
 
@@ -40,7 +41,7 @@ pub use shutdown::ShutdownHandle;
 const STACK_SIZE: usize = 131_072;
 
 /// After a deadline, how long the threads may take to notice it and to write their last line.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+const THREAD_EXIT_GRACE: Duration = Duration::from_millis(500);
 
 /// The largest buffer that a client may have, in bytes, 16 MiB: what the network holds for one client is
 /// less than that, and the buffers of thousands must fit into memory.
@@ -158,10 +159,12 @@ impl Server {
         Ok(Self {
             service: Arc::new(Service {
                 lookers: most_clients(config.busy_poll),
-                clients: Arc::new(Clients::new(config.max_connections)),
-                per_ip: config.max_connections_per_ip.map(|limit| Arc::new(PerIp::new(limit))),
+                clients: Arc::new(ConnectionLimiter::new(config.max_connections)),
+                per_ip: config
+                    .max_connections_per_ip
+                    .map(|limit| Arc::new(PerIpLimiter::new(limit))),
                 shutdown: Arc::new(Shutdown::new(config.shutdown_timeout)?),
-                options_come_down: listener.hands_options_down(),
+                options_inherited: listener.options_inherited(),
                 config,
             }),
             listener,
@@ -207,35 +210,35 @@ struct Service {
     config: Config,
     /// With how many clients inside their threads may look before they sleep.
     lookers: usize,
-    clients: Arc<Clients>,
-    per_ip: Option<Arc<PerIp>>,
+    clients: Arc<ConnectionLimiter>,
+    per_ip: Option<Arc<PerIpLimiter>>,
     /// Whether a client's socket has its options from the listener.
-    options_come_down: bool,
+    options_inherited: bool,
     shutdown: Arc<Shutdown>,
 }
 
 impl Service {
     /// Takes client after client from the kernel's queue, and has each one served.
     fn accept_until_stop(self: &Arc<Self>, listener: &Listener) -> io::Result<()> {
-        let mut holdup = Holdup::default();
+        let mut backoff = AcceptBackoff::default();
         while !self.shutdown.is_requested() {
-            if !self.clients.wait_for_place(Duration::ZERO) {
-                holdup.begin(format_args!("all {} places are taken", self.config.max_connections));
-                self.clients.wait_for_place(TICK);
+            if !self.clients.acquire_timeout(Duration::ZERO) {
+                backoff.begin(format_args!("all {} places are taken", self.config.max_connections));
+                self.clients.acquire_timeout(POLL_INTERVAL);
                 continue;
             }
             match listener.accept() {
                 Ok((stream, peer)) => self.spawn(stream, peer),
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock => {
-                        holdup.end_if_over();
-                        listener.wait(holdup.over_at(), self.shutdown.alarm())?;
+                        backoff.end_if_over();
+                        listener.wait(backoff.over_at(), self.shutdown.waker())?;
                     }
                     // That client gave up while it was in the queue.
                     ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset => {}
                     _ => {
-                        holdup.begin(format_args!("the system accepts none ({error})"));
-                        self.pause(holdup.pause());
+                        backoff.begin(format_args!("the system accepts none ({error})"));
+                        self.pause(backoff.pause());
                     }
                 },
             }
@@ -248,7 +251,7 @@ impl Service {
         let until = Instant::now() + duration;
         while !self.shutdown.is_requested() {
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.clients.wait_for_departure(left.min(TICK)) {
+            if left.is_zero() || self.clients.wait_for_release(left.min(POLL_INTERVAL)) {
                 return;
             }
         }
@@ -268,27 +271,27 @@ impl Service {
 
     /// Refuses who comes from now on, serves who was in the queue already, and waits for all.
     fn drain(self: &Arc<Self>, listener: Listener) {
-        let mut queue = listener.close(self.clients.places());
+        let mut queue = listener.close(self.clients.available());
         while !queue.is_empty() {
             match queue.next() {
-                Some((stream, peer)) if self.has_place_in_time() => self.spawn(stream, peer),
+                Some((stream, peer)) if self.permit_before_deadline() => self.spawn(stream, peer),
                 Some((_, peer)) => {
                     warn!("{peer} cut off before it was served");
-                    self.clients.count_cut_off();
+                    self.clients.count_forcibly_closed();
                 }
                 None if self.shutdown.is_overdue() => break,
                 // The system is out of files: a client that leaves gives one back.
                 None => {
-                    self.clients.wait_for_departure(TICK);
+                    self.clients.wait_for_release(POLL_INTERVAL);
                 }
             }
         }
-        self.clients.wait_until_empty(self.shutdown.time_left() + LAST_WORDS);
+        self.clients.wait_until_idle(self.shutdown.time_left() + THREAD_EXIT_GRACE);
     }
 
     /// In a stop: blocks until there is a place. One that comes free by the deadline's own doing is
     /// of no use.
-    fn has_place_in_time(&self) -> bool {
-        self.clients.wait_for_place(self.shutdown.time_left()) && !self.shutdown.is_overdue()
+    fn permit_before_deadline(&self) -> bool {
+        self.clients.acquire_timeout(self.shutdown.time_left()) && !self.shutdown.is_overdue()
     }
 }

@@ -23,7 +23,7 @@ use socket2::SockRef;
 
 /// How long news may wait for a manager that does not read them: a stop, and a second signal, must
 /// not hang there.
-const PATIENCE: Duration = Duration::from_secs(1);
+const SOCKET_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The listening socket that was handed over, if one was.
 ///
@@ -90,6 +90,6 @@ fn send(manager: &OsStr, news: &str) -> io::Result<()> {
         path => SocketAddr::from_pathname(OsStr::from_bytes(path))?,
     };
     let socket = UnixDatagram::unbound()?;
-    socket.set_write_timeout(Some(PATIENCE))?;
+    socket.set_write_timeout(Some(SOCKET_TIMEOUT))?;
     socket.send_to_addr(news.as_bytes(), &address).map(drop)
 }

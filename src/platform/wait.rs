@@ -3,13 +3,13 @@
 //!
 //! A thread blocked in `accept`, `read` or `write` cannot be woken in a way that works everywhere
 //! and loses nothing. So none of them blocks for long: a call gives up with "would block" after at
-//! most [`PATIENCE`], and only then does its thread [`wait`] in `poll(2)`, where the stop reaches
+//! most [`SOCKET_TIMEOUT`], and only then does its thread [`wait`] in `poll(2)`, where the stop reaches
 //! it. On Linux a busy client's thread never gets there: a read is one system call, and so a write.
 //!
 //! | | Linux | other Unix | Windows |
 //! | --- | --- | --- | --- |
-//! | a call that finds nothing to do | blocks for [`PATIENCE`] | returns at once | returns at once |
-//! | who waits hears the stop | at once, by a pipe | at once, by a pipe | within [`TICK`] |
+//! | a call that finds nothing to do | blocks for [`SOCKET_TIMEOUT`] | returns at once | returns at once |
+//! | who waits hears the stop | at once, by a pipe | at once, by a pipe | within [`POLL_INTERVAL`] |
 //! | a client's socket gets its options | from the listener, unless that was handed over | from its thread | from its thread |
 //! | who has reset in the queue | is accepted, the first read tells | an error, on macOS by [`accept`] | an error |
 //! | a port is free again at once | with `SO_REUSEADDR` | with `SO_REUSEADDR` | without |
@@ -23,15 +23,15 @@ use rustix::fd::AsFd;
 use rustix::io::Errno;
 use socket2::{SockRef, TcpKeepalive};
 
-pub(crate) use alarm::Alarm;
+pub(crate) use waker::Waker;
 
 /// The longest that a call on a socket blocks, on Linux. A client that is slower than this costs its
 /// thread one more waking for each message: with 8,000 busy clients, whose turn comes every 0.15 s,
 /// a patience of 0.1 s took a third of all messages.
-const PATIENCE: Duration = Duration::from_millis(250);
+const SOCKET_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// How often a wait that cannot hear the stop looks for it.
-pub(crate) const TICK: Duration = Duration::from_millis(100);
+pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Linux can block in the call itself, the cheapest wait, and hands a listener's options down to
 /// the sockets that it accepts. Elsewhere the sockets are non-blocking: BSD's `accept` knows no
@@ -39,12 +39,12 @@ pub(crate) const TICK: Duration = Duration::from_millis(100);
 const LINUX: bool = cfg!(target_os = "linux");
 
 /// Whether a client's socket has the options of the listener that accepted it.
-pub(crate) const LISTENERS_HAND_OPTIONS_DOWN: bool = LINUX;
+pub(crate) const OPTIONS_INHERITED: bool = LINUX;
 
 /// How much a client's socket takes from a write beyond what it can send, in bytes. Linux would let
 /// it grow to 4 MiB for a client that does not read; and a write that waits for room in that would
 /// not see a slow client move for a megabyte. Twice the default buffer costs a fast one nothing.
-const UNSENT: u32 = 131_072;
+const NOTSENT_LOWAT: u32 = 131_072;
 
 /// What a socket is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,7 +114,7 @@ pub(crate) fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAdd
 /// `TCP_NODELAY`, since no echo is the first half of a longer message; urgent bytes in line with
 /// the others, or they would not be read and not be echoed (RFC 6093, section 6); keepalive, so that a peer
 /// that vanished without a word frees its thread in two or three minutes, where nothing was on its
-/// way to it (TCP itself gives that up later); and [`PATIENCE`].
+/// way to it (TCP itself gives that up later); and [`SOCKET_TIMEOUT`].
 fn set_options(socket: &SockRef<'_>) -> io::Result<()> {
     let keepalive = TcpKeepalive::new()
         .with_time(Duration::from_secs(60))
@@ -125,9 +125,9 @@ fn set_options(socket: &SockRef<'_>) -> io::Result<()> {
     // Also where it must be off: who hands a listener over may have left it on.
     socket.set_nonblocking(!LINUX)?;
     if LINUX {
-        set_unsent(socket, UNSENT)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        socket.set_write_timeout(Some(PATIENCE))?;
+        set_unsent(socket, NOTSENT_LOWAT)?;
+        socket.set_read_timeout(Some(SOCKET_TIMEOUT))?;
+        socket.set_write_timeout(Some(SOCKET_TIMEOUT))?;
     }
     Ok(())
 }
@@ -151,10 +151,10 @@ fn set_unsent(_: &SockRef<'_>, _: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Blocks until `socket` is ready, `until` has come or the alarm rings, and now and then for less:
+/// Blocks until `socket` is ready, `until` has come or the waker rings, and now and then for less:
 /// who calls it looks again at what it waits for. True if the socket is ready.
 ///
-/// Without an alarm it is the wait of a drain, to which the stop is no news.
+/// Without a waker it is the wait of a drain, to which the stop is no news.
 ///
 /// # Errors
 /// The system has not the memory to wait.
@@ -162,7 +162,7 @@ pub(crate) fn wait(
     socket: &impl AsFd,
     interest: Interest,
     until: Option<Instant>,
-    alarm: Option<&Alarm>,
+    waker: Option<&Waker>,
 ) -> io::Result<bool> {
     let events = match interest {
         Interest::Read => PollFlags::IN,
@@ -170,8 +170,8 @@ pub(crate) fn wait(
     };
     let socket = PollFd::new(socket, events);
     let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
-    let ready = match alarm {
-        Some(alarm) => alarm.poll_with(socket, timeout),
+    let ready = match waker {
+        Some(waker) => waker.poll_with(socket, timeout),
         None => poll_first(&mut [socket], timeout),
     };
     match ready {
@@ -182,7 +182,7 @@ pub(crate) fn wait(
 
 /// Whether a read of `socket` would not block, at the cost of one system call. Where the system does
 /// not tell, the read will.
-pub(crate) fn has_news(socket: &impl AsFd) -> bool {
+pub(crate) fn is_readable(socket: &impl AsFd) -> bool {
     poll_first(&mut [PollFd::new(socket, PollFlags::IN)], Some(Duration::ZERO)).unwrap_or(true)
 }
 
@@ -197,28 +197,28 @@ fn poll_first(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> Result<bool,
     Ok(fds.first().is_some_and(|fd| !fd.revents().is_empty()))
 }
 
-/// On Unix the alarm is a pipe: closing its write end wakes all who poll its read end, at once and
+/// On Unix the waker is a pipe: closing its write end wakes all who poll its read end, at once and
 /// for good, takes no file that might not be there to be had, and cannot fail.
 #[cfg(unix)]
-mod alarm {
+mod waker {
     use std::io::{PipeReader, PipeWriter, pipe};
     use std::sync::{Mutex, PoisonError};
 
     use super::{Duration, Errno, PollFd, PollFlags, io, poll_first};
 
     #[derive(Debug)]
-    pub(crate) struct Alarm {
+    pub(crate) struct Waker {
         reader: PipeReader,
         writer: Mutex<Option<PipeWriter>>,
     }
 
-    impl Alarm {
+    impl Waker {
         pub(crate) fn new() -> io::Result<Self> {
             let (reader, writer) = pipe()?;
             Ok(Self { reader, writer: Mutex::new(Some(writer)) })
         }
 
-        pub(crate) fn ring(&self) {
+        pub(crate) fn wake_all(&self) {
             drop(self.writer.lock().unwrap_or_else(PoisonError::into_inner).take());
         }
 
@@ -237,20 +237,20 @@ mod alarm {
 
 /// On Windows only sockets can be polled: there who waits looks at the flag again and again.
 #[cfg(windows)]
-mod alarm {
-    use super::{Duration, Errno, PollFd, TICK, io, poll_first};
+mod waker {
+    use super::{Duration, Errno, POLL_INTERVAL, PollFd, io, poll_first};
 
     #[derive(Debug)]
-    pub(crate) struct Alarm;
+    pub(crate) struct Waker;
 
-    impl Alarm {
+    impl Waker {
         #[expect(clippy::unnecessary_wraps, reason = "on Unix it can fail")]
         pub(crate) fn new() -> io::Result<Self> {
             Ok(Self)
         }
 
         #[expect(clippy::unused_self, reason = "on Unix there is something to do")]
-        pub(crate) fn ring(&self) {}
+        pub(crate) fn wake_all(&self) {}
 
         #[expect(clippy::unused_self, reason = "on Unix it polls the pipe too")]
         pub(super) fn poll_with(
@@ -258,7 +258,7 @@ mod alarm {
             socket: PollFd<'_>,
             timeout: Option<Duration>,
         ) -> Result<bool, Errno> {
-            let tick = timeout.map_or(TICK, |timeout| timeout.min(TICK));
+            let tick = timeout.map_or(POLL_INTERVAL, |timeout| timeout.min(POLL_INTERVAL));
             poll_first(&mut [socket], Some(tick))
         }
     }

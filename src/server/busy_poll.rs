@@ -9,7 +9,7 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::platform::wait::has_news;
+use crate::platform::wait::is_readable;
 
 /// How many messages are timed before anything is concluded. The processors need some dozens to
 /// fall in with the looking: with the default limit, at first, the bytes come just after it.
@@ -85,7 +85,7 @@ impl BusyPoll {
         self.since = Some(since);
         let mut last = since;
         while self.phase == Phase::Look {
-            let found = has_news(client);
+            let found = is_readable(client);
             let now = Instant::now();
             if now - last > INTERRUPTED {
                 self.give_up();

@@ -19,12 +19,12 @@ use socket2::SockRef;
 
 use super::Service;
 use super::busy_poll::BusyPoll;
-use super::per_ip::Seat;
+use super::per_ip::PerIpPermit;
 use crate::platform::wait::{Interest, prepare_client, report_writable_when_all_is_sent, wait};
 
 /// How long nothing must have come from a client before a stop takes it for quiet: bytes that were
 /// on their way when the stop began still arrive.
-const QUIET: Duration = Duration::from_millis(100);
+const QUIET_PERIOD: Duration = Duration::from_millis(100);
 
 /// How long a closing connection waits for the client's FIN after it has sent its own.
 const LINGER: Duration = Duration::from_millis(300);
@@ -34,26 +34,26 @@ const TRACED: usize = 64;
 
 /// Why a connection ended.
 #[derive(Debug)]
-pub(crate) enum Reason {
+pub(crate) enum CloseReason {
     /// The client sent FIN, and has got all that it was owed.
     ClosedByClient,
     /// The client, or something on the way, sent RST.
     ResetByClient,
     /// No byte moved for the idle timeout.
-    Idle,
+    IdleTimeout,
     /// The server stopped, the client was quiet, and nothing was owed to it.
-    ServerStopping,
+    ServerShuttingDown,
     /// The server stopped, and at its deadline the client was still not done.
-    CutOff,
+    ForciblyClosed,
     /// It did not begin with the header that a balancer sends, for this reason.
-    NoProxyHeader(&'static str),
+    InvalidProxyHeader(&'static str),
     /// Its address had as many clients inside as it may have.
-    TurnedAway,
+    PerIpLimit,
     /// Whatever else the system reported.
     Failed(io::Error),
 }
 
-impl From<io::Error> for Reason {
+impl From<io::Error> for CloseReason {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             // A write after the client's RST meets EPIPE; Windows names some resets "aborted".
@@ -65,16 +65,16 @@ impl From<io::Error> for Reason {
     }
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ClosedByClient => f.write_str("closed by client"),
             Self::ResetByClient => f.write_str("reset by client"),
-            Self::Idle => f.write_str("idle"),
-            Self::ServerStopping => f.write_str("server stopping"),
-            Self::CutOff => f.write_str("cut off"),
-            Self::NoProxyHeader(why) => write!(f, "no PROXY header: {why}"),
-            Self::TurnedAway => f.write_str("turned away"),
+            Self::IdleTimeout => f.write_str("idle"),
+            Self::ServerShuttingDown => f.write_str("server stopping"),
+            Self::ForciblyClosed => f.write_str("cut off"),
+            Self::InvalidProxyHeader(why) => write!(f, "no PROXY header: {why}"),
+            Self::PerIpLimit => f.write_str("turned away"),
             Self::Failed(error) => write!(f, "I/O error: {error}"),
         }
     }
@@ -82,10 +82,10 @@ impl fmt::Display for Reason {
 
 /// What there is to tell of a connection that has ended.
 #[derive(Debug)]
-pub(crate) struct Departure {
-    pub(crate) reason: Reason,
+pub(crate) struct Summary {
+    pub(crate) reason: CloseReason,
     /// Whether the client was let in at all.
-    pub(crate) was_inside: bool,
+    pub(crate) admitted: bool,
     /// Bytes.
     pub(crate) echoed: u64,
 }
@@ -100,7 +100,7 @@ pub(crate) struct Connection {
     /// The client: who has connected, or in whose name a balancer has.
     peer: SocketAddr,
     /// Where places are counted by address.
-    seat: Option<Seat>,
+    per_ip_permit: Option<PerIpPermit>,
     service: Arc<Service>,
     busy_poll: BusyPoll,
     /// Whether a byte has moved, in or out, since `idle_since` was set: a busy client needs no
@@ -116,7 +116,7 @@ impl Connection {
         Self {
             reader: BufReader::with_capacity(service.config.buffer_size, stream),
             peer,
-            seat: None,
+            per_ip_permit: None,
             busy_poll: BusyPoll::new(service.config.busy_poll),
             service,
             moved: false,
@@ -125,31 +125,33 @@ impl Connection {
         }
     }
 
-    /// Serves the client until its connection is closed; logs its arrival and its departure.
-    pub(crate) fn serve(mut self) -> Departure {
+    /// Serves the client until its connection is closed; logs its arrival and its end.
+    pub(crate) fn serve(mut self) -> Summary {
         let arrived = self.idle_since;
-        let welcomed = self.welcome();
-        let was_inside = welcomed.is_ok();
-        let reason = welcomed.and_then(|()| self.echo()).err().unwrap_or(Reason::ClosedByClient);
-        if matches!(reason, Reason::Idle | Reason::ServerStopping) {
-            self.close_politely();
+        let admission = self.admit();
+        let admitted = admission.is_ok();
+        let reason =
+            admission.and_then(|()| self.echo()).err().unwrap_or(CloseReason::ClosedByClient);
+        if matches!(reason, CloseReason::IdleTimeout | CloseReason::ServerShuttingDown) {
+            self.lingering_close();
         }
         let Self { peer, echoed, .. } = self;
         // Who sees the end of a connection may come again at once.
-        drop(self.seat);
+        drop(self.per_ip_permit);
         drop(self.reader);
-        let level = if matches!(reason, Reason::TurnedAway) { Level::Debug } else { Level::Info };
+        let level =
+            if matches!(reason, CloseReason::PerIpLimit) { Level::Debug } else { Level::Info };
         log!(
             level,
             "{peer} disconnected: {reason}, {echoed} bytes echoed in {:.1?}",
             arrived.elapsed()
         );
-        Departure { reason, was_inside, echoed }
+        Summary { reason, admitted, echoed }
     }
 
-    /// Finds out who the client is, and gives it a seat where there is one.
-    fn welcome(&mut self) -> Result<(), Reason> {
-        if !self.service.options_come_down {
+    /// Finds out who the client is, and gives it a per_ip_permit where there is one.
+    fn admit(&mut self) -> Result<(), CloseReason> {
+        if !self.service.options_inherited {
             prepare_client(&SockRef::from(self.reader.get_ref()))?;
         }
         let mut balancer = None;
@@ -159,7 +161,7 @@ impl Connection {
             balancer = Some(mem::replace(&mut self.peer, client));
         }
         if let Some(per_ip) = &self.service.per_ip {
-            self.seat = Some(per_ip.enter(self.peer.ip()).ok_or(Reason::TurnedAway)?);
+            self.per_ip_permit = Some(per_ip.enter(self.peer.ip()).ok_or(CloseReason::PerIpLimit)?);
         }
         match balancer {
             Some(balancer) => info!("{} connected by {balancer}", self.peer),
@@ -169,9 +171,9 @@ impl Connection {
     }
 
     /// Echoes until the client half-closes, which is the good end, or anything else ends it.
-    fn echo(&mut self) -> Result<(), Reason> {
+    fn echo(&mut self) -> Result<(), CloseReason> {
         loop {
-            self.stay()?;
+            self.check_deadline()?;
             match self.reader.fill_buf() {
                 Ok([]) => return Ok(()),
                 Ok(received) => {
@@ -220,9 +222,9 @@ impl Connection {
 
     /// Writes all that is in the buffer. It is `Write::write_all`, but hears the stop and the idle
     /// timeout while the client does not read.
-    fn write_all(&mut self) -> Result<(), Reason> {
+    fn write_all(&mut self) -> Result<(), CloseReason> {
         while !self.reader.buffer().is_empty() {
-            self.stay()?;
+            self.check_deadline()?;
             match self.reader.get_ref().write(self.reader.buffer()) {
                 Ok(written) => {
                     debug!("{} was sent {written} bytes", self.peer);
@@ -237,8 +239,8 @@ impl Connection {
     }
 
     /// Whether the server may go on with the client, or a stop has run out of time.
-    fn stay(&self) -> Result<(), Reason> {
-        if self.service.shutdown.is_overdue() { Err(Reason::CutOff) } else { Ok(()) }
+    fn check_deadline(&self) -> Result<(), CloseReason> {
+        if self.service.shutdown.is_overdue() { Err(CloseReason::ForciblyClosed) } else { Ok(()) }
     }
 
     /// After a call that found nothing to do: blocks until there may be something, or `until` has
@@ -248,13 +250,13 @@ impl Connection {
         error: io::Error,
         interest: Interest,
         until: Option<Instant>,
-    ) -> Result<(), Reason> {
+    ) -> Result<(), CloseReason> {
         match error.kind() {
             ErrorKind::Interrupted => Ok(()),
             ErrorKind::WouldBlock
                 if self.service.shutdown.is_requested() && interest == Interest::Read =>
             {
-                self.leave_if_quiet()
+                self.close_if_drained()
             }
             ErrorKind::WouldBlock => self.wait(interest, until).map(drop),
             _ => Err(error.into()),
@@ -263,8 +265,8 @@ impl Connection {
 
     /// In a stop: nothing has come from the client for now. When nothing comes for a moment either,
     /// and all that it was owed is on its way, the server leaves it.
-    fn leave_if_quiet(&mut self) -> Result<(), Reason> {
-        if self.wait(Interest::Read, Instant::now().checked_add(QUIET))? {
+    fn close_if_drained(&mut self) -> Result<(), CloseReason> {
+        if self.wait(Interest::Read, Instant::now().checked_add(QUIET_PERIOD))? {
             return Ok(());
         }
         report_writable_when_all_is_sent(&SockRef::from(self.reader.get_ref()))?;
@@ -272,28 +274,28 @@ impl Connection {
         if self.wait(Interest::Read, Some(Instant::now()))? {
             return Ok(());
         }
-        Err(Reason::ServerStopping)
+        Err(CloseReason::ServerShuttingDown)
     }
 
     /// Blocks as [`wait()`] does; the connection ends where it is idle or cut off.
     ///
     /// It is idle if its time was over before the last try to read or write, which moved nothing: a
     /// slow client may have taken too little to make its socket writable, but enough for a write.
-    fn wait(&mut self, interest: Interest, until: Option<Instant>) -> Result<bool, Reason> {
+    fn wait(&mut self, interest: Interest, until: Option<Instant>) -> Result<bool, CloseReason> {
         if mem::take(&mut self.moved) {
             self.idle_since = Instant::now();
         }
         let timeout = self.service.config.idle_timeout;
         let idle = timeout.and_then(|timeout| self.idle_since.checked_add(timeout));
         if idle.is_some_and(|idle| Instant::now() >= idle) {
-            return Err(Reason::Idle);
+            return Err(CloseReason::IdleTimeout);
         }
         let shutdown = &self.service.shutdown;
-        let alarm = (!shutdown.is_requested()).then(|| shutdown.alarm());
+        let waker = (!shutdown.is_requested()).then(|| shutdown.waker());
         let until = [until, idle, shutdown.deadline()].into_iter().flatten().min();
-        let ready = wait(self.reader.get_ref(), interest, until, alarm)?;
+        let ready = wait(self.reader.get_ref(), interest, until, waker)?;
         if !ready {
-            self.stay()?;
+            self.check_deadline()?;
         }
         Ok(ready)
     }
@@ -301,7 +303,7 @@ impl Connection {
     /// Sends FIN, then reads and discards until the client's FIN, for [`LINGER`] at most. To close
     /// a socket that has unread bytes sends RST, and RST destroys what is still on its way to the
     /// client (RFC 1122, section 4.2.2.13).
-    fn close_politely(&mut self) {
+    fn lingering_close(&mut self) {
         if self.reader.get_ref().shutdown(Half::Write).is_err() {
             return;
         }

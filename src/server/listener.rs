@@ -8,9 +8,7 @@ use std::time::Instant;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::platform::wait::{
-    Alarm, Interest, LISTENERS_HAND_OPTIONS_DOWN, accept, prepare_listener, wait,
-};
+use crate::platform::wait::{Interest, OPTIONS_INHERITED, Waker, accept, prepare_listener, wait};
 
 /// How many clients the kernel keeps in its queue until they are accepted, the most that Linux
 /// gives by default (`net.core.somaxconn`). When it is full, a client's SYN is dropped and sent
@@ -50,8 +48,8 @@ impl Listener {
     }
 
     /// Whether each client's socket has the listener's options from the start.
-    pub(crate) fn hands_options_down(&self) -> bool {
-        LISTENERS_HAND_OPTIONS_DOWN && !self.adopted
+    pub(crate) fn options_inherited(&self) -> bool {
+        OPTIONS_INHERITED && !self.adopted
     }
 
     /// The next client in the queue, with its address.
@@ -59,12 +57,12 @@ impl Listener {
     /// # Errors
     /// `WouldBlock` if none came for a moment; what else `accept(2)` can meet.
     pub(crate) fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        accept(&self.socket).map(|(stream, peer)| (stream, plain(peer)))
+        accept(&self.socket).map(|(stream, peer)| (stream, canonical(peer)))
     }
 
     /// Blocks until a client is in the queue, as [`wait()`] does.
-    pub(crate) fn wait(&self, until: Option<Instant>, alarm: &Alarm) -> io::Result<bool> {
-        wait(&self.socket, Interest::Read, until, Some(alarm))
+    pub(crate) fn wait(&self, until: Option<Instant>, waker: &Waker) -> io::Result<bool> {
+        wait(&self.socket, Interest::Read, until, Some(waker))
     }
 
     /// Refuses new clients from now on; those in the queue are still to be had. From a socket that
@@ -124,7 +122,7 @@ impl Queue {
 
 /// On a socket for both versions an IPv4 peer is told as `::ffff:192.0.2.1`; people know it
 /// without the prefix.
-pub(crate) fn plain(peer: SocketAddr) -> SocketAddr {
+pub(crate) fn canonical(peer: SocketAddr) -> SocketAddr {
     match peer.ip().to_canonical() {
         ip @ IpAddr::V4(_) => SocketAddr::new(ip, peer.port()),
         IpAddr::V6(_) => peer,
@@ -144,7 +142,7 @@ mod tests {
         let _client = TcpStream::connect(listener.local_addr()?)?;
         let (stream, _) = listener.accept()?;
         let socket = SockRef::from(&stream);
-        if !listener.hands_options_down() {
+        if !listener.options_inherited() {
             prepare_client(&socket)?;
         }
         assert!(socket.tcp_nodelay()?);

@@ -10,34 +10,34 @@ use log::warn;
 
 /// The addresses that have clients inside.
 #[derive(Debug)]
-pub(crate) struct PerIp {
+pub(crate) struct PerIpLimiter {
     limit: NonZeroUsize,
-    inside: Mutex<HashMap<IpAddr, Guests>>,
+    inside: Mutex<HashMap<IpAddr, IpEntry>>,
 }
 
 /// The clients of one address.
 #[derive(Debug, Default)]
-struct Guests {
+struct IpEntry {
     count: usize,
     /// Whether the log has told that the address is at its limit: once, until all have left.
     told: bool,
 }
 
-impl PerIp {
+impl PerIpLimiter {
     pub(crate) fn new(limit: NonZeroUsize) -> Self {
         Self { limit, inside: Mutex::default() }
     }
 
     /// Takes one of the seats that `ip` may have, to be given back when the returned value is
     /// dropped. `None` if it has them all.
-    pub(crate) fn enter(self: &Arc<Self>, ip: IpAddr) -> Option<Seat> {
+    pub(crate) fn enter(self: &Arc<Self>, ip: IpAddr) -> Option<PerIpPermit> {
         let mut inside = self.inside();
-        let guests = inside.entry(ip).or_default();
-        if guests.count < self.limit.get() {
-            guests.count += 1;
-            return Some(Seat { per_ip: Arc::clone(self), ip });
+        let entry = inside.entry(ip).or_default();
+        if entry.count < self.limit.get() {
+            entry.count += 1;
+            return Some(PerIpPermit { per_ip: Arc::clone(self), ip });
         }
-        let told = mem::replace(&mut guests.told, true);
+        let told = mem::replace(&mut entry.told, true);
         drop(inside);
         if !told {
             warn!("more clients of {ip} are turned away: it has {} already", self.limit);
@@ -45,24 +45,24 @@ impl PerIp {
         None
     }
 
-    fn inside(&self) -> MutexGuard<'_, HashMap<IpAddr, Guests>> {
+    fn inside(&self) -> MutexGuard<'_, HashMap<IpAddr, IpEntry>> {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// One client's seat among those of its address.
+/// One client's per_ip_permit among those of its address.
 #[derive(Debug)]
-pub(crate) struct Seat {
-    per_ip: Arc<PerIp>,
+pub(crate) struct PerIpPermit {
+    per_ip: Arc<PerIpLimiter>,
     ip: IpAddr,
 }
 
-impl Drop for Seat {
+impl Drop for PerIpPermit {
     fn drop(&mut self) {
         let mut inside = self.per_ip.inside();
-        if let Some(guests) = inside.get_mut(&self.ip) {
-            guests.count -= 1;
-            if guests.count == 0 {
+        if let Some(entry) = inside.get_mut(&self.ip) {
+            entry.count -= 1;
+            if entry.count == 0 {
                 inside.remove(&self.ip);
             }
         }
@@ -77,11 +77,11 @@ mod tests {
 
     #[test]
     fn an_address_that_has_left_leaves_nothing_behind() {
-        let per_ip = Arc::new(PerIp::new(NonZeroUsize::MIN));
-        let seat = per_ip.enter(Ipv4Addr::LOCALHOST.into()).expect("it is the first");
+        let per_ip = Arc::new(PerIpLimiter::new(NonZeroUsize::MIN));
+        let per_ip_permit = per_ip.enter(Ipv4Addr::LOCALHOST.into()).expect("it is the first");
         assert!(per_ip.enter(Ipv4Addr::LOCALHOST.into()).is_none());
         let other = per_ip.enter(Ipv4Addr::BROADCAST.into()).expect("each counts for itself");
-        drop((seat, other));
+        drop((per_ip_permit, other));
         assert!(per_ip.inside().is_empty());
     }
 }

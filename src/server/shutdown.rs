@@ -1,11 +1,11 @@
-//! The stop: one `AtomicBool` that every loop looks at, and an alarm for those who wait.
+//! The stop: one `AtomicBool` that every loop looks at, and a waker for threads that wait.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use crate::platform::wait::Alarm;
+use crate::platform::wait::Waker;
 
 /// Asks a running [`Server`](super::Server) to stop; from a signal handler's thread, or any other.
 #[derive(Clone, Debug)]
@@ -33,7 +33,7 @@ pub(crate) struct Shutdown {
     timeout: Duration,
     /// When the stop cuts off who is left; `None` inside: a time too far away to be told.
     deadline: OnceLock<Option<Instant>>,
-    alarm: Alarm,
+    waker: Waker,
 }
 
 impl Shutdown {
@@ -42,14 +42,14 @@ impl Shutdown {
             requested: AtomicBool::new(false),
             timeout,
             deadline: OnceLock::new(),
-            alarm: Alarm::new()?,
+            waker: Waker::new()?,
         })
     }
 
     fn request(&self) {
         self.deadline.get_or_init(|| Instant::now().checked_add(self.timeout));
         self.requested.store(true, Ordering::Release);
-        self.alarm.ring();
+        self.waker.wake_all();
     }
 
     pub(crate) fn is_requested(&self) -> bool {
@@ -72,7 +72,7 @@ impl Shutdown {
         self.deadline().is_some_and(|deadline| Instant::now() >= deadline)
     }
 
-    pub(crate) fn alarm(&self) -> &Alarm {
-        &self.alarm
+    pub(crate) fn waker(&self) -> &Waker {
+        &self.waker
     }
 }

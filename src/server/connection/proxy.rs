@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use log::trace;
 use proxy_header::{ParseConfig, ProxyHeader};
 
-use super::{Connection, Interest, Reason, excerpt};
-use crate::server::listener::plain;
+use super::{CloseReason, Connection, Interest, excerpt};
+use crate::server::listener::canonical;
 
 /// How long the header may take. It comes with the connection's first bytes, and the specification
 /// asks for at least 3 s, so that a lost packet can be sent again.
@@ -91,7 +91,7 @@ impl Start {
         let config = ParseConfig { include_tlvs: false, ..ParseConfig::default() };
         match ProxyHeader::parse(header, config) {
             Ok((parsed, length)) => {
-                let client = parsed.proxied_address().map(|address| plain(address.source));
+                let client = parsed.proxied_address().map(|address| canonical(address.source));
                 Self::Header { length, client }
             }
             Err(_) => Self::Other,
@@ -101,13 +101,15 @@ impl Start {
 
 impl Connection {
     /// Takes the header off the stream; the client that it tells.
-    pub(super) fn read_proxy_header(&mut self) -> Result<Option<SocketAddr>, Reason> {
+    pub(super) fn read_proxy_header(&mut self) -> Result<Option<SocketAddr>, CloseReason> {
         let until = Instant::now() + TIMEOUT;
         let mut header = Vec::new();
         while Instant::now() < until {
-            self.stay()?;
+            self.check_deadline()?;
             match self.reader.fill_buf() {
-                Ok([]) => return Err(Reason::NoProxyHeader("the client ended its stream")),
+                Ok([]) => {
+                    return Err(CloseReason::InvalidProxyHeader("the client ended its stream"));
+                }
                 Ok(received) => {
                     trace!("{} sent {}", self.peer, excerpt(received));
                     let (before, came) = (header.len(), received.len());
@@ -119,13 +121,15 @@ impl Connection {
                             self.reader.consume(length - before);
                             return Ok(client);
                         }
-                        Start::Other => return Err(Reason::NoProxyHeader("other bytes came")),
+                        Start::Other => {
+                            return Err(CloseReason::InvalidProxyHeader("other bytes came"));
+                        }
                     }
                 }
                 Err(error) => self.wait_if_blocked(error, Interest::Read, Some(until))?,
             }
         }
-        Err(Reason::NoProxyHeader("none came in time"))
+        Err(CloseReason::InvalidProxyHeader("none came in time"))
     }
 }
 
@@ -164,7 +168,7 @@ mod tests {
             for cut in 0..header.len() {
                 prop_assert_eq!(Start::parse(&header[..cut]), Start::Partial, "cut at {}", cut);
             }
-            let whole = Start::Header { length: header.len(), client: Some(plain(source)) };
+            let whole = Start::Header { length: header.len(), client: Some(canonical(source)) };
             prop_assert_eq!(Start::parse(&[header, rest].concat()), whole);
         }
 

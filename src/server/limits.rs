@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::connection::{Departure, Reason};
+use super::connection::{CloseReason, Summary};
 
 /// The clients that are being served, and the totals of those who were.
 #[derive(Debug)]
-pub(crate) struct Clients {
+pub(crate) struct ConnectionLimiter {
     limit: usize,
-    /// How many are inside. It changes under the mutex alone, or a departure could slip past who
+    /// How many are inside. It changes under the mutex alone, or a release could slip past who
     /// waits for one; and everybody may read it.
     inside: AtomicUsize,
     count: Mutex<Count>,
@@ -26,7 +26,7 @@ struct Count {
     totals: Totals,
 }
 
-impl Clients {
+impl ConnectionLimiter {
     pub(crate) fn new(limit: usize) -> Self {
         Self { limit, inside: AtomicUsize::new(0), count: Mutex::default(), left: Condvar::new() }
     }
@@ -37,7 +37,7 @@ impl Clients {
     }
 
     /// How many places are free.
-    pub(crate) fn places(&self) -> usize {
+    pub(crate) fn available(&self) -> usize {
         self.limit.saturating_sub(self.inside())
     }
 
@@ -46,30 +46,30 @@ impl Clients {
     }
 
     /// Counts a client that a stop cut off before it was served.
-    pub(crate) fn count_cut_off(&self) {
-        self.count().totals.cut_off += 1;
+    pub(crate) fn count_forcibly_closed(&self) {
+        self.count().totals.forcibly_closed += 1;
     }
 
     /// Takes a place, to be given back when the returned value is dropped.
-    pub(crate) fn enter(self: &Arc<Self>) -> Place {
+    pub(crate) fn enter(self: &Arc<Self>) -> Permit {
         let _count = self.count();
         self.inside.fetch_add(1, Relaxed);
-        Place(Arc::clone(self))
+        Permit(Arc::clone(self))
     }
 
     /// Blocks until there is a place, for `timeout` at most; whether there is one.
-    pub(crate) fn wait_for_place(&self, timeout: Duration) -> bool {
+    pub(crate) fn acquire_timeout(&self, timeout: Duration) -> bool {
         self.wait_while(timeout, |inside| inside >= self.limit) < self.limit
     }
 
     /// Blocks until a client has left, for `timeout` at most; whether one has.
-    pub(crate) fn wait_for_departure(&self, timeout: Duration) -> bool {
+    pub(crate) fn wait_for_release(&self, timeout: Duration) -> bool {
         let before = self.inside();
         self.wait_while(timeout, |inside| inside >= before) < before
     }
 
     /// Blocks until all have left, for `timeout` at most.
-    pub(crate) fn wait_until_empty(&self, timeout: Duration) {
+    pub(crate) fn wait_until_idle(&self, timeout: Duration) {
         self.wait_while(timeout, |inside| inside > 0);
     }
 
@@ -90,19 +90,19 @@ impl Clients {
 
 /// One client's place. Dropping it frees the place, also where the client's thread panicked.
 #[derive(Debug)]
-pub(crate) struct Place(Arc<Clients>);
+pub(crate) struct Permit(Arc<ConnectionLimiter>);
 
-impl Place {
+impl Permit {
     /// Adds a client that was served to the totals, and frees its place.
-    pub(crate) fn leave(self, departure: &Departure) {
+    pub(crate) fn leave(self, summary: &Summary) {
         let totals = &mut self.0.count().totals;
-        totals.served += u64::from(departure.was_inside);
-        totals.echoed += departure.echoed;
-        totals.cut_off += u64::from(matches!(departure.reason, Reason::CutOff));
+        totals.served += u64::from(summary.admitted);
+        totals.echoed += summary.echoed;
+        totals.forcibly_closed += u64::from(matches!(summary.reason, CloseReason::ForciblyClosed));
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         let count = self.0.count();
         self.0.inside.fetch_sub(1, Relaxed);
@@ -118,13 +118,13 @@ pub(crate) struct Totals {
     served: u64,
     /// Bytes.
     echoed: u64,
-    cut_off: u64,
+    forcibly_closed: u64,
 }
 
 impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { served, echoed, cut_off } = self;
-        write!(f, "{served} clients served, {cut_off} cut off, {echoed} bytes echoed")
+        let Self { served, echoed, forcibly_closed } = self;
+        write!(f, "{served} clients served, {forcibly_closed} cut off, {echoed} bytes echoed")
     }
 }
 
@@ -139,22 +139,22 @@ mod tests {
 
     #[test]
     fn who_waits_for_a_place_or_a_departure_learns_whether_there_was_one() {
-        let clients = Arc::new(Clients::new(2));
+        let clients = Arc::new(ConnectionLimiter::new(2));
         let first = clients.enter();
-        assert!(clients.wait_for_place(Duration::ZERO));
+        assert!(clients.acquire_timeout(Duration::ZERO));
         let second = clients.enter();
-        assert!(!clients.wait_for_place(Duration::ZERO));
-        assert!(!clients.wait_for_departure(Duration::ZERO));
+        assert!(!clients.acquire_timeout(Duration::ZERO));
+        assert!(!clients.wait_for_release(Duration::ZERO));
         thread::scope(|scope| {
-            let waiting = scope.spawn(|| clients.wait_for_departure(LONG));
+            let waiting = scope.spawn(|| clients.wait_for_release(LONG));
             while !clients.count().awaited && !waiting.is_finished() {
                 thread::yield_now();
             }
             drop(first);
             assert!(waiting.join().expect("it does not panic"));
         });
-        assert!(clients.wait_for_place(Duration::ZERO));
+        assert!(clients.acquire_timeout(Duration::ZERO));
         drop(second);
-        assert_eq!((clients.inside(), clients.places()), (0, 2));
+        assert_eq!((clients.inside(), clients.available()), (0, 2));
     }
 }
