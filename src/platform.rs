@@ -10,33 +10,17 @@
 //! | [`raise_file_limit`] | to the hard limit | to the hard limit | there is none |
 //! | `platform/terminal.rs` | tells when the terminal has gone | the same, but for macOS | the program goes with its console |
 
+pub(crate) mod capacity;
 pub mod console;
+pub(crate) mod socket;
 #[cfg(all(feature = "systemd", target_os = "linux"))]
 pub mod systemd;
+pub(crate) mod tcp_info;
 #[cfg(feature = "client")]
 pub(crate) mod terminal;
 pub(crate) mod wait;
 
-use std::io;
-
-/// Raises the limit of open files as far as it goes: the soft one is for programs that cannot count
-/// above 1024. How many files this program may have open.
-///
-/// # Errors
-/// The system refuses.
-#[cfg(unix)]
-pub fn raise_file_limit() -> io::Result<u64> {
-    rlimit::increase_nofile_limit(u64::MAX)
-}
-
-/// How many files this program may have open: Windows sets no limit.
-///
-/// # Errors
-/// None here.
-#[cfg(windows)]
-pub fn raise_file_limit() -> io::Result<u64> {
-    Ok(u64::MAX)
-}
+pub use capacity::raise_file_limit;
 
 /// Where there is no systemd: nobody hands a socket over, and nobody wants news.
 #[cfg(not(all(feature = "systemd", target_os = "linux")))]

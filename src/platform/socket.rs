@@ -1,0 +1,169 @@
+//! Socket options, and the calls that differ by platform.
+//!
+//! | | Linux | other Unix | Windows |
+//! | --- | --- | --- | --- |
+//! | `recv`, `send` or `accept` with nothing to do | blocks for a short time | returns at once | returns at once |
+//! | shutdown wakes a waiting thread | at once, by a pipe | at once, by a pipe | within 0.1 s |
+//! | options of a client's socket | inherited from the listener | set by its thread | set by its thread |
+//! | client that reset in the backlog | is accepted; `recv` fails | `accept` fails | `accept` fails |
+//! | restart on the same port | `SO_REUSEADDR` | `SO_REUSEADDR` | needs no option |
+
+use std::io;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use rustix::buffer::spare_capacity;
+use rustix::net::RecvFlags;
+use socket2::{SockRef, TcpKeepalive};
+
+/// Whether sockets block in the call itself, for a short time.
+///
+/// Linux can do that, and it is the cheapest way to wait: one system call per message. Elsewhere
+/// sockets are non-blocking: `accept` ignores the timeout on BSD, and a `recv` that times out may
+/// lose bytes on Windows (Microsoft on `SO_RCVTIMEO`).
+const BLOCKING: bool = cfg!(target_os = "linux");
+
+/// Whether a client's socket inherits the options of the listener that accepted it.
+pub(crate) const OPTIONS_INHERITED: bool = cfg!(target_os = "linux");
+
+/// How long `recv` and `accept` block at most, on Linux. A client that is slower than this costs
+/// its thread one more system call per message.
+const RECEIVE_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// How long `send` blocks at most, on Linux. Shorter than [`RECEIVE_TIMEOUT`]: the idle timeout
+/// starts when a `send` that could place only a part of its bytes returns.
+const SEND_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// How many unsent bytes a client's socket accepts, on Linux. The kernel's own limit is 4 MiB, and
+/// a client that reads slowly would then look idle for as long as it takes to read a megabyte.
+const NOTSENT_LOWAT: u32 = 131_072;
+
+/// The options that depend on the configuration.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SocketOptions {
+    /// How long `recv` blocks at most, on Linux.
+    receive_timeout: Duration,
+    /// How long `send` blocks at most, on Linux.
+    send_timeout: Duration,
+}
+
+impl SocketOptions {
+    /// Makes the options for a server with this idle timeout: no call blocks for longer.
+    pub(crate) fn new(idle_timeout: Option<Duration>) -> Self {
+        let longest = idle_timeout.unwrap_or(Duration::MAX).max(Duration::from_millis(1));
+        Self {
+            receive_timeout: RECEIVE_TIMEOUT.min(longest),
+            send_timeout: SEND_TIMEOUT.min(longest),
+        }
+    }
+
+    /// Returns how long the socket has certainly been idle when `recv` or `send` returns "would
+    /// block": the time that the call blocked, less the precision of the kernel's timer.
+    pub(crate) fn blocked_for(&self, interest: super::wait::Interest) -> Duration {
+        const TIMER_PRECISION: Duration = Duration::from_millis(10);
+        if !BLOCKING {
+            return Duration::ZERO;
+        }
+        let timeout = match interest {
+            super::wait::Interest::Read => self.receive_timeout,
+            super::wait::Interest::Write => self.send_timeout,
+        };
+        timeout.saturating_sub(TIMER_PRECISION)
+    }
+
+    /// Sets the options of a listener. Must be called before `bind`, except for an inherited socket.
+    ///
+    /// `SO_REUSEADDR` lets a server restart at once while old connections are in `TIME_WAIT`. On
+    /// Windows that needs no option, and `SO_REUSEADDR` would let another process take the port.
+    pub(crate) fn apply_to_listener(self, listener: &SockRef<'_>) -> io::Result<()> {
+        if cfg!(not(windows)) {
+            listener.set_reuse_address(true)?;
+        }
+        self.apply(listener)
+    }
+
+    /// Sets the options of a client's socket that has not inherited them.
+    pub(crate) fn apply_to_client(self, client: &SockRef<'_>) -> io::Result<()> {
+        match self.apply(client) {
+            // If the client has reset the connection, macOS rejects every option. The first `recv`
+            // reports the reset.
+            Err(error)
+                if cfg!(target_vendor = "apple") && error.kind() == ErrorKind::InvalidInput =>
+            {
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    /// Sets what the listener and its clients share:
+    /// - `TCP_NODELAY`: an echo is complete, so it need not wait for more data.
+    /// - `SO_OOBINLINE`: urgent bytes are echoed in order with the others (RFC 6093, section 6).
+    /// - keepalive: a dead peer frees its thread in two to three minutes.
+    fn apply(self, socket: &SockRef<'_>) -> io::Result<()> {
+        let keepalive = TcpKeepalive::new()
+            .with_time(Duration::from_secs(60))
+            .with_interval(Duration::from_secs(10));
+        socket.set_tcp_nodelay(true)?;
+        socket.set_out_of_band_inline(true)?;
+        socket.set_tcp_keepalive(&keepalive)?;
+        // Set in both cases: an inherited socket may have either mode.
+        socket.set_nonblocking(!BLOCKING)?;
+        if BLOCKING {
+            set_notsent_lowat(socket, NOTSENT_LOWAT)?;
+            socket.set_read_timeout(Some(self.receive_timeout))?;
+            socket.set_write_timeout(Some(self.send_timeout))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn set_notsent_lowat(socket: &SockRef<'_>, limit: u32) -> io::Result<()> {
+    socket.set_tcp_notsent_lowat(limit)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn set_notsent_lowat(_: &SockRef<'_>, _: u32) -> io::Result<()> {
+    Ok(())
+}
+
+/// Receives into the spare capacity of `buffer`, without initialising it first, so that a client
+/// that sends little touches one page of its buffer. Returns the number of bytes; 0 means FIN.
+pub(crate) fn receive(client: &TcpStream, buffer: &mut Vec<u8>) -> io::Result<usize> {
+    let (_, received) = rustix::net::recv(client, spare_capacity(buffer), RecvFlags::empty())?;
+    Ok(received)
+}
+
+/// Accepts a client.
+///
+/// # Errors
+/// Returns `ConnectionAborted` if the client gave up while it was in the backlog, or what else
+/// `accept(2)` reports.
+#[cfg(not(target_vendor = "apple"))]
+pub(crate) fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    listener.accept()
+}
+
+/// Accepts a client. macOS also returns a client that has reset while it was in the backlog. Such
+/// a client may have no address, which `std` does not expect, and rejects every option.
+///
+/// # Errors
+/// Returns `ConnectionAborted` for such a client, or what else `accept(2)` reports.
+#[cfg(target_vendor = "apple")]
+pub(crate) fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    loop {
+        match SockRef::from(listener).accept() {
+            Ok((client, address)) => {
+                let address = address.as_socket().ok_or(ErrorKind::ConnectionAborted)?;
+                return Ok((client.into(), address));
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::InvalidInput => {
+                return Err(ErrorKind::ConnectionAborted.into());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
