@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use echo_server::cli::{self, ServerArgs, explain_bind_error};
 use echo_server::log_queue::LogQueue;
-use echo_server::platform::{self, console, systemd};
+use echo_server::platform::{console, raise_file_limit, systemd};
 use echo_server::{Config, Server};
 use env_logger::{Target, WriteStyle};
 use log::{debug, warn};
@@ -71,7 +71,9 @@ fn start_log(args: &ServerArgs) -> Result<LogQueue, String> {
 fn run(args: &ServerArgs) -> Result<(), String> {
     let config = args.config();
     let address = config.address;
-    raise_file_limit(config.max_connections);
+    if let Err(error) = raise_file_limit() {
+        warn!("cannot raise the limit of open files: {error}");
+    }
     let server = listen(config)?;
     let address = server.local_addr().map_err(|error| explain_bind_error(address, &error))?;
 
@@ -103,20 +105,6 @@ fn listen(config: Config) -> Result<Server, String> {
     }
     let address = config.address;
     Server::bind(config).map_err(|error| explain_bind_error(address, &error))
-}
-
-/// Each client takes a file.
-fn raise_file_limit(max_connections: usize) {
-    /// Files that are not clients: the three streams, the listener, the pipe, and some to spare.
-    const OWN: u64 = 10;
-    match platform::raise_file_limit() {
-        Ok(limit) if limit.saturating_sub(OWN) < max_connections as u64 => warn!(
-            "{max_connections} clients do not fit: the system lets this program have {limit} files \
-             open; raise the limit (ulimit -n), or lower --max-connections"
-        ),
-        Ok(_) => {}
-        Err(error) => warn!("the limit of open files cannot be raised: {error}"),
-    }
 }
 
 /// Scripts wait for this line, so it must not stay in a buffer. Where nobody reads stdout, the

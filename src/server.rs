@@ -1,47 +1,49 @@
-//! The server: the thread that runs it accepts in a loop and gives each client a thread of its own;
-//! a stop closes the listener, waits for those inside, and returns.
+//! The server. The main thread accepts clients in a loop and gives each one a thread of its own.
+//! Graceful shutdown closes the listener, waits for the remaining connections, and returns.
 
 mod accept_backoff;
 mod busy_poll;
 mod connection;
 mod limits;
-
 mod listener;
-mod per_ip;
+mod overload_log;
 mod shutdown;
+mod totals;
 
+use std::cell::Cell;
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
+use crate::platform::capacity::{ConnectionSize, MemoryLimit, capacity};
+use crate::platform::socket::SocketOptions;
 use crate::platform::wait::POLL_INTERVAL;
 use accept_backoff::AcceptBackoff;
-use busy_poll::most_clients;
+use busy_poll::max_spinning_clients;
 use connection::Connection;
-use limits::ConnectionLimiter;
+use limits::{ConnectionLimiter, PerIpLimiter, Permit};
 use listener::Listener;
-use per_ip::PerIpLimiter;
+use overload_log::OverloadLog;
 use shutdown::Shutdown;
 pub use shutdown::ShutdownHandle;
+use totals::Totals;
 
-/// What a client's thread has for its calls, in bytes: enough to write a line of the log in a debug build.
-/// The C library keeps the stacks of threads that have ended for the next ones, 40 MiB of them in
-/// glibc: that is 20 of std's 2 MiB, and 320 of these.
-///
-/// The size is not what a new thread costs: on Linux std also gives each an alternate stack, to
-/// report an overflow of this one, and that is the distance to a thread in C (2,000 connects at
-/// once: 1.2 to 1.4 times its time, and no more than its time without that stack). Nothing else
-/// that was tried changed it: stacks of 32 KiB to 2 MiB, yielding after the spawn, `SCHED_BATCH`,
-/// one malloc arena, a thread without a name, a silent log.
+/// The stack of a connection's thread, in bytes: enough to write a log line in a debug build.
 const STACK_SIZE: usize = 131_072;
 
-/// After a deadline, how long the threads may take to notice it and to write their last line.
+/// How long connections may take to end after the shutdown timeout has passed.
 const THREAD_EXIT_GRACE: Duration = Duration::from_millis(500);
+
+thread_local! {
+    /// The permit of this thread. A thread-local variable is dropped after the memory of the
+    /// thread's signal stack is released, so that the limiter never counts too few threads.
+    static THREAD_PERMIT: Cell<Option<Permit>> = const { Cell::new(None) };
+}
 
 /// The largest buffer that a client may have, in bytes, 16 MiB: what the network holds for one client is
 /// less than that, and the buffers of thousands must fit into memory.
@@ -110,22 +112,26 @@ impl Default for Config {
 #[derive(Debug)]
 pub struct Server {
     listener: Listener,
-    service: Arc<Service>,
+    shared: Arc<Shared>,
 }
 
 impl Server {
-    /// Binds and listens: from now on clients can connect, and wait for [`run`](Self::run).
+    /// Binds and listens. Clients can connect from now on, and wait for [`run`](Self::run).
+    ///
+    /// If the system cannot hold `max_connections`, the limit is lowered to what it can hold, and
+    /// a warning is logged.
     ///
     /// # Errors
-    /// The address is in use, is not this machine's or may not be bound by this user; or the
-    /// configuration has a number that is out of its bounds.
+    /// Returns an error if the address is in use, does not belong to this host or needs more
+    /// privileges, or if a number in `config` is out of bounds.
     pub fn bind(config: Config) -> io::Result<Self> {
-        Self::new(Listener::bind(config.address)?, config)
+        let options = SocketOptions::new(config.idle_timeout);
+        Self::new(Listener::bind(config.address, options)?, config, options)
     }
 
-    /// Serves from a socket that listens already, such as one that a service manager holds for the
-    /// server and keeps open while it restarts. The configuration's address means nothing then, and
-    /// a stop leaves those in its queue for whom there is no place to whoever else holds the socket.
+    /// Serves from a socket that listens already, such as one that a service manager holds and
+    /// keeps open during a restart. The configuration's address is ignored. Graceful shutdown
+    /// leaves clients without a permit in the listen backlog for the next server.
     ///
     /// ```
     /// use std::net::TcpListener;
@@ -141,13 +147,14 @@ impl Server {
     /// ```
     ///
     /// # Errors
-    /// The socket cannot be given the options that the server needs; or the configuration has a
-    /// number that is out of its bounds.
+    /// Returns an error if a socket option cannot be set, or if a number in `config` is out of
+    /// bounds.
     pub fn from_listener(listener: TcpListener, config: Config) -> io::Result<Self> {
-        Self::new(Listener::adopt(listener)?, config)
+        let options = SocketOptions::new(config.idle_timeout);
+        Self::new(Listener::adopt(listener, options)?, config, options)
     }
 
-    fn new(listener: Listener, config: Config) -> io::Result<Self> {
+    fn new(listener: Listener, config: Config, socket_options: SocketOptions) -> io::Result<Self> {
         if config.max_connections == 0
             || !(1..=MAX_BUFFER_SIZE).contains(&config.buffer_size)
             || config.busy_poll > MAX_BUSY_POLL
@@ -156,89 +163,124 @@ impl Server {
                            busy_poll at most 10 ms";
             return Err(io::Error::new(ErrorKind::InvalidInput, message));
         }
+        let connection_size = ConnectionSize { stack: STACK_SIZE, buffer: config.buffer_size };
+        let mut max_connections = config.max_connections;
+        let mut max_threads = usize::MAX;
+        if let Some(capacity) = capacity(connection_size) {
+            max_threads = capacity.connections.max(1);
+            if max_threads < max_connections {
+                warn!(
+                    "connection limit lowered from {max_connections} to {max_threads}: {}",
+                    capacity.reason
+                );
+                max_connections = max_threads;
+            }
+        }
         Ok(Self {
-            service: Arc::new(Service {
-                lookers: most_clients(config.busy_poll),
-                clients: Arc::new(ConnectionLimiter::new(config.max_connections)),
-                per_ip: config
+            shared: Arc::new(Shared {
+                memory_limit: MemoryLimit::find(connection_size),
+                max_connections,
+                max_spinning_clients: max_spinning_clients(config.busy_poll),
+                limiter: Arc::new(ConnectionLimiter::new(max_connections)),
+                threads: Arc::new(ConnectionLimiter::new(max_threads)),
+                per_ip_limiter: config
                     .max_connections_per_ip
                     .map(|limit| Arc::new(PerIpLimiter::new(limit))),
                 shutdown: Arc::new(Shutdown::new(config.shutdown_timeout)?),
+                socket_options,
                 options_inherited: listener.options_inherited(),
+                totals: Totals::default(),
                 config,
             }),
             listener,
         })
     }
 
-    /// The address that the server listens on, with its real port.
+    /// Returns the address that the server listens on, with its real port.
     ///
     /// # Errors
-    /// The system does not tell.
+    /// Returns an error if the system does not report it.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// A handle that stops the server from another thread.
+    /// Returns a handle that shuts the server down from another thread.
     #[must_use]
     pub fn shutdown_handle(&self) -> ShutdownHandle {
-        ShutdownHandle(Arc::clone(&self.service.shutdown))
+        ShutdownHandle(Arc::clone(&self.shared.shutdown))
     }
 
-    /// Serves until a stop is asked for, and returns when it is done. What clients had sent before
-    /// the stop comes back to them first, unless that takes longer than the shutdown timeout.
+    /// Serves until shutdown is requested, and returns when it is complete: everything that
+    /// clients sent before the request has been echoed, or the shutdown timeout has passed.
     ///
     /// # Errors
-    /// The system has not the memory to wait for clients.
+    /// Returns an error if the system lacks the memory to wait for clients.
     pub fn run(self) -> io::Result<()> {
-        let Self { listener, service } = self;
+        let Self { listener, shared } = self;
         let started = Instant::now();
-        service.accept_until_stop(&listener)?;
+        shared.accept_until_shutdown(&listener)?;
         info!(
             "stopping: clients have {:?} to take what they are owed",
-            service.config.shutdown_timeout
+            shared.config.shutdown_timeout
         );
-        service.drain(listener);
-        info!("stopped: {} in {:.1?}", service.clients.totals(), started.elapsed());
+        shared.drain(listener);
+        info!("stopped: {} in {:.1?}", shared.totals, started.elapsed());
         Ok(())
     }
 }
 
-/// What the accept loop shares with the clients' threads.
+/// What the accept loop and the connections share.
 #[derive(Debug)]
-struct Service {
+struct Shared {
     config: Config,
-    /// With how many clients inside their threads may look before they sleep.
-    lookers: usize,
-    clients: Arc<ConnectionLimiter>,
-    per_ip: Option<Arc<PerIpLimiter>>,
-    /// Whether a client's socket has its options from the listener.
-    options_inherited: bool,
+    /// The configured limit, or what the system can hold.
+    max_connections: usize,
+    /// Checked before each new connection, if there is one.
+    memory_limit: Option<MemoryLimit>,
+    /// Maximum number of connected clients at which threads may busy-poll.
+    max_spinning_clients: usize,
+    /// One permit for each client that is served.
+    limiter: Arc<ConnectionLimiter>,
+    /// One permit for each thread. Threads in a lingering close serve no client any more.
+    threads: Arc<ConnectionLimiter>,
+    per_ip_limiter: Option<Arc<PerIpLimiter>>,
     shutdown: Arc<Shutdown>,
+    socket_options: SocketOptions,
+    /// Whether a client's socket inherits the listener's options.
+    options_inherited: bool,
+    totals: Totals,
 }
 
-impl Service {
-    /// Takes client after client from the kernel's queue, and has each one served.
-    fn accept_until_stop(self: &Arc<Self>, listener: &Listener) -> io::Result<()> {
+impl Shared {
+    /// Accepts clients and spawns a thread for each.
+    fn accept_until_shutdown(self: &Arc<Self>, listener: &Listener) -> io::Result<()> {
         let mut backoff = AcceptBackoff::default();
+        let mut overload = OverloadLog::default();
         while !self.shutdown.is_requested() {
-            if !self.clients.acquire_timeout(Duration::ZERO) {
-                backoff.begin(format_args!("all {} places are taken", self.config.max_connections));
-                self.clients.acquire_timeout(POLL_INTERVAL);
+            if !self.wait_for_permit(Duration::ZERO) {
+                overload.begin(format_args!("all {} places are taken", self.max_connections));
+                self.wait_for_permit(POLL_INTERVAL);
                 continue;
             }
-            match listener.accept() {
-                Ok((stream, peer)) => self.spawn(stream, peer),
+            match self.accept(listener) {
+                Ok((stream, peer)) => {
+                    backoff.reset();
+                    self.spawn(stream, peer);
+                }
                 Err(error) => match error.kind() {
+                    // A wait that a signal interrupts is repeated: `accept` might block while the
+                    // handler of that signal requests shutdown.
                     ErrorKind::WouldBlock => {
-                        backoff.end_if_over();
-                        listener.wait(backoff.over_at(), self.shutdown.waker())?;
+                        while !self.shutdown.is_requested()
+                            && !listener.wait(overload.backlog_is_empty(), self.shutdown.waker())?
+                        {
+                        }
                     }
-                    // That client gave up while it was in the queue.
+                    // The client gave up while it was in the listen backlog.
                     ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset => {}
                     _ => {
-                        backoff.begin(format_args!("the system accepts none ({error})"));
-                        self.pause(backoff.pause());
+                        overload.begin(format_args!("the system accepts none ({error})"));
+                        self.pause(backoff.record_failure());
                     }
                 },
             }
@@ -246,52 +288,95 @@ impl Service {
         Ok(())
     }
 
-    /// Lets time pass until a client leaves, which may give back what `accept` lacked.
-    fn pause(&self, duration: Duration) {
-        let until = Instant::now() + duration;
+    fn accept(&self, listener: &Listener) -> io::Result<(TcpStream, SocketAddr)> {
+        self.check_memory()?;
+        listener.accept()
+    }
+
+    fn check_memory(&self) -> io::Result<()> {
+        match &self.memory_limit {
+            Some(limit) => limit.check(self.threads.active()),
+            None => Ok(()),
+        }
+    }
+
+    /// Blocks until the connection limit allows one more client or `timeout` passes. Returns
+    /// whether it does.
+    fn wait_for_permit(&self, timeout: Duration) -> bool {
+        self.threads.wait_until_available(timeout) && self.limiter.wait_until_available(timeout)
+    }
+
+    /// Blocks for `delay`, or until a connection ends, which may free what `accept` lacked.
+    fn pause(&self, delay: Duration) {
+        let until = Instant::now() + delay;
         while !self.shutdown.is_requested() {
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.clients.wait_for_release(left.min(POLL_INTERVAL)) {
+            if left.is_zero() || self.threads.wait_for_release(left.min(POLL_INTERVAL)) {
                 return;
             }
         }
     }
 
-    /// Gives the client a thread of its own. Where there is none to be had, it is that client's
-    /// loss alone: its socket and its place go with the closure that was to serve it.
+    /// Spawns the thread that serves a client.
+    ///
+    /// If spawning fails, dropping the closure closes the socket and releases the permits. Other
+    /// clients are unaffected.
     fn spawn(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
-        let place = self.clients.enter();
-        let connection = Connection::new(stream, peer, Arc::clone(self));
+        let permit = self.limiter.acquire();
+        let thread_permit = self.threads.acquire();
+        let shared = Arc::clone(self);
+        let (started, has_started) =
+            self.memory_limit.as_ref().map(|_| mpsc::channel::<()>()).unzip();
         let thread = thread::Builder::new().name(peer.to_string()).stack_size(STACK_SIZE);
-        let spawned = thread.spawn(move || place.leave(&connection.serve()));
+        let spawned = thread.spawn(move || {
+            THREAD_PERMIT.set(Some(thread_permit));
+            let connection = Connection::new(stream, peer, permit, shared);
+            drop(started);
+            match connection {
+                Ok(connection) => connection.serve(),
+                Err(error) => warn!("{peer} turned away: no memory for its buffer ({error})"),
+            }
+        });
         if let Err(error) = spawned {
             warn!("{peer} turned away: the system gives no thread for it ({error})");
         }
+        // A check for memory is of use only once this thread has taken what it needs. The thread
+        // drops its end of the channel then.
+        if let Some(has_started) = has_started {
+            let _ = has_started.recv();
+        }
     }
 
-    /// Refuses who comes from now on, serves who was in the queue already, and waits for all.
+    /// Refuses new clients, serves those in the listen backlog, and waits for all connections.
     fn drain(self: &Arc<Self>, listener: Listener) {
-        let mut queue = listener.close(self.clients.available());
-        while !queue.is_empty() {
-            match queue.next() {
+        let mut pending = listener.close(self.limiter.available());
+        while !pending.is_empty() {
+            match pending.next() {
                 Some((stream, peer)) if self.permit_before_deadline() => self.spawn(stream, peer),
                 Some((_, peer)) => {
                     warn!("{peer} cut off before it was served");
-                    self.clients.count_forcibly_closed();
+                    self.totals.count_unserved();
                 }
                 None if self.shutdown.is_overdue() => break,
-                // The system is out of files: a client that leaves gives one back.
+                // There is no file descriptor to accept with until a connection ends.
                 None => {
-                    self.clients.wait_for_release(POLL_INTERVAL);
+                    self.threads.wait_for_release(POLL_INTERVAL);
                 }
             }
         }
-        self.clients.wait_until_idle(self.shutdown.time_left() + THREAD_EXIT_GRACE);
+        self.threads.wait_until_idle(self.shutdown.time_left() + THREAD_EXIT_GRACE);
     }
 
-    /// In a stop: blocks until there is a place. One that comes free by the deadline's own doing is
-    /// of no use.
+    /// Blocks until the connection limit and the memory allow one more client. Returns false if
+    /// the shutdown timeout passes first. A permit released because the timeout passed does not
+    /// count.
     fn permit_before_deadline(&self) -> bool {
-        self.clients.acquire_timeout(self.shutdown.time_left()) && !self.shutdown.is_overdue()
+        while self.wait_for_permit(self.shutdown.time_left()) && !self.shutdown.is_overdue() {
+            if self.check_memory().is_ok() {
+                return true;
+            }
+            self.threads.wait_for_release(POLL_INTERVAL);
+        }
+        false
     }
 }

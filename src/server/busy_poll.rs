@@ -35,7 +35,7 @@ const INTERRUPTED: Duration = Duration::from_millis(1);
 
 /// With how many clients inside each may look: they must be fewer than the processors, or who looks
 /// keeps one from those who have something to do (up to a fifth less with 16 and 64 clients).
-pub(crate) fn most_clients(limit: Duration) -> usize {
+pub(crate) fn max_spinning_clients(limit: Duration) -> usize {
     if limit.is_zero() {
         return 0;
     }
@@ -77,7 +77,7 @@ impl BusyPoll {
     }
 
     /// Before a read that may sleep: looks for bytes, for the limit at most, where that pays.
-    pub(crate) fn look(&mut self, client: &TcpStream) {
+    pub(crate) fn spin(&mut self, client: &TcpStream) {
         if self.phase == Phase::Rest {
             return self.count(Duration::ZERO);
         }
@@ -98,7 +98,7 @@ impl BusyPoll {
     }
 
     /// After the read: the bytes have come.
-    pub(crate) fn came(&mut self) {
+    pub(crate) fn record_arrival(&mut self) {
         if let Some(since) = self.since.take() {
             self.count(since.elapsed());
         }
@@ -216,13 +216,13 @@ mod tests {
     fn who_does_not_look_times_the_wait_until_the_bytes_come() {
         let (_client, server) = connected();
         let mut busy_poll = fresh();
-        busy_poll.came();
+        busy_poll.record_arrival();
         assert_eq!(busy_poll.left, STRETCH, "nobody waited");
-        busy_poll.look(&server);
+        busy_poll.spin(&server);
         assert_eq!(busy_poll.left, STRETCH, "they have not come yet");
-        busy_poll.came();
+        busy_poll.record_arrival();
         assert_eq!(busy_poll.left, STRETCH - 1);
-        busy_poll.came();
+        busy_poll.record_arrival();
         assert_eq!(busy_poll.left, STRETCH - 1, "they came once");
     }
 
@@ -231,8 +231,8 @@ mod tests {
         let (_client, server) = connected();
         let mut busy_poll = fresh();
         busy_poll.enter(Phase::Rest, 1);
-        busy_poll.look(&server);
-        busy_poll.came();
+        busy_poll.spin(&server);
+        busy_poll.record_arrival();
         assert_eq!((busy_poll.since, busy_poll.left), (None, STRETCH - 1));
     }
 
@@ -240,7 +240,7 @@ mod tests {
     fn look_once(limit: Duration, client: &TcpStream) -> (Duration, bool) {
         let mut busy_poll = BusyPoll::new(limit);
         busy_poll.enter(Phase::Look, LONGEST);
-        busy_poll.look(client);
+        busy_poll.spin(client);
         (busy_poll.since.expect("it is timed").elapsed(), busy_poll.phase == Phase::Look)
     }
 

@@ -1,62 +1,77 @@
-//! One client, from its first byte to its last: the echo loop, why it ended, the polite close.
+//! One connection, from admission to close.
 //!
-//! TCP carries a stream, not messages: a read gives whatever has come, be it half a line or ten,
-//! and a write takes what there is room for. So the loop echoes pieces as they come, and every
-//! piece to its end before it reads the next. A client that does not read its echoes is thereby
-//! not read from: it costs one buffer, and waits for itself.
+//! TCP carries a stream of bytes, not messages: a `recv` returns whatever has arrived, and a
+//! `send` accepts as much as there is room for. So the loop echoes pieces as they arrive, and
+//! sends each piece completely before it receives the next. If a client does not read its echoes,
+//! the server stops reading from it (backpressure), so it costs one buffer at most.
 
 mod proxy;
 
+use std::convert::Infallible;
 use std::fmt;
-use std::io::{self, BufRead, BufReader, ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::mem;
 use std::net::{Shutdown as Half, SocketAddr, TcpStream};
+use std::ops::ControlFlow::{self, Break, Continue};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{Level, debug, info, log, trace};
 use socket2::SockRef;
 
-use super::Service;
+use super::Shared;
 use super::busy_poll::BusyPoll;
-use super::per_ip::PerIpPermit;
-use crate::platform::wait::{Interest, prepare_client, report_writable_when_all_is_sent, wait};
+use super::limits::{PerIpPermit, Permit};
+use crate::platform::socket::receive;
+use crate::platform::tcp_info::TcpInfo;
+use crate::platform::wait::{Interest, wait};
 
-/// How long nothing must have come from a client before a stop takes it for quiet: bytes that were
-/// on their way when the stop began still arrive.
-const QUIET_PERIOD: Duration = Duration::from_millis(100);
+/// After the shutdown request, how long data that was in flight may take to arrive at least. A
+/// round trip, if that is longer.
+const MIN_QUIET_PERIOD: Duration = Duration::from_millis(100);
 
-/// How long a closing connection waits for the client's FIN after it has sent its own.
-const LINGER: Duration = Duration::from_millis(300);
+/// For how many retransmission timeouts a client must have sent nothing to count as quiet: time to
+/// lose a segment, and its first retransmission too (RFC 6298 doubles the timeout).
+const QUIET_RTOS: u32 = 4;
 
-/// The most of one read that the log shows at level trace, in bytes.
-const TRACED: usize = 64;
+/// The retransmission timeout of a connection whose [`TcpInfo`] is unknown.
+const DEFAULT_RTO: Duration = Duration::from_millis(200);
 
-/// Why a connection ended.
+/// How long a lingering close waits for the client's FIN once the client has acknowledged ours.
+const LINGER_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// How often a lingering close checks for acknowledgements: no event reports them.
+const ACK_POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How many bytes of one `recv` the log shows at level trace.
+const TRACE_LIMIT: usize = 64;
+
+/// What ended a connection.
 #[derive(Debug)]
 pub(crate) enum CloseReason {
-    /// The client sent FIN, and has got all that it was owed.
+    /// The client sent FIN, and everything is echoed.
     ClosedByClient,
-    /// The client, or something on the way, sent RST.
+    /// The client, or an intermediary, sent RST.
     ResetByClient,
     /// No byte moved for the idle timeout.
     IdleTimeout,
-    /// The server stopped, the client was quiet, and nothing was owed to it.
+    /// Graceful shutdown: the client was quiet, and everything is echoed.
     ServerShuttingDown,
-    /// The server stopped, and at its deadline the client was still not done.
+    /// The shutdown timeout passed first.
     ForciblyClosed,
-    /// It did not begin with the header that a balancer sends, for this reason.
+    /// The connection does not begin with a PROXY header, for this reason.
     InvalidProxyHeader(&'static str),
-    /// Its address had as many clients inside as it may have.
+    /// The client's IP address is at its limit.
     PerIpLimit,
-    /// Whatever else the system reported.
+    /// Any other error that the system reports.
     Failed(io::Error),
 }
 
 impl From<io::Error> for CloseReason {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            // A write after the client's RST meets EPIPE; Windows names some resets "aborted".
+            // A send after the client's RST fails with EPIPE. Windows calls some resets "aborted".
             ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => {
                 Self::ResetByClient
             }
@@ -80,255 +95,373 @@ impl fmt::Display for CloseReason {
     }
 }
 
-/// What there is to tell of a connection that has ended.
-#[derive(Debug)]
-pub(crate) struct Summary {
-    pub(crate) reason: CloseReason,
-    /// Whether the client was let in at all.
-    pub(crate) admitted: bool,
-    /// Bytes.
-    pub(crate) echoed: u64,
-}
-
-/// A client's connection, while it lasts.
+/// A client's connection, which one thread serves. Its methods return `Break` with the reason once
+/// the connection is over.
 pub(crate) struct Connection {
-    /// The client's socket, and what it has sent and is still owed.
-    ///
-    /// The buffer's memory is never initialised and its bytes are never copied: a client that
-    /// sends little touches one page of its 64 KiB.
-    reader: BufReader<TcpStream>,
-    /// The client: who has connected, or in whose name a balancer has.
+    stream: TcpStream,
+    /// The client's address. Behind a load balancer it comes from the PROXY header.
     peer: SocketAddr,
-    /// Where places are counted by address.
+    /// What the last `recv` returned. Its memory is never initialised beyond that, so a client
+    /// that sends little touches one page.
+    buffer: Vec<u8>,
+    /// How many bytes of the buffer have been sent back.
+    sent: usize,
+    /// Released when the server sends FIN.
+    permit: Option<Permit>,
+    /// Released when the server sends FIN: the client may reconnect immediately.
     per_ip_permit: Option<PerIpPermit>,
-    service: Arc<Service>,
+    shared: Arc<Shared>,
     busy_poll: BusyPoll,
-    /// Whether a byte has moved, in or out, since `idle_since` was set: a busy client needs no
+    /// Whether a byte has moved since `idle_since` was set, so that a busy connection needs no
     /// clock.
     moved: bool,
     idle_since: Instant,
-    /// Bytes.
-    echoed: u64,
+    /// When data last arrived during the drain.
+    last_arrival: Option<Instant>,
+    bytes_echoed: u64,
 }
 
 impl Connection {
-    pub(crate) fn new(stream: TcpStream, peer: SocketAddr, service: Arc<Service>) -> Self {
-        Self {
-            reader: BufReader::with_capacity(service.config.buffer_size, stream),
+    /// Takes over the connection of an accepted client.
+    ///
+    /// # Errors
+    /// Returns an error if there is no memory for the buffer.
+    pub(crate) fn new(
+        stream: TcpStream,
+        peer: SocketAddr,
+        permit: Permit,
+        shared: Arc<Shared>,
+    ) -> io::Result<Self> {
+        // Not `Vec::with_capacity`, which ends the process if there is no memory.
+        let mut buffer = Vec::new();
+        buffer.try_reserve_exact(shared.config.buffer_size)?;
+        Ok(Self {
+            stream,
             peer,
+            buffer,
+            sent: 0,
+            permit: Some(permit),
             per_ip_permit: None,
-            busy_poll: BusyPoll::new(service.config.busy_poll),
-            service,
+            busy_poll: BusyPoll::new(shared.config.busy_poll),
+            shared,
             moved: false,
             idle_since: Instant::now(),
-            echoed: 0,
-        }
+            last_arrival: None,
+            bytes_echoed: 0,
+        })
     }
 
-    /// Serves the client until its connection is closed; logs its arrival and its end.
-    pub(crate) fn serve(mut self) -> Summary {
-        let arrived = self.idle_since;
-        let admission = self.admit();
-        let admitted = admission.is_ok();
-        let reason =
-            admission.and_then(|()| self.echo()).err().unwrap_or(CloseReason::ClosedByClient);
-        if matches!(reason, CloseReason::IdleTimeout | CloseReason::ServerShuttingDown) {
-            self.lingering_close();
+    /// Serves the client until its connection is closed, and logs that.
+    pub(crate) fn serve(mut self) {
+        let started = self.idle_since;
+        let mut reason = match self.admit() {
+            Continue(()) => {
+                self.shared.totals.count_client();
+                let Break(reason) = self.echo();
+                reason
+            }
+            Break(reason) => reason,
+        };
+        match reason {
+            CloseReason::IdleTimeout => {
+                self.lingering_close(false);
+            }
+            CloseReason::ServerShuttingDown if !self.lingering_close(true) => {
+                reason = CloseReason::ForciblyClosed;
+            }
+            // Before shutdown, the kernel delivers the rest after the close.
+            CloseReason::ClosedByClient
+                if self.shared.shutdown.is_requested() && !self.lingering_close(true) =>
+            {
+                reason = CloseReason::ForciblyClosed;
+            }
+            _ => {}
         }
-        let Self { peer, echoed, .. } = self;
-        // Who sees the end of a connection may come again at once.
-        drop(self.per_ip_permit);
-        drop(self.reader);
-        let level =
-            if matches!(reason, CloseReason::PerIpLimit) { Level::Debug } else { Level::Info };
+        self.shared.totals.count_close(&reason, self.bytes_echoed);
+        let Self { peer, bytes_echoed, .. } = self;
+        // Release everything before the log says that the connection is over.
+        drop((self.stream, self.permit, self.per_ip_permit));
+        let level = match reason {
+            CloseReason::PerIpLimit => Level::Debug,
+            _ => Level::Info,
+        };
         log!(
             level,
-            "{peer} disconnected: {reason}, {echoed} bytes echoed in {:.1?}",
-            arrived.elapsed()
+            "{peer} disconnected: {reason}, {bytes_echoed} bytes echoed in {:.1?}",
+            started.elapsed()
         );
-        Summary { reason, admitted, echoed }
     }
 
-    /// Finds out who the client is, and gives it a per_ip_permit where there is one.
-    fn admit(&mut self) -> Result<(), CloseReason> {
-        if !self.service.options_inherited {
-            prepare_client(&SockRef::from(self.reader.get_ref()))?;
+    /// Finds out who the client is and applies the per-IP limit.
+    fn admit(&mut self) -> ControlFlow<CloseReason> {
+        if !self.shared.options_inherited {
+            let socket = SockRef::from(&self.stream);
+            if let Err(error) = self.shared.socket_options.apply_to_client(&socket) {
+                return Break(error.into());
+            }
         }
-        let mut balancer = None;
-        if self.service.config.proxy_protocol
+        let mut load_balancer = None;
+        if self.shared.config.proxy_protocol
             && let Some(client) = self.read_proxy_header()?
         {
-            balancer = Some(mem::replace(&mut self.peer, client));
+            load_balancer = Some(mem::replace(&mut self.peer, client));
         }
-        if let Some(per_ip) = &self.service.per_ip {
-            self.per_ip_permit = Some(per_ip.enter(self.peer.ip()).ok_or(CloseReason::PerIpLimit)?);
+        if let Some(limiter) = &self.shared.per_ip_limiter {
+            match limiter.try_acquire(self.peer.ip()) {
+                Some(permit) => self.per_ip_permit = Some(permit),
+                None => return Break(CloseReason::PerIpLimit),
+            }
         }
-        match balancer {
-            Some(balancer) => info!("{} connected by {balancer}", self.peer),
+        match load_balancer {
+            Some(load_balancer) => info!("{} connected by {load_balancer}", self.peer),
             None => info!("{} connected", self.peer),
         }
-        Ok(())
+        Continue(())
     }
 
-    /// Echoes until the client half-closes, which is the good end, or anything else ends it.
-    fn echo(&mut self) -> Result<(), CloseReason> {
+    /// Echoes until the client half-closes, the drain is complete or something else ends the
+    /// connection.
+    fn echo(&mut self) -> ControlFlow<CloseReason, Infallible> {
+        // If the connection began with a PROXY header, the buffer holds what followed it.
+        self.send_all()?;
         loop {
-            self.check_deadline()?;
-            match self.reader.fill_buf() {
-                Ok([]) => return Ok(()),
-                Ok(received) => {
-                    self.busy_poll.came();
-                    debug!("{} sent {} bytes", self.peer, received.len());
-                    trace!("{} sent {}", self.peer, excerpt(received));
-                    self.moved = true;
-                    self.write_all()?;
-                    self.look();
+            let received = if self.shared.shutdown.is_requested() {
+                self.receive_unless_quiet()?
+            } else {
+                self.receive_or_wait(None)?
+            };
+            match received {
+                None => {} // Nothing has arrived yet.
+                Some(0) => return Break(CloseReason::ClosedByClient),
+                Some(_) => {
+                    self.busy_poll.record_arrival();
+                    self.send_all()?;
+                    self.poll_before_blocking();
                 }
-                Err(error) => self.wait_if_blocked(error, Interest::Read, None)?,
             }
         }
     }
 
-    /// What was sent may have its answer soon: looks for that before the next read sleeps.
-    ///
-    /// Else the thread goes straight back to its read. To yield here first lifted 16 and 64 busy
-    /// clients by 30 to 40 %, since the next message then has come before the thread sleeps; but
-    /// with a busy program on each processor 4 clients fell from 54,000 messages a second to 2,800.
-    ///
-    /// Nor does it ask the scheduler for anything. An event loop has 1.5 to 1.7 times the messages of
-    /// 16, 64 and 1,000 busy clients, since it need not wake a thread for each. The whole server under
-    /// another policy, against itself (two processors, shared with the load; four rounds in turns):
-    ///
-    /// | | 16 clients | p99 | 64 clients | 1,000 clients |
-    /// | --- | --- | --- | --- | --- |
-    /// | `SCHED_BATCH`, which never preempts | 1.35 | 1.94 | 1.48 | 1.12 |
-    /// | `SCHED_FIFO` or `SCHED_RR` | 0.71 to 0.75 | 1.37, 0.97 | 0.76 | 0.73 |
-    /// | nice 10 | 1.29 | 0.87 | 1.10 | 1.01 |
-    /// | nice -10 | 1.14 | 0.70 | 1.10 | 0.99 |
-    /// | all threads on one processor | 1.15 | 1.22 | 1.16 | 0.90 |
-    /// | buffers of 4 KiB, 1 MiB | 0.96, 0.98 | 1.09, 1.08 | 1.03, 1.02 | 0.97, 0.99 |
-    /// | a time slice of 0.1 ms, 30 ms | 1.01, 1.07 | 0.99, 0.73 | 1.00, 0.98 | 0.99, 1.06 |
-    ///
-    /// All but the first two lines are within the noise, a fifth either way, or nearly so; and who is
-    /// nice starves where others are not. `SCHED_BATCH` wins by letting the load run on, at twice the
-    /// p99; with a busy program on each processor it has 0.92 of the rate and 1.9 times the p99. It is a
-    /// choice for whoever runs the server, who has a switch for it: `chrt --batch 0 echo-server`.
-    fn look(&mut self) {
-        let Service { clients, shutdown, lookers, .. } = &*self.service;
-        if clients.inside() <= *lookers && !shutdown.is_requested() {
-            self.busy_poll.look(self.reader.get_ref());
+    /// Receives the next piece, or blocks until there may be one, `deadline` passes or shutdown is
+    /// requested.
+    fn receive_or_wait(
+        &mut self,
+        deadline: Option<Instant>,
+    ) -> ControlFlow<CloseReason, Option<usize>> {
+        match self.receive() {
+            Ok(received) => Continue(Some(received)),
+            Err(error) => {
+                self.wait_if_blocked(error, Interest::Read, deadline)?;
+                Continue(None)
+            }
         }
     }
 
-    /// Writes all that is in the buffer. It is `Write::write_all`, but hears the stop and the idle
-    /// timeout while the client does not read.
-    fn write_all(&mut self) -> Result<(), CloseReason> {
-        while !self.reader.buffer().is_empty() {
-            self.check_deadline()?;
-            match self.reader.get_ref().write(self.reader.buffer()) {
+    /// The drain: receives the next piece, or ends the connection once the client is quiet.
+    /// Everything it sent is echoed then.
+    fn receive_unless_quiet(&mut self) -> ControlFlow<CloseReason, Option<usize>> {
+        let quiet_at = self.quiet_at();
+        let started = Instant::now();
+        if self.wait(Interest::Read, Some(quiet_at), true)? {
+            if started.elapsed() > Duration::from_millis(1) {
+                // The data was not there before: it has just arrived.
+                self.last_arrival = Some(Instant::now());
+            }
+            match self.receive() {
+                Ok(received) => Continue(Some(received)),
+                Err(error) if is_temporary(&error) => Continue(None),
+                Err(error) => Break(error.into()),
+            }
+        } else if started >= quiet_at {
+            Break(CloseReason::ServerShuttingDown)
+        } else {
+            // More may have arrived in the meantime, or a signal has interrupted the wait.
+            Continue(None)
+        }
+    }
+
+    /// Returns when the client counts as quiet, if nothing more arrives.
+    ///
+    /// What the client sent before the shutdown request may still be in flight. On a slow link it
+    /// arrives with pauses as long as the connection's round trips and retransmissions, so these
+    /// decide. If the system does not report them, the last arrival and fixed times do.
+    fn quiet_at(&self) -> Instant {
+        let now = Instant::now();
+        let (rtt, rto, last_arrival) = match TcpInfo::of(&self.stream) {
+            Some(info) => (info.rtt, info.rto, now.checked_sub(info.last_received)),
+            None => (Duration::ZERO, DEFAULT_RTO, self.last_arrival),
+        };
+        let requested_at = self.shared.shutdown.requested_at().unwrap_or(now);
+        let quiet_at = requested_at + MIN_QUIET_PERIOD.max(rtt);
+        match last_arrival {
+            Some(last_arrival) => quiet_at.max(last_arrival + rto * QUIET_RTOS),
+            None => quiet_at,
+        }
+    }
+
+    /// Receives the next piece into the empty buffer. Returns its size; 0 means FIN.
+    fn receive(&mut self) -> io::Result<usize> {
+        self.buffer.clear();
+        self.sent = 0;
+        let received = receive(&self.stream, &mut self.buffer)?;
+        if received > 0 {
+            debug!("{} sent {received} bytes", self.peer);
+            trace!("{} sent {}", self.peer, excerpt(&self.buffer));
+            self.moved = true;
+        }
+        Ok(received)
+    }
+
+    /// Sends everything that is in the buffer. This is `Write::write_all`, except that shutdown
+    /// and the idle timeout can end it while the client does not read.
+    fn send_all(&mut self) -> ControlFlow<CloseReason> {
+        while self.sent < self.buffer.len() {
+            if self.shared.shutdown.is_overdue() {
+                return Break(CloseReason::ForciblyClosed);
+            }
+            match (&self.stream).write(&self.buffer[self.sent..]) {
                 Ok(written) => {
                     debug!("{} was sent {written} bytes", self.peer);
-                    self.reader.consume(written);
-                    self.echoed += written as u64;
+                    self.sent += written;
+                    self.bytes_echoed += written as u64;
                     self.moved = true;
                 }
                 Err(error) => self.wait_if_blocked(error, Interest::Write, None)?,
             }
         }
-        Ok(())
+        Continue(())
     }
 
-    /// Whether the server may go on with the client, or a stop has run out of time.
-    fn check_deadline(&self) -> Result<(), CloseReason> {
-        if self.service.shutdown.is_overdue() { Err(CloseReason::ForciblyClosed) } else { Ok(()) }
+    /// Busy-polls for the next bytes before `recv` blocks, if there are CPUs to spare.
+    fn poll_before_blocking(&mut self) {
+        if self.shared.limiter.active() <= self.shared.max_spinning_clients {
+            self.busy_poll.spin(&self.stream);
+        }
     }
 
-    /// After a call that found nothing to do: blocks until there may be something, or `until` has
-    /// come. Any other error is the connection's end.
+    /// Handles an error of `recv` or `send`. If the call had nothing to do, blocks until it may
+    /// have, or until `deadline`. Any other error ends the connection.
     fn wait_if_blocked(
         &mut self,
         error: io::Error,
         interest: Interest,
-        until: Option<Instant>,
-    ) -> Result<(), CloseReason> {
-        match error.kind() {
-            ErrorKind::Interrupted => Ok(()),
-            ErrorKind::WouldBlock
-                if self.service.shutdown.is_requested() && interest == Interest::Read =>
-            {
-                self.close_if_drained()
+        deadline: Option<Instant>,
+    ) -> ControlFlow<CloseReason> {
+        if !is_temporary(&error) {
+            return Break(error.into());
+        }
+        if error.kind() == ErrorKind::WouldBlock {
+            if mem::take(&mut self.moved) {
+                // While the call blocked, nothing moved.
+                let blocked_for = self.shared.socket_options.blocked_for(interest);
+                let now = Instant::now();
+                self.idle_since = now.checked_sub(blocked_for).unwrap_or(now);
             }
-            ErrorKind::WouldBlock => self.wait(interest, until).map(drop),
-            _ => Err(error.into()),
+            // A `recv` returns to the caller's loop when shutdown is requested, also if that
+            // happened during the call. A `send` must go on.
+            let is_draining = interest == Interest::Write && self.shared.shutdown.is_requested();
+            self.wait(interest, deadline, is_draining)?;
         }
+        Continue(())
     }
 
-    /// In a stop: nothing has come from the client for now. When nothing comes for a moment either,
-    /// and all that it was owed is on its way, the server leaves it.
-    fn close_if_drained(&mut self) -> Result<(), CloseReason> {
-        if self.wait(Interest::Read, Instant::now().checked_add(QUIET_PERIOD))? {
-            return Ok(());
-        }
-        report_writable_when_all_is_sent(&SockRef::from(self.reader.get_ref()))?;
-        while !self.wait(Interest::Write, None)? {}
-        if self.wait(Interest::Read, Some(Instant::now()))? {
-            return Ok(());
-        }
-        Err(CloseReason::ServerShuttingDown)
-    }
-
-    /// Blocks as [`wait()`] does; the connection ends where it is idle or cut off.
-    ///
-    /// It is idle if its time was over before the last try to read or write, which moved nothing: a
-    /// slow client may have taken too little to make its socket writable, but enough for a write.
-    fn wait(&mut self, interest: Interest, until: Option<Instant>) -> Result<bool, CloseReason> {
+    /// Blocks until the socket is ready or `deadline` passes, and unless `is_draining`, until
+    /// shutdown is requested. Returns whether the socket is ready. The idle timeout and the
+    /// shutdown timeout end the connection.
+    fn wait(
+        &mut self,
+        interest: Interest,
+        deadline: Option<Instant>,
+        is_draining: bool,
+    ) -> ControlFlow<CloseReason, bool> {
         if mem::take(&mut self.moved) {
             self.idle_since = Instant::now();
         }
-        let timeout = self.service.config.idle_timeout;
-        let idle = timeout.and_then(|timeout| self.idle_since.checked_add(timeout));
-        if idle.is_some_and(|idle| Instant::now() >= idle) {
-            return Err(CloseReason::IdleTimeout);
+        let idle_at = match self.shared.config.idle_timeout {
+            Some(timeout) => self.idle_since.checked_add(timeout),
+            None => None,
+        };
+        let shutdown = &self.shared.shutdown;
+        if shutdown.is_overdue() {
+            return Break(CloseReason::ForciblyClosed);
         }
-        let shutdown = &self.service.shutdown;
-        let waker = (!shutdown.is_requested()).then(|| shutdown.waker());
-        let until = [until, idle, shutdown.deadline()].into_iter().flatten().min();
-        let ready = wait(self.reader.get_ref(), interest, until, waker)?;
-        if !ready {
-            self.check_deadline()?;
+        if idle_at.is_some_and(|idle_at| Instant::now() >= idle_at) {
+            return Break(CloseReason::IdleTimeout);
         }
-        Ok(ready)
+        let waker = if is_draining { None } else { Some(shutdown.waker()) };
+        let deadline = [deadline, idle_at, shutdown.deadline()].into_iter().flatten().min();
+        match wait(&self.stream, interest, deadline, waker) {
+            Ok(false)
+                if interest == Interest::Read
+                    && idle_at.is_some_and(|idle_at| Instant::now() >= idle_at) =>
+            {
+                Break(CloseReason::IdleTimeout)
+            }
+            Ok(is_ready) => Continue(is_ready),
+            Err(error) => Break(error.into()),
+        }
     }
 
-    /// Sends FIN, then reads and discards until the client's FIN, for [`LINGER`] at most. To close
-    /// a socket that has unread bytes sends RST, and RST destroys what is still on its way to the
-    /// client (RFC 1122, section 4.2.2.13).
-    fn lingering_close(&mut self) {
-        if self.reader.get_ref().shutdown(Half::Write).is_err() {
-            return;
+    /// Half-closes, then reads and discards until the client's FIN. With `until_acknowledged` it
+    /// also waits until the client has acknowledged everything, and returns false if the shutdown
+    /// timeout passes first.
+    ///
+    /// Closing a socket with unread data sends RST, which destroys data in flight (RFC 1122,
+    /// section 4.2.2.13). And after shutdown the host may be gone before the kernel could send
+    /// lost data again.
+    fn lingering_close(&mut self, until_acknowledged: bool) -> bool {
+        if self.stream.shutdown(Half::Write).is_err() {
+            return true; // The client has reset the connection.
         }
-        let until = Instant::now() + LINGER;
-        while Instant::now() < until {
-            // A read by itself might block for longer.
-            match wait(self.reader.get_ref(), Interest::Read, Some(until), None) {
-                Ok(false) => continue,
-                Ok(true) => {}
-                Err(_) => return,
+        self.permit = None;
+        self.per_ip_permit = None;
+        let mut linger_until = Instant::now() + LINGER_TIMEOUT;
+        let mut client_closed = false;
+        loop {
+            let now = Instant::now();
+            let is_unacknowledged = until_acknowledged
+                && TcpInfo::of(&self.stream).is_some_and(|info| !info.fin_acknowledged);
+            if is_unacknowledged {
+                linger_until = now + LINGER_TIMEOUT;
+            } else if client_closed || now >= linger_until {
+                return true;
             }
-            match self.reader.fill_buf() {
-                Ok([]) | Err(_) => return,
-                Ok(unwanted) => {
-                    let discarded = unwanted.len();
-                    self.reader.consume(discarded);
-                }
+            if self.shared.shutdown.is_overdue() {
+                return !is_unacknowledged;
+            }
+            if client_closed {
+                thread::sleep(ACK_POLL_INTERVAL);
+                continue;
+            }
+            match wait(&self.stream, Interest::Read, Some(now + ACK_POLL_INTERVAL), None) {
+                Ok(true) => match self.discard() {
+                    Ok(0) => client_closed = true,
+                    Ok(_) => {}
+                    Err(error) if is_temporary(&error) => {}
+                    Err(_) => return true, // The client has reset the connection.
+                },
+                Ok(false) => {}
+                Err(_) => return true,
             }
         }
+    }
+
+    /// Receives data that is not echoed. Returns its size; 0 means FIN.
+    fn discard(&mut self) -> io::Result<usize> {
+        self.buffer.clear();
+        receive(&self.stream, &mut self.buffer)
     }
 }
 
-/// The beginning of `bytes` for the log, escaped: no byte of a client's can end a line of it.
+/// Returns whether the call that failed may succeed later.
+fn is_temporary(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}
+
+/// Returns the beginning of `bytes` for the log. It is escaped, so that payload cannot forge a log
+/// line.
 fn excerpt(bytes: &[u8]) -> impl fmt::Display {
-    let rest = bytes.len().saturating_sub(TRACED);
+    let rest = bytes.len().saturating_sub(TRACE_LIMIT);
     let shown = bytes[..bytes.len() - rest].escape_ascii().to_string();
     if rest == 0 { shown } else { format!("{shown}… and {rest} more") }
 }

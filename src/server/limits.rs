@@ -1,135 +1,166 @@
-//! Who is inside: how many, whether there is a place for one more, and what they got in all.
+//! The connection limit and the per-IP limit. Both hand out permits; dropping a permit releases
+//! it, even if the thread that holds it panics.
 
-use std::fmt;
+use std::collections::HashMap;
+use std::mem;
+use std::net::IpAddr;
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::connection::{CloseReason, Summary};
+use log::warn;
 
-/// The clients that are being served, and the totals of those who were.
+/// Limits how many permits exist at once.
 #[derive(Debug)]
 pub(crate) struct ConnectionLimiter {
     limit: usize,
-    /// How many are inside. It changes under the mutex alone, or a release could slip past who
-    /// waits for one; and everybody may read it.
-    inside: AtomicUsize,
-    count: Mutex<Count>,
-    /// Notified when a client leaves and somebody waits for that.
-    left: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Count {
-    /// Whether somebody waits for a client to leave: a wake-up for nobody costs a system call.
-    awaited: bool,
-    totals: Totals,
+    /// Changes only under the mutex, so that no release is missed; may be read by any thread.
+    active: AtomicUsize,
+    /// Whether a thread waits for a release. A notification costs a system call, so there is none
+    /// without a waiting thread.
+    has_waiters: Mutex<bool>,
+    released: Condvar,
 }
 
 impl ConnectionLimiter {
     pub(crate) fn new(limit: usize) -> Self {
-        Self { limit, inside: AtomicUsize::new(0), count: Mutex::default(), left: Condvar::new() }
+        Self {
+            limit,
+            active: AtomicUsize::new(0),
+            has_waiters: Mutex::new(false),
+            released: Condvar::new(),
+        }
     }
 
-    /// How many are inside, at the cost of a load.
-    pub(crate) fn inside(&self) -> usize {
-        self.inside.load(Relaxed)
+    /// Returns how many permits exist, at the cost of one load.
+    pub(crate) fn active(&self) -> usize {
+        self.active.load(Relaxed)
     }
 
-    /// How many places are free.
+    /// Returns how many permits are left.
     pub(crate) fn available(&self) -> usize {
-        self.limit.saturating_sub(self.inside())
+        self.limit.saturating_sub(self.active())
     }
 
-    pub(crate) fn totals(&self) -> Totals {
-        self.count().totals
-    }
-
-    /// Counts a client that a stop cut off before it was served.
-    pub(crate) fn count_forcibly_closed(&self) {
-        self.count().totals.forcibly_closed += 1;
-    }
-
-    /// Takes a place, to be given back when the returned value is dropped.
-    pub(crate) fn enter(self: &Arc<Self>) -> Permit {
-        let _count = self.count();
-        self.inside.fetch_add(1, Relaxed);
+    /// Takes a permit. The caller has made sure that one is [`available`](Self::available).
+    pub(crate) fn acquire(self: &Arc<Self>) -> Permit {
+        let _guard = self.lock();
+        self.active.fetch_add(1, Relaxed);
         Permit(Arc::clone(self))
     }
 
-    /// Blocks until there is a place, for `timeout` at most; whether there is one.
-    pub(crate) fn acquire_timeout(&self, timeout: Duration) -> bool {
-        self.wait_while(timeout, |inside| inside >= self.limit) < self.limit
+    /// Blocks until a permit is available or `timeout` passes. Returns whether one is.
+    pub(crate) fn wait_until_available(&self, timeout: Duration) -> bool {
+        self.wait_while(timeout, |active| active >= self.limit);
+        self.available() > 0
     }
 
-    /// Blocks until a client has left, for `timeout` at most; whether one has.
+    /// Blocks until a permit is released or `timeout` passes. Returns whether one was released.
     pub(crate) fn wait_for_release(&self, timeout: Duration) -> bool {
-        let before = self.inside();
-        self.wait_while(timeout, |inside| inside >= before) < before
+        let before = self.active();
+        self.wait_while(timeout, |active| active >= before);
+        self.active() < before
     }
 
-    /// Blocks until all have left, for `timeout` at most.
+    /// Blocks until all permits are released or `timeout` passes.
     pub(crate) fn wait_until_idle(&self, timeout: Duration) {
-        self.wait_while(timeout, |inside| inside > 0);
+        self.wait_while(timeout, |active| active > 0);
     }
 
-    /// Blocks while `condition` holds for the number of clients inside; what it is then.
-    fn wait_while(&self, timeout: Duration, condition: impl Fn(usize) -> bool) -> usize {
-        let mut count = self.count();
-        count.awaited = true;
-        let waited = self.left.wait_timeout_while(count, timeout, |_| condition(self.inside()));
-        let (mut count, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        count.awaited = false;
-        self.inside()
+    /// Blocks while `condition` holds for the number of permits, or until `timeout` passes.
+    fn wait_while(&self, timeout: Duration, condition: impl Fn(usize) -> bool) {
+        let mut has_waiters = self.lock();
+        *has_waiters = true;
+        let (mut has_waiters, _) = self
+            .released
+            .wait_timeout_while(has_waiters, timeout, |_| condition(self.active()))
+            .unwrap_or_else(PoisonError::into_inner);
+        *has_waiters = false;
     }
 
-    fn count(&self) -> MutexGuard<'_, Count> {
-        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.has_waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// One client's place. Dropping it frees the place, also where the client's thread panicked.
+/// The right to one connection. Dropping it releases it.
 #[derive(Debug)]
 pub(crate) struct Permit(Arc<ConnectionLimiter>);
 
-impl Permit {
-    /// Adds a client that was served to the totals, and frees its place.
-    pub(crate) fn leave(self, summary: &Summary) {
-        let totals = &mut self.0.count().totals;
-        totals.served += u64::from(summary.admitted);
-        totals.echoed += summary.echoed;
-        totals.forcibly_closed += u64::from(matches!(summary.reason, CloseReason::ForciblyClosed));
-    }
-}
-
 impl Drop for Permit {
     fn drop(&mut self) {
-        let count = self.0.count();
-        self.0.inside.fetch_sub(1, Relaxed);
-        if count.awaited {
-            self.0.left.notify_all();
+        let has_waiters = self.0.lock();
+        self.0.active.fetch_sub(1, Relaxed);
+        if *has_waiters {
+            self.0.released.notify_all();
         }
     }
 }
 
-/// What the server did in its time.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Totals {
-    served: u64,
-    /// Bytes.
-    echoed: u64,
-    forcibly_closed: u64,
+/// Limits how many permits each IP address holds, so that one address cannot take them all.
+#[derive(Debug)]
+pub(crate) struct PerIpLimiter {
+    limit: NonZeroUsize,
+    /// The addresses that hold permits.
+    entries: Mutex<HashMap<IpAddr, IpEntry>>,
 }
 
-impl fmt::Display for Totals {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { served, echoed, forcibly_closed } = self;
-        write!(f, "{served} clients served, {forcibly_closed} cut off, {echoed} bytes echoed")
+#[derive(Debug, Default)]
+struct IpEntry {
+    active: usize,
+    /// Whether the log says that this address is at its limit: once, until it holds no permit.
+    logged: bool,
+}
+
+impl PerIpLimiter {
+    pub(crate) fn new(limit: NonZeroUsize) -> Self {
+        Self { limit, entries: Mutex::default() }
+    }
+
+    /// Takes a permit for `ip`, or returns `None` if the address is at its limit.
+    pub(crate) fn try_acquire(self: &Arc<Self>, ip: IpAddr) -> Option<PerIpPermit> {
+        let mut entries = self.lock();
+        let entry = entries.entry(ip).or_default();
+        if entry.active < self.limit.get() {
+            entry.active += 1;
+            return Some(PerIpPermit { limiter: Arc::clone(self), ip });
+        }
+        let logged = mem::replace(&mut entry.logged, true);
+        drop(entries);
+        if !logged {
+            warn!("more clients of {ip} are turned away: it has {} already", self.limit);
+        }
+        None
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, IpEntry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The right of an IP address to one connection. Dropping it releases it.
+#[derive(Debug)]
+pub(crate) struct PerIpPermit {
+    limiter: Arc<PerIpLimiter>,
+    ip: IpAddr,
+}
+
+impl Drop for PerIpPermit {
+    fn drop(&mut self) {
+        let mut entries = self.limiter.lock();
+        if let Some(entry) = entries.get_mut(&self.ip) {
+            entry.active -= 1;
+            if entry.active == 0 {
+                entries.remove(&self.ip);
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
     use std::thread;
 
     use super::*;
@@ -138,23 +169,33 @@ mod tests {
     const LONG: Duration = Duration::from_secs(60);
 
     #[test]
-    fn who_waits_for_a_place_or_a_departure_learns_whether_there_was_one() {
-        let clients = Arc::new(ConnectionLimiter::new(2));
-        let first = clients.enter();
-        assert!(clients.acquire_timeout(Duration::ZERO));
-        let second = clients.enter();
-        assert!(!clients.acquire_timeout(Duration::ZERO));
-        assert!(!clients.wait_for_release(Duration::ZERO));
+    fn a_waiting_thread_wakes_when_a_permit_is_released() {
+        let limiter = Arc::new(ConnectionLimiter::new(2));
+        let first = limiter.acquire();
+        assert!(limiter.wait_until_available(Duration::ZERO));
+        let second = limiter.acquire();
+        assert!(!limiter.wait_until_available(Duration::ZERO));
+        assert!(!limiter.wait_for_release(Duration::ZERO));
         thread::scope(|scope| {
-            let waiting = scope.spawn(|| clients.wait_for_release(LONG));
-            while !clients.count().awaited && !waiting.is_finished() {
+            let waiting = scope.spawn(|| limiter.wait_for_release(LONG));
+            while !*limiter.lock() && !waiting.is_finished() {
                 thread::yield_now();
             }
             drop(first);
             assert!(waiting.join().expect("it does not panic"));
         });
-        assert!(clients.acquire_timeout(Duration::ZERO));
+        assert!(limiter.wait_until_available(Duration::ZERO));
         drop(second);
-        assert_eq!((clients.inside(), clients.available()), (0, 2));
+        assert_eq!((limiter.active(), limiter.available()), (0, 2));
+    }
+
+    #[test]
+    fn an_address_without_permits_has_no_entry() {
+        let limiter = Arc::new(PerIpLimiter::new(NonZeroUsize::MIN));
+        let permit = limiter.try_acquire(Ipv4Addr::LOCALHOST.into()).expect("it is the first");
+        assert!(limiter.try_acquire(Ipv4Addr::LOCALHOST.into()).is_none());
+        let other = limiter.try_acquire(Ipv4Addr::BROADCAST.into()).expect("another address");
+        drop((permit, other));
+        assert!(limiter.lock().is_empty());
     }
 }

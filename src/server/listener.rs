@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::platform::wait::{Interest, OPTIONS_INHERITED, Waker, accept, prepare_listener, wait};
+use crate::platform::socket::{OPTIONS_INHERITED, SocketOptions, accept};
+use crate::platform::wait::{Interest, Waker, wait};
 
 /// How many clients the kernel keeps in its queue until they are accepted, the most that Linux
 /// gives by default (`net.core.somaxconn`). When it is full, a client's SYN is dropped and sent
@@ -26,20 +27,20 @@ pub(crate) struct Listener {
 
 impl Listener {
     /// Binds and listens. On `::` it serves both IP versions.
-    pub(crate) fn bind(address: SocketAddr) -> io::Result<Self> {
+    pub(crate) fn bind(address: SocketAddr, options: SocketOptions) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         if address.is_ipv6() {
             socket.set_only_v6(address.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED))?;
         }
-        prepare_listener(&SockRef::from(&socket))?;
+        options.apply_to_listener(&SockRef::from(&socket))?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG.into())?;
         Ok(Self { socket: socket.into(), adopted: false })
     }
 
     /// Takes over a socket that somebody else has bound and listens on.
-    pub(crate) fn adopt(listener: TcpListener) -> io::Result<Self> {
-        prepare_listener(&SockRef::from(&listener))?;
+    pub(crate) fn adopt(listener: TcpListener, options: SocketOptions) -> io::Result<Self> {
+        options.apply_to_listener(&SockRef::from(&listener))?;
         Ok(Self { socket: listener, adopted: true })
     }
 
@@ -134,16 +135,19 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::platform::wait::prepare_client;
+
+    fn options() -> SocketOptions {
+        SocketOptions::new(None)
+    }
 
     #[test]
     fn a_client_has_no_delay_and_keepalive() -> io::Result<()> {
-        let listener = Listener::bind(([127, 0, 0, 1], 0).into())?;
+        let listener = Listener::bind(([127, 0, 0, 1], 0).into(), options())?;
         let _client = TcpStream::connect(listener.local_addr()?)?;
         let (stream, _) = listener.accept()?;
         let socket = SockRef::from(&stream);
         if !listener.options_inherited() {
-            prepare_client(&socket)?;
+            options().apply_to_client(&socket)?;
         }
         assert!(socket.tcp_nodelay()?);
         assert!(socket.keepalive()?);
@@ -152,7 +156,7 @@ mod tests {
 
     #[test]
     fn accept_gives_up_when_nobody_comes() -> io::Result<()> {
-        let listener = Listener::bind(([127, 0, 0, 1], 0).into())?;
+        let listener = Listener::bind(([127, 0, 0, 1], 0).into(), options())?;
         let error = listener.accept().expect_err("nobody came");
         assert_eq!(error.kind(), ErrorKind::WouldBlock);
         Ok(())
@@ -160,7 +164,7 @@ mod tests {
 
     #[test]
     fn closing_gives_those_in_the_queue_in_their_order_and_refuses_the_next() -> io::Result<()> {
-        let listener = Listener::bind(([127, 0, 0, 1], 0).into())?;
+        let listener = Listener::bind(([127, 0, 0, 1], 0).into(), options())?;
         let address = listener.local_addr()?;
         let clients = [TcpStream::connect(address)?, TcpStream::connect(address)?];
         let mut queue = listener.close(0);
@@ -180,7 +184,7 @@ mod tests {
         let manager = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = manager.local_addr()?;
         let [_first, _second, third] = [(); 3].map(|()| TcpStream::connect(address));
-        let mut queue = Listener::adopt(manager.try_clone()?)?.close(2);
+        let mut queue = Listener::adopt(manager.try_clone()?, options())?.close(2);
         assert!(queue.next().is_some() && queue.next().is_some());
         assert!(queue.next().is_none() && queue.is_empty());
         let (_, peer) = manager.accept()?;

@@ -1,4 +1,5 @@
-//! The stop: one `AtomicBool` that every loop looks at, and a waker for threads that wait.
+//! Graceful shutdown: one `AtomicBool` that every loop checks, a waker for threads that wait, and
+//! the deadline at which remaining connections are forcibly closed.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,32 +8,32 @@ use std::time::{Duration, Instant};
 
 use crate::platform::wait::Waker;
 
-/// Asks a running [`Server`](super::Server) to stop; from a signal handler's thread, or any other.
+/// Shuts a running [`Server`](super::Server) down, from a signal handler or any other thread.
 #[derive(Clone, Debug)]
 pub struct ShutdownHandle(pub(crate) Arc<Shutdown>);
 
 impl ShutdownHandle {
-    /// Starts the stop and returns at once; [`Server::run`](super::Server::run) returns when it is
-    /// done. Asking again changes nothing.
+    /// Requests graceful shutdown and returns at once. [`Server::run`](super::Server::run) returns
+    /// when the shutdown is complete. Further calls have no effect.
     pub fn shutdown(&self) {
         self.0.request();
     }
 
-    /// Whether a stop has been asked for.
+    /// Returns whether shutdown has been requested.
     #[must_use]
     pub fn is_shutdown(&self) -> bool {
         self.0.is_requested()
     }
 }
 
-/// What the accept loop and all clients' threads share of a stop.
+/// The shutdown signal that the accept loop and all connections share.
 #[derive(Debug)]
 pub(crate) struct Shutdown {
     requested: AtomicBool,
-    /// How long clients that are still owed bytes may keep a stop waiting.
+    /// When shutdown was requested. Set before the flag.
+    requested_at: OnceLock<Instant>,
+    /// How long the drain may take.
     timeout: Duration,
-    /// When the stop cuts off who is left; `None` inside: a time too far away to be told.
-    deadline: OnceLock<Option<Instant>>,
     waker: Waker,
 }
 
@@ -40,14 +41,14 @@ impl Shutdown {
     pub(crate) fn new(timeout: Duration) -> io::Result<Self> {
         Ok(Self {
             requested: AtomicBool::new(false),
+            requested_at: OnceLock::new(),
             timeout,
-            deadline: OnceLock::new(),
             waker: Waker::new()?,
         })
     }
 
     fn request(&self) {
-        self.deadline.get_or_init(|| Instant::now().checked_add(self.timeout));
+        self.requested_at.get_or_init(Instant::now);
         self.requested.store(true, Ordering::Release);
         self.waker.wake_all();
     }
@@ -56,18 +57,27 @@ impl Shutdown {
         self.requested.load(Ordering::Acquire)
     }
 
-    /// When who is left is cut off; `None` without a stop, or where it is too far away to be told.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.deadline.get().copied().flatten()
+    /// Returns when shutdown was requested, if it was.
+    pub(crate) fn requested_at(&self) -> Option<Instant> {
+        self.requested_at.get().copied()
     }
 
-    /// How long it is until the deadline; a year where that is too far away to be told.
+    /// Returns when remaining connections are forcibly closed: `None` before shutdown, or if that
+    /// is too far in the future for an `Instant`.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.requested_at()?.checked_add(self.timeout)
+    }
+
+    /// Returns the time until the deadline, or a year if there is none.
     pub(crate) fn time_left(&self) -> Duration {
         const YEAR: Duration = Duration::from_secs(31_536_000);
-        self.deadline().map_or(YEAR, |deadline| deadline.saturating_duration_since(Instant::now()))
+        match self.deadline() {
+            Some(deadline) => deadline.saturating_duration_since(Instant::now()),
+            None => YEAR,
+        }
     }
 
-    /// Whether a stop has been requested and its deadline is over.
+    /// Returns whether the deadline has passed.
     pub(crate) fn is_overdue(&self) -> bool {
         self.deadline().is_some_and(|deadline| Instant::now() >= deadline)
     }

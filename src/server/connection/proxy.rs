@@ -5,14 +5,13 @@
 //!
 //! [spec]: https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt
 
-use std::io::BufRead;
 use std::net::SocketAddr;
+use std::ops::ControlFlow::{self, Break, Continue};
 use std::time::{Duration, Instant};
 
-use log::trace;
 use proxy_header::{ParseConfig, ProxyHeader};
 
-use super::{CloseReason, Connection, Interest, excerpt};
+use super::{CloseReason, Connection};
 use crate::server::listener::canonical;
 
 /// How long the header may take. It comes with the connection's first bytes, and the specification
@@ -100,36 +99,38 @@ impl Start {
 }
 
 impl Connection {
-    /// Takes the header off the stream; the client that it tells.
-    pub(super) fn read_proxy_header(&mut self) -> Result<Option<SocketAddr>, CloseReason> {
-        let until = Instant::now() + TIMEOUT;
+    /// Removes the header from the stream. Returns the client's address if the header has one.
+    pub(super) fn read_proxy_header(&mut self) -> ControlFlow<CloseReason, Option<SocketAddr>> {
+        let deadline = Instant::now() + TIMEOUT;
         let mut header = Vec::new();
-        while Instant::now() < until {
-            self.check_deadline()?;
-            match self.reader.fill_buf() {
-                Ok([]) => {
-                    return Err(CloseReason::InvalidProxyHeader("the client ended its stream"));
+        while Instant::now() < deadline {
+            let received = if self.shared.shutdown.is_requested() {
+                self.receive_unless_quiet()?
+            } else {
+                self.receive_or_wait(Some(deadline))?
+            };
+            match received {
+                None => continue,
+                Some(0) => {
+                    return Break(CloseReason::InvalidProxyHeader("the client ended its stream"));
                 }
-                Ok(received) => {
-                    trace!("{} sent {}", self.peer, excerpt(received));
-                    let (before, came) = (header.len(), received.len());
-                    header.extend_from_slice(received);
-                    self.moved = true;
-                    match Start::parse(&header) {
-                        Start::Partial => self.reader.consume(came),
-                        Start::Header { length, client } => {
-                            self.reader.consume(length - before);
-                            return Ok(client);
-                        }
-                        Start::Other => {
-                            return Err(CloseReason::InvalidProxyHeader("other bytes came"));
-                        }
-                    }
+                Some(_) => {}
+            }
+            let length_before = header.len();
+            header.extend_from_slice(&self.buffer);
+            match Start::parse(&header) {
+                Start::Partial => {}
+                Start::Header { length, client } => {
+                    // What follows the header is echoed.
+                    self.sent = length - length_before;
+                    return Continue(client);
                 }
-                Err(error) => self.wait_if_blocked(error, Interest::Read, Some(until))?,
+                Start::Other => {
+                    return Break(CloseReason::InvalidProxyHeader("other bytes came"));
+                }
             }
         }
-        Err(CloseReason::InvalidProxyHeader("none came in time"))
+        Break(CloseReason::InvalidProxyHeader("none came in time"))
     }
 }
 

@@ -1,0 +1,46 @@
+//! What the server has done, for its last log line.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use super::connection::CloseReason;
+
+/// Counts since the server started.
+#[derive(Debug, Default)]
+pub(crate) struct Totals {
+    clients_served: AtomicU64,
+    forcibly_closed: AtomicU64,
+    bytes_echoed: AtomicU64,
+}
+
+impl Totals {
+    /// Counts a client that was admitted.
+    pub(crate) fn count_client(&self) {
+        self.clients_served.fetch_add(1, Relaxed);
+    }
+
+    /// Counts the end of a connection.
+    pub(crate) fn count_close(&self, reason: &CloseReason, bytes_echoed: u64) {
+        self.bytes_echoed.fetch_add(bytes_echoed, Relaxed);
+        if matches!(reason, CloseReason::ForciblyClosed) {
+            self.forcibly_closed.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Counts a client that was forcibly closed in the listen backlog.
+    pub(crate) fn count_unserved(&self) {
+        self.forcibly_closed.fetch_add(1, Relaxed);
+    }
+}
+
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} clients served, {} cut off, {} bytes echoed",
+            self.clients_served.load(Relaxed),
+            self.forcibly_closed.load(Relaxed),
+            self.bytes_echoed.load(Relaxed),
+        )
+    }
+}
