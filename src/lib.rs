@@ -8,7 +8,7 @@
 //! | `main.rs` | the program: parse the flags, bind, say ready, run, exit code |
 //! | [`cli`] | the flags, their environment variables, how their values are read |
 //! | `cli/documents.rs` | the man page and the completions |
-//! | [`log_queue`] | the log's way to stderr, past readers that are slow or gone |
+//! | [`log_writer`] | writes the log to stderr without blocking the threads that log |
 //! | [`server`] | [`Server`]: the accept loop and the stop |
 //! | `server/listener.rs` | the listening socket: fast restart, a deep backlog, both IP versions |
 //! | `server/connection.rs` | one client: the echo loop, why it ended, the polite close |
@@ -86,7 +86,7 @@
 pub mod cli;
 #[cfg(feature = "client")]
 pub mod client;
-pub mod log_queue;
+pub mod log_writer;
 pub mod platform;
 pub mod server;
 

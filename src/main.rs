@@ -12,7 +12,7 @@ use std::process::{self, ExitCode};
 use std::time::Duration;
 
 use echo_server::cli::{self, ServerArgs, explain_bind_error};
-use echo_server::log_queue::LogQueue;
+use echo_server::log_writer::LogWriter;
 use echo_server::platform::{console, raise_file_limit, systemd};
 use echo_server::{Config, Server};
 use env_logger::{Target, WriteStyle};
@@ -48,8 +48,8 @@ fn serve(args: &ServerArgs) -> Result<(), String> {
     outcome
 }
 
-fn start_log(args: &ServerArgs) -> Result<LogQueue, String> {
-    let log = LogQueue::start(io::stderr()).map_err(|error| format!("cannot start: {error}"))?;
+fn start_log(args: &ServerArgs) -> Result<LogWriter, String> {
+    let log = LogWriter::start(io::stderr()).map_err(|error| format!("cannot start: {error}"))?;
     let coloured =
         io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
     let filters = env::var("RUST_LOG").unwrap_or_default();

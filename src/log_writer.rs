@@ -1,6 +1,6 @@
-//! The log on its way to stderr. Whoever reads it may be slow or may have stopped reading, like a
-//! pager; a client's thread must not wait for that. So it leaves its line in a queue, and a thread
-//! of its own writes what has gathered there, many lines at a time.
+//! Writes the log to stderr in a background thread. The reader of stderr may be slow or may have
+//! stopped reading, and a connection's thread must not wait for it. So a connection's thread only
+//! queues its line, and the background thread writes the queued lines in batches.
 
 use std::io::{self, ErrorKind, Write};
 use std::mem;
@@ -8,67 +8,69 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-/// The most that waits to be written, in bytes; lines beyond it are lost, and counted.
-const LIMIT: usize = 1_048_576;
+/// Maximum number of queued bytes. Further lines are dropped and counted.
+const QUEUE_LIMIT: usize = 1_048_576;
 
-/// What the writer's thread has for its calls, in bytes.
+/// Stack size of the background thread, in bytes.
 const STACK_SIZE: usize = 131_072;
 
-/// How long lines may gather after some were written: a busy server wakes the writer 200 times a
-/// second, not for each line.
-const GATHER: Duration = Duration::from_millis(5);
+/// Pause after each batch, in which the next one gathers. It limits the wake-ups of the background
+/// thread on a busy server to 200 a second.
+const BATCH_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Where the log's lines go, each by one call of [`Write::write`].
+/// A handle to the background thread. Each line of the log is one call of [`Write::write`], which
+/// never blocks on the stream.
 ///
 /// ```
 /// use std::io::{Write, sink};
 /// use std::time::Duration;
 ///
-/// use echo_server::log_queue::LogQueue;
+/// use echo_server::log_writer::LogWriter;
 ///
 /// # fn main() -> std::io::Result<()> {
-/// let mut log = LogQueue::start(sink())?;
+/// let mut log = LogWriter::start(sink())?;
 /// log.write_all(b"a line\n")?;
 /// log.close(Duration::from_secs(1));
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Clone, Debug, Default)]
-pub struct LogQueue(Arc<Shared>);
+pub struct LogWriter(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
     queue: Mutex<Queue>,
-    /// Notified when the writer has something to do, and when it has ended.
+    /// Notified when the background thread has work to do, and when it has ended.
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
     pending: Vec<u8>,
-    lost: u64,
-    /// Whether the writer sleeps until it is notified.
+    dropped: u64,
+    /// Whether the background thread waits to be notified.
     idle: bool,
     closing: bool,
     closed: bool,
 }
 
-impl LogQueue {
-    /// Starts the thread that writes the queue to `out`.
+impl LogWriter {
+    /// Starts the thread that writes the queued lines to `out`.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// Returns an error if the thread cannot be spawned.
     pub fn start(out: impl Write + Send + 'static) -> io::Result<Self> {
-        let queue = Self::default();
-        let writer = Arc::clone(&queue.0);
+        let writer = Self::default();
+        let shared = Arc::clone(&writer.0);
         thread::Builder::new()
             .name("log".to_owned())
             .stack_size(STACK_SIZE)
-            .spawn(move || writer.write_to(out))?;
-        Ok(queue)
+            .spawn(move || shared.write_to(out))?;
+        Ok(writer)
     }
 
-    /// Blocks until all is written, for `timeout` at most: nobody may be reading.
+    /// Waits until all lines are written, but no longer than `timeout`, because the stream may not
+    /// be read.
     pub fn close(&self, timeout: Duration) {
         let mut queue = self.0.lock();
         queue.closing = true;
@@ -77,11 +79,11 @@ impl LogQueue {
     }
 }
 
-impl Write for LogQueue {
+impl Write for LogWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let mut queue = self.0.lock();
-        if queue.pending.len() + line.len() > LIMIT {
-            queue.lost += 1;
+        if queue.pending.len() + line.len() > QUEUE_LIMIT {
+            queue.dropped += 1;
         } else {
             queue.pending.extend_from_slice(line);
         }
@@ -110,34 +112,35 @@ impl Shared {
                 queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
             }
             mem::swap(&mut batch, &mut queue.pending);
-            let (lost, closing) = (mem::take(&mut queue.lost), queue.closing);
+            let (dropped, closing) = (mem::take(&mut queue.dropped), queue.closing);
             drop(queue);
-            if lost > 0 {
-                let told =
-                    format!("{lost} lines of the log lost here: they were not read in time\n");
-                batch.extend_from_slice(told.as_bytes());
+            if dropped > 0 {
+                let report =
+                    format!("{dropped} lines of the log lost here: they were not read in time\n");
+                batch.extend_from_slice(report.as_bytes());
             }
-            // Nobody can be told that stderr is closed or broken; the service goes on.
+            // A stream that is closed or broken does not stop the service.
             let _ = write_patiently(&mut out, &batch);
             batch.clear();
             if closing {
                 break;
             }
-            thread::sleep(GATHER);
+            thread::sleep(BATCH_INTERVAL);
         }
         self.lock().closed = true;
         self.changed.notify_all();
     }
 }
 
-/// `write_all`, also where another program has made the stream non-blocking for all who share it.
+/// Does what `write_all` does, and waits if the stream is non-blocking: another process that shares
+/// the stream can make it so.
 fn write_patiently(out: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match out.write(bytes) {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
             Ok(written) => bytes = &bytes[written..],
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(GATHER),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(BATCH_INTERVAL),
             Err(error) => return Err(error),
         }
     }
@@ -150,15 +153,15 @@ mod tests {
 
     use super::*;
 
-    /// A stderr that takes a write only when the test gives leave.
+    /// A stream that blocks each write until the test permits it.
     struct Stalled {
-        leave: Receiver<()>,
+        permits: Receiver<()>,
         written: Sender<String>,
     }
 
     impl Write for Stalled {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let _ = self.leave.recv();
+            let _ = self.permits.recv();
             let _ = self.written.send(String::from_utf8_lossy(bytes).into_owned());
             Ok(bytes.len())
         }
@@ -169,40 +172,40 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_nobody_reads_are_bounded_and_the_lost_ones_counted() -> io::Result<()> {
-        let (go, leave) = channel();
+    fn an_unread_stream_bounds_the_queue_and_counts_drops() -> io::Result<()> {
+        let (permit, permits) = channel();
         let (written, output) = channel();
-        let mut queue = LogQueue::start(Stalled { leave, written })?;
+        let mut log = LogWriter::start(Stalled { permits, written })?;
         let line = [b'x'; 1023].iter().chain(b"\n").copied().collect::<Vec<u8>>();
         for _ in 0..5000 {
-            // Nobody gives leave: were this to wait for the reader, the test would hang here.
-            queue.write_all(&line)?;
+            // No write is permitted yet, so a call that waits for the stream hangs the test.
+            log.write_all(&line)?;
         }
-        drop(go);
-        queue.close(Duration::from_secs(20));
+        drop(permit);
+        log.close(Duration::from_secs(20));
         let output: String = output.try_iter().collect();
-        let losses = output.lines().filter_map(|line| line.split_once(" lines of the log lost"));
-        let lost: usize = losses.map(|(n, _)| n.parse::<usize>().expect("in numbers")).sum();
+        let reports = output.lines().filter_map(|line| line.split_once(" lines of the log lost"));
+        let dropped: usize = reports.map(|(n, _)| n.parse::<usize>().expect("a number")).sum();
         let kept = output.lines().filter(|line| line.len() == 1023).count();
-        assert_eq!(kept + lost, 5000);
-        // What was in the writer's hands when it stalled, and what the queue holds.
+        assert_eq!(kept + dropped, 5000);
+        // The stalled batch and the queue.
         assert!((1024..=2048).contains(&kept), "{kept} lines kept");
         Ok(())
     }
 
     #[test]
-    fn closing_gives_up_on_a_reader_that_never_reads() -> io::Result<()> {
-        let (_go, leave) = channel();
+    fn close_gives_up_after_its_timeout() -> io::Result<()> {
+        let (_permit, permits) = channel();
         let (written, _output) = channel();
-        let mut queue = LogQueue::start(Stalled { leave, written })?;
-        queue.write_all(b"line\n")?;
-        queue.close(Duration::from_millis(1));
-        assert!(!queue.0.lock().closed);
+        let mut log = LogWriter::start(Stalled { permits, written })?;
+        log.write_all(b"line\n")?;
+        log.close(Duration::from_millis(1));
+        assert!(!log.0.lock().closed);
         Ok(())
     }
 
     #[test]
-    fn closing_does_not_wait_for_a_stream_that_is_broken() -> io::Result<()> {
+    fn close_does_not_wait_for_a_broken_stream() -> io::Result<()> {
         struct Broken;
         impl Write for Broken {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {
@@ -213,15 +216,15 @@ mod tests {
                 Ok(())
             }
         }
-        let mut queue = LogQueue::start(Broken)?;
-        queue.write_all(b"line\n")?;
-        queue.close(Duration::from_secs(20));
-        assert!(queue.0.lock().closed);
+        let mut log = LogWriter::start(Broken)?;
+        log.write_all(b"line\n")?;
+        log.close(Duration::from_secs(20));
+        assert!(log.0.lock().closed);
         Ok(())
     }
 
     #[test]
-    fn a_stream_that_takes_little_at_a_time_and_often_nothing_loses_nothing() -> io::Result<()> {
+    fn interrupted_and_short_writes_lose_nothing() -> io::Result<()> {
         struct Reluctant(u8, Sender<u8>);
         impl Write for Reluctant {
             fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -241,9 +244,9 @@ mod tests {
             }
         }
         let (written, output) = channel();
-        let mut queue = LogQueue::start(Reluctant(0, written))?;
-        queue.write_all(b"one line\n")?;
-        queue.close(Duration::from_secs(20));
+        let mut log = LogWriter::start(Reluctant(0, written))?;
+        log.write_all(b"one line\n")?;
+        log.close(Duration::from_secs(20));
         assert_eq!(output.try_iter().collect::<Vec<u8>>(), b"one line\n");
         Ok(())
     }
