@@ -47,7 +47,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Queue {
     pending: Vec<u8>,
-    dropped: u64,
+    dropped: usize,
     /// Whether the background thread waits to be notified.
     idle: bool,
     closing: bool,
@@ -103,7 +103,8 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write_to(&self, mut out: impl Write) {
+    fn write_to(&self, stream: impl Write) {
+        let mut output = Output { stream, rest: Vec::new(), dropped: 0, reason: String::new() };
         let mut batch = Vec::new();
         loop {
             let mut queue = self.lock();
@@ -114,14 +115,11 @@ impl Shared {
             mem::swap(&mut batch, &mut queue.pending);
             let (dropped, closing) = (mem::take(&mut queue.dropped), queue.closing);
             drop(queue);
+            output.write_lines(&mut batch);
             if dropped > 0 {
-                let report =
-                    format!("{dropped} lines of the log lost here: they were not read in time\n");
-                batch.extend_from_slice(report.as_bytes());
+                output.count_dropped(dropped, "stderr was not read in time".to_owned());
+                output.write_lines(&mut batch);
             }
-            // A stream that is closed or broken does not stop the service.
-            let _ = write_patiently(&mut out, &batch);
-            batch.clear();
             if closing {
                 break;
             }
@@ -132,24 +130,82 @@ impl Shared {
     }
 }
 
-/// Does what `write_all` does, and waits if the stream is non-blocking: another process that shares
-/// the stream can make it so.
-fn write_patiently(out: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match out.write(bytes) {
-            Ok(0) => return Err(ErrorKind::WriteZero.into()),
-            Ok(written) => bytes = &bytes[written..],
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(BATCH_INTERVAL),
-            Err(error) => return Err(error),
+/// The stream, and what it still has to receive if its last write failed.
+struct Output<W> {
+    stream: W,
+    /// The end of a line that was written in part. It goes first, so that no two lines merge.
+    rest: Vec<u8>,
+    /// Number of lines dropped since the last report of them.
+    dropped: usize,
+    /// Why the latest of them was dropped.
+    reason: String,
+}
+
+impl<W: Write> Output<W> {
+    /// Writes `lines` and leaves it empty. If the stream fails, drops the lines that it did not
+    /// take, and counts them; the next call reports them.
+    fn write_lines(&mut self, lines: &mut Vec<u8>) {
+        let rest = mem::take(&mut self.rest);
+        let report = self.report();
+        let (report_start, report_end) = (rest.len(), rest.len() + report.len());
+        lines.splice(..0, rest.into_iter().chain(report.into_bytes()));
+        let (written, outcome) = write_patiently(&mut self.stream, lines);
+        if written > report_start {
+            self.dropped = 0;
+        }
+        if let Err(error) = outcome {
+            // The end of the line that the last written byte belongs to.
+            let line_end = match written {
+                0 => report_start,
+                _ => written - 1 + line_length(&lines[written - 1..]),
+            };
+            lines[written..line_end].clone_into(&mut self.rest);
+            let dropped = lines[line_end.max(report_end)..].split_inclusive(|&b| b == b'\n');
+            self.count_dropped(dropped.count(), error.to_string());
+        }
+        lines.clear();
+    }
+
+    fn count_dropped(&mut self, count: usize, reason: String) {
+        self.dropped += count;
+        self.reason = reason;
+    }
+
+    fn report(&self) -> String {
+        match self.dropped {
+            0 => String::new(),
+            1 => format!("1 log line dropped: {}\n", self.reason),
+            n => format!("{n} log lines dropped: {}\n", self.reason),
         }
     }
-    out.flush()
+}
+
+/// Returns the length of the first line, with its line break.
+fn line_length(bytes: &[u8]) -> usize {
+    bytes.iter().position(|&b| b == b'\n').map_or(bytes.len(), |last| last + 1)
+}
+
+/// Writes until all is written or the stream fails; returns how many bytes were written. Waits if
+/// the stream is non-blocking: another process that shares the stream can make it so.
+fn write_patiently(stream: &mut impl Write, bytes: &[u8]) -> (usize, io::Result<()>) {
+    let mut written = 0;
+    while written < bytes.len() {
+        match stream.write(&bytes[written..]) {
+            Ok(0) => return (written, Err(ErrorKind::WriteZero.into())),
+            Ok(n) => written += n,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(BATCH_INTERVAL),
+            Err(error) => return (written, Err(error)),
+        }
+    }
+    (written, stream.flush())
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -184,7 +240,8 @@ mod tests {
         drop(permit);
         log.close(Duration::from_secs(20));
         let output: String = output.try_iter().collect();
-        let reports = output.lines().filter_map(|line| line.split_once(" lines of the log lost"));
+        assert!(output.ends_with(" log lines dropped: stderr was not read in time\n"));
+        let reports = output.lines().filter_map(|line| line.split_once(" log lines dropped: "));
         let dropped: usize = reports.map(|(n, _)| n.parse::<usize>().expect("a number")).sum();
         let kept = output.lines().filter(|line| line.len() == 1023).count();
         assert_eq!(kept + dropped, 5000);
@@ -249,5 +306,81 @@ mod tests {
         log.close(Duration::from_secs(20));
         assert_eq!(output.try_iter().collect::<Vec<u8>>(), b"one line\n");
         Ok(())
+    }
+
+    /// A file on a disk with limited space.
+    #[derive(Default)]
+    struct Disk {
+        free: usize,
+        file: Vec<u8>,
+        failures: usize,
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let written = bytes.len().min(self.free);
+            if written == 0 {
+                self.failures += 1;
+                return Err(ErrorKind::StorageFull.into());
+            }
+            self.file.extend(&bytes[..written]);
+            self.free -= written;
+            Ok(written)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn on_disk(free: usize) -> Output<Disk> {
+        let stream = Disk { free, ..Disk::default() };
+        Output { stream, rest: Vec::new(), dropped: 0, reason: String::new() }
+    }
+
+    #[test]
+    fn a_full_disk_drops_whole_lines_and_reports_them() {
+        let mut output = on_disk(9);
+        output.write_lines(&mut b"line 1\nline 2\nline 3\n".to_vec());
+        output.stream.free = 1000;
+        output.write_lines(&mut b"line 4\n".to_vec());
+        output.stream.free = 0;
+        output.write_lines(&mut b"line 5\nline 6\n".to_vec());
+        output.stream.free = 1000;
+        output.write_lines(&mut b"line 7\n".to_vec());
+        let written = String::from_utf8_lossy(&output.stream.file).into_owned();
+        let reason = io::Error::from(ErrorKind::StorageFull);
+        let first = format!("line 1\nline 2\n1 log line dropped: {reason}\nline 4\n");
+        assert_eq!(written, format!("{first}2 log lines dropped: {reason}\nline 7\n"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_disk_space_keeps_lines_whole_and_counts_drops(
+            steps in prop::collection::vec((0..4_usize, 0..120_usize), 1..20),
+        ) {
+            let mut output = on_disk(0);
+            let mut total = 0;
+            for (count, free) in steps.iter().copied().chain([(1, 10_000)]) {
+                output.stream.free = free;
+                let lines = (total..total + count).map(|n| format!("line {n}\n"));
+                output.write_lines(&mut lines.collect::<String>().into_bytes());
+                total += count;
+            }
+            let (mut kept, mut dropped) = (0, 0);
+            for line in String::from_utf8_lossy(&output.stream.file).lines() {
+                if let Some((count, _)) = line.split_once(" log line") {
+                    dropped += count.parse::<usize>().expect("a number");
+                } else {
+                    let number = line.strip_prefix("line ").map(str::parse::<usize>);
+                    prop_assert_eq!(number, Some(Ok(kept + dropped)), "{}", line);
+                    kept += 1;
+                }
+            }
+            prop_assert_eq!(kept + dropped, total);
+            prop_assert!(output.stream.failures <= steps.len(), "it retries by itself");
+        }
     }
 }
