@@ -154,7 +154,7 @@ impl<W: Write> Output<W> {
             self.dropped = 0;
         }
         if let Err(error) = outcome {
-            // The end of the line that the last written byte belongs to.
+            // Whatever of the last line is not written comes first next time.
             let line_end = match written {
                 0 => report_start,
                 _ => written - 1 + line_length(&lines[written - 1..]),
@@ -185,20 +185,32 @@ fn line_length(bytes: &[u8]) -> usize {
     bytes.iter().position(|&b| b == b'\n').map_or(bytes.len(), |last| last + 1)
 }
 
-/// Writes until all is written or the stream fails; returns how many bytes were written. Waits if
-/// the stream is non-blocking: another process that shares the stream can make it so.
+/// Writes until all is written or the stream fails. Returns how many bytes were written.
 fn write_patiently(stream: &mut impl Write, bytes: &[u8]) -> (usize, io::Result<()>) {
     let mut written = 0;
     while written < bytes.len() {
-        match stream.write(&bytes[written..]) {
+        match retry_if_blocked(|| stream.write(&bytes[written..])) {
             Ok(0) => return (written, Err(ErrorKind::WriteZero.into())),
             Ok(n) => written += n,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(BATCH_INTERVAL),
             Err(error) => return (written, Err(error)),
         }
     }
-    (written, stream.flush())
+    (written, retry_if_blocked(|| stream.flush()))
+}
+
+/// Calls `operation` again as long as it is interrupted or would block. A stream that is shared
+/// with another process can be non-blocking, because that process can make it so.
+///
+/// # Errors
+/// Returns the first other error of `operation`.
+pub fn retry_if_blocked<T>(mut operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match operation() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(BATCH_INTERVAL),
+            outcome => return outcome,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -7,12 +7,15 @@
 )]
 
 use std::env;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::net::SocketAddr;
 use std::process::{self, ExitCode};
-use std::time::Duration;
+use std::sync::mpsc::{self, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use echo_server::cli::{self, ServerArgs, explain_bind_error};
-use echo_server::log_writer::LogWriter;
+use echo_server::log_writer::{LogWriter, retry_if_blocked};
 use echo_server::platform::{console, raise_file_limit, systemd};
 use echo_server::{Config, Server};
 use env_logger::{Target, WriteStyle};
@@ -21,35 +24,46 @@ use log::{debug, warn};
 /// The exit code of a second Ctrl+C: 128 and the number of SIGINT, as shells have it.
 const FORCED: i32 = 130;
 
-/// How long the end waits for somebody to read the last lines of the log.
-const LAST_LINES: Duration = Duration::from_secs(1);
+/// How long the exit waits for stdout and stderr to be read.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let args = cli::parse::<ServerArgs>();
-    let outcome = match args.documents.print::<ServerArgs>() {
+    match args.documents.print::<ServerArgs>() {
         Ok(false) => serve(&args),
-        printed => printed.map(drop),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            // Whoever closed stderr does not want to know; the exit code still tells.
-            let _ = writeln!(io::stderr(), "echo-server: {message}");
-            ExitCode::FAILURE
-        }
+        Ok(true) => ExitCode::SUCCESS,
+        Err(message) => fail(io::stderr(), &message),
     }
 }
 
 /// Serves from the first line of the log to the last.
-fn serve(args: &ServerArgs) -> Result<(), String> {
-    let log = start_log(args)?;
-    let outcome = run(args);
-    log.close(LAST_LINES);
-    outcome
+fn serve(args: &ServerArgs) -> ExitCode {
+    let log = match LogWriter::start(io::stderr()) {
+        Ok(log) => log,
+        Err(error) => return fail(io::stderr(), &format!("cannot start: {error}")),
+    };
+    init_logger(args, &log);
+    // Disconnects when the ready line is written, or when there is none to write.
+    let (writing, written) = mpsc::channel();
+    let code = match run(args, writing) {
+        Ok(()) => ExitCode::SUCCESS,
+        // The log writer keeps the order of the lines, and does not block if stderr is not read.
+        Err(message) => fail(log.clone(), &message),
+    };
+    let deadline = Instant::now() + FLUSH_TIMEOUT;
+    let _ = written.recv_timeout(FLUSH_TIMEOUT);
+    log.close(deadline.saturating_duration_since(Instant::now()));
+    code
 }
 
-fn start_log(args: &ServerArgs) -> Result<LogWriter, String> {
-    let log = LogWriter::start(io::stderr()).map_err(|error| format!("cannot start: {error}"))?;
+/// Writes the error line and returns the exit code that goes with it. If stderr is closed, the exit
+/// code alone reports the failure.
+fn fail(mut stderr: impl Write, message: &str) -> ExitCode {
+    let _ = stderr.write_all(format!("echo-server: {message}\n").as_bytes());
+    ExitCode::FAILURE
+}
+
+fn init_logger(args: &ServerArgs, log: &LogWriter) {
     let coloured =
         io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
     let filters = env::var("RUST_LOG").unwrap_or_default();
@@ -65,10 +79,9 @@ fn start_log(args: &ServerArgs) -> Result<LogWriter, String> {
     if let Some(mistake) = mistake {
         warn!("RUST_LOG counts for nothing: {mistake}");
     }
-    Ok(log)
 }
 
-fn run(args: &ServerArgs) -> Result<(), String> {
+fn run(args: &ServerArgs, writing: Sender<()>) -> Result<(), String> {
     let config = args.config();
     let address = config.address;
     if let Err(error) = raise_file_limit() {
@@ -90,9 +103,9 @@ fn run(args: &ServerArgs) -> Result<(), String> {
     console::on_close(move || stop.shutdown())
         .map_err(|error| format!("cannot listen for the console's close: {error}"))?;
 
-    // For those who log and read no stdout.
+    // The address is in the log too, because stdout may be closed.
     debug!("listening on {address}");
-    say_ready(&format!("Server listening on {address}"));
+    write_ready_line(address, writing)?;
     systemd::ready();
     server.run().map_err(|error| format!("gave up on {address}: {error}"))
 }
@@ -107,9 +120,16 @@ fn listen(config: Config) -> Result<Server, String> {
     Server::bind(config).map_err(|error| explain_bind_error(address, &error))
 }
 
-/// Scripts wait for this line, so it must not stay in a buffer. Where nobody reads stdout, the
-/// service goes on.
-fn say_ready(line: &str) {
-    let mut stdout = io::stdout();
-    let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+/// Writes the line that scripts wait for, in a thread of its own, because stdout may be a full pipe.
+/// The thread drops `writing` when the line is written or stdout fails.
+fn write_ready_line(address: SocketAddr, writing: Sender<()>) -> Result<(), String> {
+    let write = move || {
+        // The buffer keeps what a non-blocking stdout does not take at once.
+        let mut stdout = BufWriter::new(io::stdout());
+        let _ = writeln!(stdout, "Server listening on {address}");
+        let _ = retry_if_blocked(|| stdout.flush());
+        drop(writing);
+    };
+    let spawned = thread::Builder::new().name("stdout".to_owned()).spawn(write);
+    spawned.map(drop).map_err(|error| format!("cannot start: {error}"))
 }

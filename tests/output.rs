@@ -1,22 +1,111 @@
 //! Output that cannot be written: a full disk and full pipes never stop the server.
-#![cfg(target_os = "linux")]
+#![cfg(unix)]
 
 mod common;
 
-use std::fs::{self, File};
-use std::path::Path;
-use std::process::Stdio;
+use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write, pipe};
+use std::process::{Command, Stdio};
 
-use common::{Server, exchange, wait_until};
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use common::signal::Signal;
+use common::{Server, echo_server, exchange, fill, listen};
+use rustix::io::ioctl_fionbio;
+
+/// A pipe that takes no byte until its reader reads. It holds `x` alone.
+fn full_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, mut writer) = pipe().expect("a pipe can be had");
+    ioctl_fionbio(&writer, true).expect("the mode can be set");
+    while writer.write(b"x").is_ok() {}
+    ioctl_fionbio(&writer, false).expect("the mode can be set");
+    (reader, writer)
+}
+
+/// A server whose stdout is `stdout`. The log has its address.
+fn start(stdout: impl Into<Stdio>) -> Server {
+    let mut command = echo_server();
+    command.args(["--host", "127.0.0.1", "--port", "0", "--shutdown-timeout", "1h", "-v"]);
+    Server::spawn_as_is(command.stdout(stdout).stderr(Stdio::piped()))
+}
+
+#[test]
+fn a_full_stdout_gets_the_ready_line_once_it_is_read() {
+    let (reader, stdout) = full_pipe();
+    let mut server = start(stdout);
+    exchange(&server.connect(), b"hello");
+    let (mut reader, mut line) = (BufReader::new(reader), String::new());
+    reader.read_line(&mut line).expect("stdout is text");
+    let ready_line = format!("Server listening on {}\n", server.address);
+    assert_eq!(line.trim_start_matches('x'), ready_line);
+    assert_eq!(server.stop().code(), Some(0));
+    let mut rest = String::new();
+    reader.read_to_string(&mut rest).expect("stdout is text");
+    assert_eq!(rest, "");
+}
+
+/// Takes a second, which is how long the server waits for stdout to be read before it exits.
+#[test]
+fn an_unread_stdout_does_not_prevent_the_shutdown() {
+    let (_reader, stdout) = full_pipe();
+    let mut server = start(stdout);
+    exchange(&server.connect(), b"hello");
+    assert_eq!(server.stop().code(), Some(0));
+}
+
+/// Takes a second: `fill` waits half a second for the server to stop reading.
+#[test]
+fn a_second_signal_ends_a_server_with_an_unread_stdout() {
+    let (_reader, stdout) = full_pipe();
+    let mut server = start(stdout);
+    let client = server.connect();
+    fill(&client);
+    server.signal(Signal::INT);
+    server.wait_for_log("stopping");
+    server.signal(Signal::INT);
+    assert_eq!(server.wait().code(), Some(130));
+}
+
+/// A server that cannot start: a line of its log, and an error line.
+fn cannot_start(port: u16) -> Command {
+    let mut command = echo_server();
+    command.args(["--host", "127.0.0.1", "--port", &port.to_string()]);
+    command.env("RUST_LOG", "echo_server=loud");
+    command
+}
+
+/// Takes a second, which is how long the server waits for stderr to be read before it exits.
+#[test]
+fn an_unread_stderr_does_not_prevent_exit_code_1() {
+    let (_listener, address) = listen();
+    let (_reader, stderr) = full_pipe();
+    let mut child = cannot_start(address.port()).stderr(stderr).spawn().expect("it can be spawned");
+    let status = common::wait(&mut child);
+    let _ = child.kill();
+    assert_eq!(status.expect("it ends").code(), Some(1));
+}
+
+#[test]
+fn a_full_stderr_gets_the_error_line_after_the_log() {
+    let (_listener, address) = listen();
+    let (mut reader, stderr) = full_pipe();
+    let mut child = cannot_start(address.port()).stderr(stderr).spawn().expect("it can be spawned");
+    let mut output = String::new();
+    reader.read_to_string(&mut output).expect("stderr is text");
+    let lines: Vec<&str> = output.trim_start_matches('x').lines().collect();
+    assert!(lines[0].contains(" WARN ] "), "{lines:?}");
+    assert!(lines[1].starts_with("echo-server: cannot listen on "), "{lines:?}");
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert_eq!(common::wait(&mut child).expect("it ends").code(), Some(1));
+}
 
 /// A limit on the file size stands for a full disk. It fails like one, in the middle of a line, and
 /// needs no file system of its own.
 #[test]
+#[cfg(target_os = "linux")]
 fn a_full_disk_drops_whole_log_lines_and_counts_them() {
+    use std::fs::{self, File};
+
     const SPACE: u64 = 500;
     let name = format!("full-disk-{}.log", std::process::id());
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let file = File::create(&path).expect("the file can be created");
     let mut shell = common::command("sh");
     // Without the trap, the signal SIGXFSZ ends a process that reaches the limit.
@@ -28,7 +117,9 @@ fn a_full_disk_drops_whole_log_lines_and_counts_them() {
     for _ in 0..10 {
         exchange(&server.connect(), b"hello");
     }
-    wait_until("the disk is full", || fs::metadata(&path).is_ok_and(|file| file.len() == SPACE));
+    common::wait_until("the disk is full", || {
+        fs::metadata(&path).is_ok_and(|file| file.len() == SPACE)
+    });
     for _ in 0..10 {
         exchange(&server.connect(), b"hello");
     }
@@ -51,7 +142,10 @@ fn a_full_disk_drops_whole_log_lines_and_counts_them() {
     assert_eq!(kept + dropped, 2 * 20, "two lines for each client: {log}");
 }
 
+#[cfg(target_os = "linux")]
 fn limit_file_size(server: &Server, limit: Option<u64>) {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+
     let maximum = getrlimit(Resource::Fsize).maximum;
     let limit = Rlimit { current: limit.or(maximum), maximum };
     prlimit(Some(Pid::from_child(&server.child)), Resource::Fsize, limit).expect("it can be set");

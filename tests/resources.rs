@@ -257,5 +257,7 @@ fn with_threads(count: usize) -> Server {
     let mut shell = common::command("sh");
     let server = Server::spawn(shell.arg("-c").arg(script).arg(&program).uid(user));
     let _ = std::fs::remove_file(&program);
+    // The thread of the ready line counts until it has ended.
+    wait_until("the server has started", || server.threads() <= 3);
     server
 }
