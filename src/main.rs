@@ -67,17 +67,17 @@ fn init_logger(args: &ServerArgs, log: &LogWriter) {
     let coloured =
         io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
     let filters = env::var("RUST_LOG").unwrap_or_default();
-    // Of what it does not understand, env_logger tells a stderr that may be closed or not be read.
-    let mistake = env_filter::Builder::new().try_parse(&filters).err();
+    // env_logger prints filter errors directly to stderr, which may be closed or full.
+    let error = env_filter::Builder::new().try_parse(&filters).err();
     env_logger::Builder::new()
         .filter_level(args.verbosity.log_level_filter())
         .format_target(false)
         .write_style(if coloured { WriteStyle::Always } else { WriteStyle::Never })
-        .parse_filters(if mistake.is_none() { &filters } else { "" })
+        .parse_filters(if error.is_none() { &filters } else { "" })
         .target(Target::Pipe(Box::new(log.clone())))
         .init();
-    if let Some(mistake) = mistake {
-        warn!("RUST_LOG counts for nothing: {mistake}");
+    if let Some(error) = error {
+        warn!("ignoring invalid RUST_LOG: {error}");
     }
 }
 
