@@ -20,7 +20,7 @@ use crate::server::{Config, MAX_BUFFER_SIZE, MAX_BUSY_POLL};
 pub use client::{ClientArgs, ClientCommand};
 #[cfg(feature = "client")]
 pub(crate) use client::{DAY, parse_timeout};
-pub use documents::Documents;
+pub use documents::{Documents, print_document};
 
 /// A TCP echo server: sends back to each client what it gets from it, byte for byte.
 #[derive(Clone, Debug, Parser)]

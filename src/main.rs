@@ -28,9 +28,8 @@ const FORCED: i32 = 130;
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    let args = cli::parse::<ServerArgs>();
-    match args.documents.print::<ServerArgs>() {
-        Ok(false) => serve(&args),
+    match cli::print_document::<ServerArgs>() {
+        Ok(false) => serve(&cli::parse()),
         Ok(true) => ExitCode::SUCCESS,
         Err(message) => fail(io::stderr(), &message),
     }

@@ -97,6 +97,22 @@ fn the_completions_for_every_shell_have_every_flag() {
 }
 
 #[test]
+fn environment_variables_do_not_affect_documents() {
+    let page = stdout(command(PROGRAMS[0]).arg("--man"));
+    let variables: Vec<&str> =
+        page.lines().filter(|line| line.starts_with("ECHO_SERVER_")).collect();
+    assert!(variables.len() > 5, "{page}");
+    for program in PROGRAMS {
+        for document in ["--man", "--completions=bash"] {
+            let document_alone = stdout(command(program).arg(document));
+            let mut command = command(program);
+            command.envs(variables.iter().map(|variable| (variable, "invalid")));
+            assert_eq!(stdout(command.args([document, "--port", "7"])), document_alone);
+        }
+    }
+}
+
+#[test]
 fn the_readme_has_every_option_of_the_server() {
     let readme = include_str!("../README.md");
     let (_, options) = readme.split_once("\n## Options\n").expect("it has such a section");

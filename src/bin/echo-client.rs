@@ -19,9 +19,8 @@ use echo_server::client::{Failure, bench, conformance, interactive, pipe};
 const FORCED: i32 = 130;
 
 fn main() -> ExitCode {
-    let args = cli::parse::<ClientArgs>();
-    let outcome = match args.documents.print::<ClientArgs>() {
-        Ok(false) => talk(args),
+    let outcome = match cli::print_document::<ClientArgs>() {
+        Ok(false) => talk(cli::parse()),
         printed => printed.map(drop).map_err(Failure::Because),
     };
     match outcome {

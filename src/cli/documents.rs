@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind, Write};
 
-use clap::{Args, Command, CommandFactory};
+use clap::{Args, Command, CommandFactory, FromArgMatches};
 use clap_complete::{Generator, Shell};
 use clap_mangen::Man;
 
@@ -19,12 +19,24 @@ pub struct Documents {
     pub man: bool,
 }
 
+/// Prints the document that the command line asks for. Returns whether it asks for one.
+///
+/// Ignores the environment variables, so that an invalid value does not prevent a document.
+///
+/// # Errors
+/// Returns an error message if stdout cannot be written to.
+pub fn print_document<Program: CommandFactory>() -> Result<bool, String> {
+    let program = Program::command().mut_args(|arg| arg.env(None::<&str>));
+    let matches = program.try_get_matches();
+    match matches.and_then(|matches| Documents::from_arg_matches(&matches)) {
+        Ok(documents) => documents.print::<Program>(),
+        // The command line asks for the help, or is invalid: that is for `cli::parse`.
+        Err(_) => Ok(false),
+    }
+}
+
 impl Documents {
-    /// Prints what was asked for; whether anything was.
-    ///
-    /// # Errors
-    /// A sentence for the person at the terminal: stdout cannot be written to.
-    pub fn print<Program: CommandFactory>(&self) -> Result<bool, String> {
+    fn print<Program: CommandFactory>(&self) -> Result<bool, String> {
         if self.completions.is_none() && !self.man {
             return Ok(false);
         }
