@@ -14,6 +14,7 @@ use bytesize::ByteSize;
 use clap::Parser;
 use clap::error::{ContextKind, ContextValue, ErrorKind as Wrong};
 use clap_verbosity_flag::{LogLevel, Verbosity, VerbosityFilter};
+use jiff::fmt::friendly::SpanParser;
 
 use crate::server::{Config, MAX_BUFFER_SIZE, MAX_BUSY_POLL};
 #[cfg(feature = "client")]
@@ -182,14 +183,14 @@ fn parse_max_connections_per_ip(value: &str) -> Result<usize, String> {
 }
 
 pub(crate) fn parse_duration(value: &str) -> Result<Duration, String> {
-    humantime::parse_duration(value).map_err(|_| {
+    SpanParser::new().parse_unsigned_duration(value).map_err(|_| {
         let hint = unit_hint(value, "s");
-        format!("a number with a unit is needed, such as 500ms, 30s or 5m{hint}")
+        format!("a number with a unit (us, ms, s, m, h) is needed, such as 500ms, 30s or 5m{hint}")
     })
 }
 
 fn parse_busy_poll(value: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(value) {
+    match parse_duration(value) {
         Ok(limit) if limit <= MAX_BUSY_POLL => Ok(limit),
         _ => {
             let hint = unit_hint(value, "us");
@@ -289,9 +290,10 @@ mod tests {
         }
 
         #[test]
-        fn a_duration_is_understood_as_humantime_writes_it(secs in 0..1_u64 << 40, nanos in 0..1_000_000_000_u32) {
-            let written = Duration::new(secs, nanos);
-            prop_assert_eq!(duration(humantime::format_duration(written)), Some(written));
+        fn a_duration_is_the_sum_of_its_parts(h in 0..1000_u64, s in 0..10_000_u64, us in 0..10_000_000_u64) {
+            let sum = Duration::from_secs(h * 3600 + s) + Duration::from_micros(us);
+            prop_assert_eq!(duration(format_args!("{h}h {s}s {us}us")), Some(sum));
+            prop_assert_eq!(duration(format_args!("{h}h{s}s{us}us")), Some(sum));
         }
 
         #[test]

@@ -99,6 +99,21 @@ fn bad_arguments_are_told_with_the_flag_the_value_and_what_to_do() {
 }
 
 #[test]
+fn a_duration_that_overflows_is_an_invalid_value() {
+    let value = "18446744073709551615s 1000ms";
+    for option in ["--idle-timeout", "--shutdown-timeout", "--busy-poll"] {
+        let message = fails(echo_server().args([option, value]), 2);
+        assert!(message.contains(option) && message.contains("a number with a unit"), "{message}");
+    }
+    #[cfg(feature = "client")]
+    for options in [&["--timeout"][..], &["bench", "--duration"], &["bench", "--warm-up"]] {
+        let mut client = common::command(env!("CARGO_BIN_EXE_echo-client"));
+        let message = fails(client.args(options).arg(value), 2);
+        assert!(message.contains("a number with a unit"), "{options:?}: {message}");
+    }
+}
+
+#[test]
 fn a_bad_variable_is_told_as_a_bad_flag_is() {
     for (variable, flag, value) in [
         ("ECHO_SERVER_PORT", "--port", "http"),

@@ -7,6 +7,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Server, connect, echo_server, exchange, readme_block};
+use jiff::fmt::friendly::SpanParser;
 use yaml_rust2::{Yaml, YamlLoader};
 
 /// What a stop may take beyond its timeout, as the README says.
@@ -115,7 +116,8 @@ fn the_grace_period_is_long_enough_for_the_pause_and_the_stop() {
     let (mut server, _) = start(&deployment);
     assert_eq!(server.stop().code(), Some(0));
     let line = server.wait_for_log("stopping: clients have ");
-    let timeout = line.split(' ').find_map(|word| humantime::parse_duration(word).ok());
+    let timeout =
+        line.split(' ').find_map(|word| SpanParser::new().parse_unsigned_duration(word).ok());
     let seconds = |path: &str| {
         Duration::from_secs(number(&deployment, path).try_into().expect("it is not negative"))
     };
