@@ -88,6 +88,7 @@ pub mod cli;
 pub mod client;
 pub mod log_writer;
 pub mod platform;
+mod plural;
 pub mod server;
 
 pub use server::{Config, Server, ShutdownHandle};

@@ -113,7 +113,7 @@ fn run(args: &ServerArgs, writing: Sender<()>) -> Result<(), String> {
 fn listen(config: Config) -> Result<Server, String> {
     if let Some(listener) = systemd::listener()? {
         return Server::from_listener(listener, config)
-            .map_err(|error| format!("cannot serve the socket that was handed over: {error}"));
+            .map_err(|error| format!("cannot serve the inherited socket: {error}"));
     }
     let address = config.address;
     Server::bind(config).map_err(|error| explain_bind_error(address, &error))

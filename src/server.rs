@@ -23,6 +23,7 @@ use log::{info, warn};
 use crate::platform::capacity::{ConnectionSize, MemoryLimit, capacity};
 use crate::platform::socket::SocketOptions;
 use crate::platform::wait::POLL_INTERVAL;
+use crate::plural::plural;
 use accept_backoff::AcceptBackoff;
 use busy_poll::max_spinning_clients;
 use connection::Connection;
@@ -220,11 +221,12 @@ impl Server {
         let started = Instant::now();
         shared.accept_until_shutdown(&listener)?;
         info!(
-            "stopping: clients have {:?} to take what they are owed",
-            shared.config.shutdown_timeout
+            "shutting down: waiting up to {:?} for {}",
+            shared.config.shutdown_timeout,
+            plural(shared.limiter.active() as u64, "client")
         );
         shared.drain(listener);
-        info!("stopped: {} in {:.1?}", shared.totals, started.elapsed());
+        info!("shut down: {} in {:.1?}", shared.totals, started.elapsed());
         Ok(())
     }
 }
@@ -258,7 +260,10 @@ impl Shared {
         let mut overload = OverloadLog::default();
         while !self.shutdown.is_requested() {
             if !self.wait_for_permit(Duration::ZERO) {
-                overload.begin(format_args!("all {} places are taken", self.max_connections));
+                overload.begin(format_args!(
+                    "connection limit reached ({}): new clients wait in the listen backlog",
+                    self.max_connections
+                ));
                 self.wait_for_permit(POLL_INTERVAL);
                 continue;
             }
@@ -279,7 +284,8 @@ impl Shared {
                     // The client gave up while it was in the listen backlog.
                     ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset => {}
                     _ => {
-                        overload.begin(format_args!("the system accepts none ({error})"));
+                        overload
+                            .begin(format_args!("cannot accept new clients: {error}; retrying"));
                         self.pause(backoff.record_failure());
                     }
                 },
@@ -334,11 +340,11 @@ impl Shared {
             drop(started);
             match connection {
                 Ok(connection) => connection.serve(),
-                Err(error) => warn!("{peer} turned away: no memory for its buffer ({error})"),
+                Err(error) => warn!("{peer} rejected: cannot allocate its buffer ({error})"),
             }
         });
         if let Err(error) = spawned {
-            warn!("{peer} turned away: the system gives no thread for it ({error})");
+            warn!("{peer} rejected: cannot spawn a thread ({error})");
         }
         // A check for memory is of use only once this thread has taken what it needs. The thread
         // drops its end of the channel then.
@@ -354,7 +360,7 @@ impl Shared {
             match pending.next() {
                 Some((stream, peer)) if self.permit_before_deadline() => self.spawn(stream, peer),
                 Some((_, peer)) => {
-                    warn!("{peer} cut off before it was served");
+                    warn!("{peer} forcibly closed in the listen backlog");
                     self.totals.count_unserved();
                 }
                 None if self.shutdown.is_overdue() => break,

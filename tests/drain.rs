@@ -28,7 +28,7 @@ fn clients_in_the_kernels_queue_are_served_then_get_fin() {
     }
     drop(clients);
     assert_eq!(server.wait().code(), Some(0));
-    server.wait_for_log("stopped: 50 clients served, 0 cut off, 50000 bytes echoed");
+    server.wait_for_log("shut down: 50 clients served, 0 forcibly closed, 50000 bytes echoed");
 }
 
 #[test]
@@ -37,11 +37,11 @@ fn a_client_that_reads_late_gets_all_that_it_had_sent_then_fin() {
     let client = server.connect();
     let sent = fill(&client);
     server.signal(Signal::TERM);
-    server.wait_for_log("stopping");
+    server.wait_for_log("shutting down: ");
     assert!(read_until_fin(&client) == sent);
     drop(client);
     assert_eq!(server.wait().code(), Some(0));
-    server.wait_for_log("disconnected: server stopping, ");
+    server.wait_for_log("disconnected: server shutting down, ");
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn bytes_that_come_shortly_after_the_stop_come_back_too() {
         exchange(&client, b"before");
         let begin = Instant::now();
         server.signal(Signal::TERM);
-        server.wait_for_log("stopping");
+        server.wait_for_log("shutting down: ");
         let sent = client.write_all(b"on their way");
         let was_late = begin.elapsed() > Duration::from_millis(80);
         let echo = sent.map(|()| read_until_fin(&client));
@@ -87,7 +87,7 @@ fn a_client_that_sends_after_the_servers_fin_gets_no_rst_while_the_server_linger
             continue;
         }
         closed.expect("no RST has come");
-        server.wait_for_log("disconnected: server stopping, 6 bytes echoed");
+        server.wait_for_log("disconnected: server shutting down, 6 bytes echoed");
         assert_eq!(client.read(&mut [0]).expect("no RST has come"), 0);
         return;
     }
@@ -104,7 +104,7 @@ fn linux_the_server_stays_as_long_as_the_system_has_yet_to_send_what_a_client_is
     let sent = common::noise(60_000, 9);
     client.write_all(&sent).expect("the bytes go out");
     server.signal(Signal::TERM);
-    server.wait_for_log("stopping");
+    server.wait_for_log("shutting down: ");
     // Longer than a server takes to leave a client that it owes nothing.
     thread::sleep(Duration::from_secs(1));
     assert!(server.child.try_wait().expect("it can be asked").is_none(), "the server has left");
@@ -121,8 +121,8 @@ fn linux_what_the_system_cannot_send_holds_a_stop_up_until_the_shutdown_timeout(
     let mut client = common::connect_with_buffer(server.address, 4096);
     client.write_all(&common::noise(60_000, 9)).expect("the bytes go out");
     assert_eq!(server.stop().code(), Some(0));
-    server.wait_for_log("disconnected: cut off, 60000 bytes echoed");
-    server.wait_for_log("stopped: 1 clients served, 1 cut off, ");
+    server.wait_for_log("disconnected: forcibly closed, 60000 bytes echoed");
+    server.wait_for_log("shut down: 1 client served, 1 forcibly closed, ");
 }
 
 #[test]
@@ -148,8 +148,8 @@ fn who_never_reads_or_never_pauses_is_cut_off_at_the_shutdown_timeout_and_counte
         assert_eq!(server.wait().code(), Some(0));
     });
     assert!(begin.elapsed() >= Duration::from_secs(1), "{:?}", begin.elapsed());
-    server.wait_for_logs(2, "disconnected: cut off, ");
-    server.wait_for_log("stopped: 3 clients served, 2 cut off, ");
+    server.wait_for_logs(2, "disconnected: forcibly closed, ");
+    server.wait_for_log("shut down: 3 clients served, 2 forcibly closed, ");
 }
 
 #[test]
@@ -169,8 +169,8 @@ fn who_reads_without_end_is_cut_off_in_the_middle_of_a_buffer() {
         });
         assert_eq!(server.wait().code(), Some(0));
     });
-    server.wait_for_log("disconnected: cut off, ");
-    server.wait_for_log("stopped: 1 clients served, 1 cut off, ");
+    server.wait_for_log("disconnected: forcibly closed, ");
+    server.wait_for_log("shut down: 1 client served, 1 forcibly closed, ");
 }
 
 #[test]
@@ -184,7 +184,7 @@ fn a_shutdown_timeout_of_zero_cuts_everybody_off_at_once() {
     let client = server.connect();
     exchange(&client, b"hello");
     assert_eq!(server.stop().code(), Some(0));
-    server.wait_for_log("stopped: 1 clients served, 1 cut off, 5 bytes echoed");
+    server.wait_for_log("shut down: 1 client served, 1 forcibly closed, 5 bytes echoed");
 }
 
 #[test]
@@ -196,8 +196,8 @@ fn who_waits_for_a_place_until_the_shutdown_timeout_is_cut_off_and_counted() {
     let waiting = server.connect();
     assert_eq!(server.stop().code(), Some(0));
     let address = waiting.local_addr().expect("it has an address");
-    server.wait_for_log(&format!("{address} cut off before it was served"));
-    server.wait_for_log("stopped: 1 clients served, 2 cut off, ");
+    server.wait_for_log(&format!("{address} forcibly closed in the listen backlog"));
+    server.wait_for_log("shut down: 1 client served, 2 forcibly closed, ");
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn a_client_that_resets_during_the_stop_does_not_hold_it_up() {
     let client = server.connect();
     fill(&client);
     server.signal(Signal::TERM);
-    server.wait_for_log("stopping");
+    server.wait_for_log("shutting down: ");
     common::reset(client);
     assert_eq!(server.wait().code(), Some(0));
     server.wait_for_log("disconnected: reset by client, ");
@@ -219,5 +219,5 @@ fn the_idle_timeout_holds_during_the_stop_too() {
     let client = server.connect();
     fill(&client);
     assert_eq!(server.stop().code(), Some(0));
-    server.wait_for_log("disconnected: idle, ");
+    server.wait_for_log("disconnected: idle timeout, ");
 }

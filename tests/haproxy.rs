@@ -52,7 +52,7 @@ impl Cluster {
     /// the line is there or on its way.
     fn server_of(&self, client: &TcpStream) -> usize {
         let address = local_address(client);
-        let arrival = format!(" {address} connected by ");
+        let arrival = format!(" {address} connected via ");
         let arrived = |server: &Server| server.log().iter().any(|line| line.contains(&arrival));
         let end = Instant::now() + PATIENCE;
         loop {
@@ -133,7 +133,7 @@ fn assert_stopped_well(server: &mut Server) {
     assert_eq!(server.wait().code(), Some(0));
     let log = server.rest_of_log();
     let last = log.last().expect("the log has lines");
-    assert!(last.contains("stopped: ") && last.contains(" 0 cut off"), "{last}");
+    assert!(last.contains("shut down: ") && last.contains(" 0 forcibly closed"), "{last}");
 }
 
 fn replace(config: &mut String, from: &str, to: &str) {
@@ -323,7 +323,7 @@ fn no_client_that_behaves_loses_a_byte_in_a_rolling_restart() {
     }
     // Nobody was turned away by haproxy, or left by a server that was not told to stop.
     for address in clients.iter().flat_map(|client| client.progress().left.clone()) {
-        let departure = format!(" {address} disconnected: server stopping, ");
+        let departure = format!(" {address} disconnected: server shutting down, ");
         let mut log = cluster.stopped.iter().flat_map(Server::log);
         assert!(log.any(|line| line.contains(&departure)), "{address} was left without need");
     }

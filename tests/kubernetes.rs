@@ -115,7 +115,7 @@ fn the_grace_period_is_long_enough_for_the_pause_and_the_stop() {
     let (deployment, _) = manifest();
     let (mut server, _) = start(&deployment);
     assert_eq!(server.stop().code(), Some(0));
-    let line = server.wait_for_log("stopping: clients have ");
+    let line = server.wait_for_log("shutting down: waiting up to ");
     let timeout =
         line.split(' ').find_map(|word| SpanParser::new().parse_unsigned_duration(word).ok());
     let seconds = |path: &str| {

@@ -33,7 +33,7 @@ fn clients_over_the_limit_wait_and_are_served_in_order_as_places_come_free() {
     let (first, second) = (knock(&server), knock(&server));
     is_let_in(&first);
     is_let_in(&second);
-    server.wait_for_log("new clients must wait: all 2 places are taken");
+    server.wait_for_log("connection limit reached (2): new clients wait in the listen backlog");
     let (third, fourth) = (knock(&server), knock(&server));
     let inside = |client: &TcpStream| {
         let line = format!("{} connected", address(client));
@@ -50,12 +50,12 @@ fn clients_over_the_limit_wait_and_are_served_in_order_as_places_come_free() {
     is_let_in(&fourth);
     drop((third, fourth));
 
-    server.wait_for_log("new clients no longer wait");
+    server.wait_for_log("accepting new clients again");
     let log = server.log();
     let line = |text: &str| log.iter().position(|line| line.contains(text));
     assert!(line(" disconnected: ") < line(&format!("{third_address} connected")), "{log:#?}");
     let told = |text: &str| server.log().iter().filter(|line| line.contains(text)).count();
-    assert_eq!((told("must wait"), told("no longer wait")), (1, 1), "{:#?}", server.log());
+    assert_eq!((told("connection limit reached"), told("accepting new clients again")), (1, 1), "{:#?}", server.log());
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn the_limit_comes_from_its_variable_too() {
     command.env("ECHO_SERVER_MAX_CONNECTIONS", "1");
     let server = Server::spawn(command.args(["--host", "127.0.0.1", "--port", "0"]));
     is_let_in(&knock(&server));
-    server.wait_for_log("all 1 places are taken");
+    server.wait_for_log("connection limit reached (1)");
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn a_stop_at_the_limit_works_at_once_and_serves_those_who_wait() {
         assert_eq!(read_until_fin(&client), b"");
     }
     assert_eq!(server.wait().code(), Some(0));
-    server.wait_for_log("stopped: 4 clients served, 0 cut off, 4 bytes echoed");
+    server.wait_for_log("shut down: 4 clients served, 0 forcibly closed, 4 bytes echoed");
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn a_client_that_never_speaks_and_one_that_spoke_are_closed_with_fin_once_idle()
     let addresses = [address(&silent), address(&spoke)];
     drop((silent, spoke));
     for address in addresses {
-        server.wait_for_log(&format!("{address} disconnected: idle, "));
+        server.wait_for_log(&format!("{address} disconnected: idle timeout, "));
     }
 }
 
@@ -110,7 +110,7 @@ fn a_client_that_sends_and_never_reads_is_idle_too_and_harms_nobody() {
     let address = address(&stuck);
     fill(&stuck);
     exchange(&server.connect(), b"others are served");
-    server.wait_for_log(&format!("{address} disconnected: idle, "));
+    server.wait_for_log(&format!("{address} disconnected: idle timeout, "));
 }
 
 #[test]

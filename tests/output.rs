@@ -58,7 +58,7 @@ fn a_second_signal_ends_a_server_with_an_unread_stdout() {
     let client = server.connect();
     fill(&client);
     server.signal(Signal::INT);
-    server.wait_for_log("stopping");
+    server.wait_for_log("shutting down: ");
     server.signal(Signal::INT);
     assert_eq!(server.wait().code(), Some(130));
 }

@@ -14,7 +14,7 @@ fn is_turned_away(mut client: TcpStream) {
 }
 
 fn told(server: &Server) -> usize {
-    server.log().iter().filter(|line| line.contains("are turned away")).count()
+    server.log().iter().filter(|line| line.contains("per-IP limit reached for")).count()
 }
 
 #[test]
@@ -27,7 +27,7 @@ fn clients_over_the_limit_are_closed_at_once_and_the_log_tells_the_address_once(
     for _ in 0..3 {
         is_turned_away(server.connect());
     }
-    server.wait_for_log("more clients of 127.0.0.1 are turned away: it has 2 already");
+    server.wait_for_log("per-IP limit reached for 127.0.0.1 (2): rejecting its new connections");
     for client in &inside {
         exchange(client, b"those inside are served on");
     }
@@ -43,7 +43,7 @@ fn whoever_leaves_makes_room_and_an_address_is_told_again_once_all_of_it_have_le
         let client = server.connect();
         exchange(&client, b"hello");
         is_turned_away(server.connect());
-        server.wait_for_logs(round, "are turned away");
+        server.wait_for_logs(round, "per-IP limit reached for");
         drop(client);
         server.wait_for_logs(round, "closed by client");
     }
@@ -59,7 +59,7 @@ fn another_address_has_places_of_its_own() {
     let other = common::connect_from([127, 0, 0, 2], server.address);
     exchange(&other, b"hello");
     is_turned_away(common::connect_from([127, 0, 0, 2], server.address));
-    server.wait_for_logs(2, "are turned away");
+    server.wait_for_logs(2, "per-IP limit reached for");
 }
 
 #[test]
@@ -92,5 +92,5 @@ fn those_turned_away_do_not_count_as_served() {
     drop(client);
     server.wait_for_log("closed by client");
     assert_eq!(server.stop().code(), Some(0));
-    server.wait_for_log("stopped: 1 clients served, 0 cut off, 5 bytes echoed");
+    server.wait_for_log("shut down: 1 client served, 0 forcibly closed, 5 bytes echoed");
 }

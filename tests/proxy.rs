@@ -49,7 +49,7 @@ fn the_log_has_the_true_address_and_the_header_is_not_echoed() {
     ] {
         let server = start(&[]);
         assert_eq!(echo_after(&server, header), b"hello", "{client}");
-        server.wait_for_log(&format!("{client} connected by 127.0.0.1:"));
+        server.wait_for_log(&format!("{client} connected via 127.0.0.1:"));
         server.wait_for_log(&format!("{client} disconnected: closed by client, 5 bytes echoed"));
     }
 }
@@ -86,7 +86,7 @@ fn a_header_may_come_in_pieces_and_with_any_size_of_buffer() {
             client.shutdown(Shutdown::Write).expect("FIN goes out");
             assert_eq!(read_until_fin(&client), b"hello");
         }
-        server.wait_for_logs(2, "198.51.100.7:4321 connected by ");
+        server.wait_for_logs(2, "198.51.100.7:4321 connected via ");
     }
 }
 
@@ -115,7 +115,7 @@ fn a_connection_that_does_not_begin_with_a_header_is_closed_and_the_log_says_so(
         let _ = client.read_to_end(&mut echo);
         assert!(echo.is_empty(), "{} came back", echo.escape_ascii());
         server
-            .wait_for_logs(number + 1, "disconnected: no PROXY header: other bytes came, 0 bytes");
+            .wait_for_logs(number + 1, "disconnected: invalid PROXY header (the connection begins with other bytes), 0 bytes");
     }
 }
 
@@ -127,7 +127,7 @@ fn a_connection_that_ends_before_its_header_does_is_told_as_such() {
         client.write_all(bytes).expect("the bytes go out");
         client.shutdown(Shutdown::Write).expect("FIN goes out");
         assert_eq!(read_until_fin(&client), b"");
-        server.wait_for_logs(number + 1, "no PROXY header: the client ended its stream");
+        server.wait_for_logs(number + 1, "invalid PROXY header (the client closed the connection before its end)");
     }
 }
 
@@ -142,7 +142,7 @@ fn a_header_that_does_not_come_in_five_seconds_ends_the_connection() {
         scope.spawn(|| drip(&slow, V1));
         assert_eq!(read_until_fin(&silent), b"");
     });
-    server.wait_for_logs(2, "no PROXY header: none came in time");
+    server.wait_for_logs(2, "invalid PROXY header (none arrived within 5s)");
     assert!(begin.elapsed() >= Duration::from_secs(5), "{:?}", begin.elapsed());
 }
 
@@ -189,7 +189,7 @@ fn a_limit_for_each_address_counts_the_true_one() {
     let first = enter("198.51.100.7:1");
     exchange(&first, b"hello");
     assert_eq!(read_until_fin(&enter("198.51.100.7:2")), b"");
-    server.wait_for_log("more clients of 198.51.100.7 are turned away: it has 1 already");
+    server.wait_for_log("per-IP limit reached for 198.51.100.7 (1): rejecting its new connections");
     exchange(&enter("198.51.100.8:1"), b"hello");
 }
 
@@ -214,5 +214,5 @@ fn a_stop_does_not_wait_for_a_header() {
     assert_eq!(read_until_fin(&client), b"");
     assert_eq!(read_until_fin(&silent), b"");
     assert_eq!(server.wait().code(), Some(0));
-    server.wait_for_log("stopped: 0 clients served, 0 cut off, 0 bytes echoed");
+    server.wait_for_log("shut down: 0 clients served, 0 forcibly closed, 0 bytes echoed");
 }

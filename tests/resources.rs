@@ -159,7 +159,7 @@ fn out_of_files_those_inside_are_served_and_those_outside_once_files_come_free()
     let (server, mut inside) = out_of_files(3);
     let mut outside = server.connect();
     outside.write_all(b"outside").expect("the bytes go out");
-    server.wait_for_log("new clients must wait: the system accepts none (Too many open files");
+    server.wait_for_log("cannot accept new clients: Too many open files");
     let (begin, used) = (Instant::now(), processor_time(&server));
     while begin.elapsed() < Duration::from_secs(1) {
         for client in &inside {
@@ -175,8 +175,8 @@ fn out_of_files_those_inside_are_served_and_those_outside_once_files_come_free()
     outside.read_exact(&mut echo).expect("it is served now");
     assert_eq!(&echo, b"outside");
     drop((inside, outside));
-    server.wait_for_log("new clients no longer wait");
-    let told = server.log().iter().filter(|line| line.contains("must wait")).count();
+    server.wait_for_log("accepting new clients again");
+    let told = server.log().iter().filter(|line| line.contains("cannot accept")).count();
     assert_eq!(told, 1, "{:#?}", server.log());
 }
 
@@ -184,7 +184,7 @@ fn out_of_files_those_inside_are_served_and_those_outside_once_files_come_free()
 fn out_of_files_a_stop_works() {
     let (mut server, inside) = out_of_files(3);
     let _outside = server.connect();
-    server.wait_for_log("new clients must wait");
+    server.wait_for_log("cannot accept new clients");
     server.signal(Signal::TERM);
     for client in &inside {
         assert_eq!(read_until_fin(client), b"");
@@ -200,14 +200,14 @@ fn out_of_files_a_stop_serves_those_in_the_queue_as_files_come_free() {
     for mut client in &outside {
         client.write_all(b"outside").expect("the bytes go out");
     }
-    server.wait_for_log("new clients must wait");
+    server.wait_for_log("cannot accept new clients");
     server.signal(Signal::TERM);
     drop(inside);
     for client in outside {
         assert_eq!(read_until_fin(&client), b"outside");
     }
     assert_eq!(server.wait().code(), Some(0));
-    server.wait_for_log("stopped: 13 clients served, 0 cut off, ");
+    server.wait_for_log("shut down: 13 clients served, 0 forcibly closed, ");
 }
 
 #[test]
@@ -226,7 +226,7 @@ fn without_a_thread_to_be_had_a_client_is_turned_away_and_the_others_are_unharme
         let mut outside = server.connect();
         assert!(matches!(outside.read(&mut [0]), Ok(0) | Err(_)), "it is served");
     }
-    server.wait_for_logs(3, "turned away: the system gives no thread for it");
+    server.wait_for_logs(3, "rejected: cannot spawn a thread");
     exchange(&inside, b"unharmed");
     if root {
         drop(inside);

@@ -19,7 +19,7 @@ fn each_signal_stops_an_idle_server_by_itself_with_exit_code_0() {
         let Some(mut server) = Server::start_to_signal(&flags) else { return };
         server.signal(signal);
         assert_eq!(server.wait().code(), Some(0), "{signal:?}");
-        server.wait_for_log("stopped: 0 clients served, 0 cut off, 0 bytes echoed");
+        server.wait_for_log("shut down: 0 clients served, 0 forcibly closed, 0 bytes echoed");
     }
 }
 
@@ -35,8 +35,8 @@ fn idle_clients_get_fin_and_the_log_says_why() {
     assert_eq!(read_until_fin(&silent), b"");
     drop((spoke, silent));
     assert_eq!(server.wait().code(), Some(0));
-    server.wait_for_logs(2, "disconnected: server stopping");
-    server.wait_for_log("stopped: 2 clients served, 0 cut off, 5 bytes echoed");
+    server.wait_for_logs(2, "disconnected: server shutting down");
+    server.wait_for_log("shut down: 2 clients served, 0 forcibly closed, 5 bytes echoed");
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn a_second_signal_ends_the_server_at_once_with_exit_code_130() {
     let client = server.connect();
     fill(&client);
     server.signal(Signal::INT);
-    server.wait_for_log("stopping");
+    server.wait_for_log("shutting down: ");
     server.signal(Signal::INT);
     assert_eq!(server.wait().code(), Some(130));
 }

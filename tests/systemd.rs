@@ -36,7 +36,7 @@ fn a_socket_that_is_handed_over_is_served_and_host_and_port_mean_nothing() {
     let (listener, address) = listen();
     let server = Server::spawn(&mut hand_over(&listener));
     assert_eq!(server.address, address);
-    server.wait_for_log("the socket was handed over (LISTEN_FDS): --host and --port mean nothing");
+    server.wait_for_log("using the inherited socket (LISTEN_FDS); --host and --port are ignored");
     exchange(&server.connect(), b"hello");
 }
 
@@ -74,7 +74,7 @@ fn the_first_client_is_served_as_any_other() {
     (&first).write_all(b"def").expect("the bytes go out");
     assert_eq!(read_until_fin(&first), b"abcUdef");
     server.wait_for_departure(first.local_addr().expect("it has an address"));
-    server.wait_for_log("disconnected: idle, 7 bytes echoed");
+    server.wait_for_log("disconnected: idle timeout, 7 bytes echoed");
     assert_eq!(server.stop().code(), Some(0));
 }
 
@@ -132,9 +132,9 @@ fn what_cannot_be_served_is_told_with_what_to_write_in_the_socket_unit() {
     assert!(no_socket.contains("ListenStream= must be a TCP port"), "{no_socket}");
 
     let two = fails(command("sh").args(["-c", r#"LISTEN_FDS=2 LISTEN_PID=$$ exec "$0""#, PROGRAM]));
-    assert!(two.contains("2 sockets were handed over") && two.contains("ListenStream="), "{two}");
+    assert!(two.contains("inherited 2 sockets") && two.contains("ListenStream="), "{two}");
     let many = fails(echo_server().env("LISTEN_FDS", "2000000000"));
-    assert!(many.contains("2000000000 sockets were handed over"), "{many}");
+    assert!(many.contains("inherited 2000000000 sockets"), "{many}");
 }
 
 #[test]

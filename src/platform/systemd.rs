@@ -36,14 +36,14 @@ pub fn listener() -> Result<Option<TcpListener>, String> {
         // Before `listenfd` makes a list of them all.
         n => {
             return Err(format!(
-                "{n} sockets were handed over (LISTEN_FDS); one can be served: write one \
+                "inherited {n} sockets (LISTEN_FDS), but can serve only one: write one \
                  ListenStream= in the socket unit"
             ));
         }
     }
     let refuse = |why: &str| {
         format!(
-            "cannot serve the socket that was handed over (LISTEN_FDS): {why}; in the socket unit, \
+            "cannot serve the inherited socket (LISTEN_FDS): {why}; in the socket unit, \
              ListenStream= must be a TCP port and Accept= no"
         )
     };
@@ -54,7 +54,7 @@ pub fn listener() -> Result<Option<TcpListener>, String> {
     {
         return Err(refuse("it does not listen"));
     }
-    info!("the socket was handed over (LISTEN_FDS): --host and --port mean nothing");
+    info!("using the inherited socket (LISTEN_FDS); --host and --port are ignored");
     Ok(listener)
 }
 
@@ -80,7 +80,7 @@ fn tell(news: &str) {
     if let Some(manager) = env::var_os("NOTIFY_SOCKET")
         && let Err(error) = send(&manager, news)
     {
-        warn!("the service manager cannot be told that {news} (NOTIFY_SOCKET): {error}");
+        warn!("cannot send {news} to the service manager: {error}");
     }
 }
 

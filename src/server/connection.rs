@@ -26,6 +26,7 @@ use super::limits::{PerIpPermit, Permit};
 use crate::platform::socket::receive;
 use crate::platform::tcp_info::TcpInfo;
 use crate::platform::wait::{Interest, wait};
+use crate::plural::plural;
 
 /// After the shutdown request, how long data that was in flight may take to arrive at least. A
 /// round trip, if that is longer.
@@ -85,11 +86,11 @@ impl fmt::Display for CloseReason {
         match self {
             Self::ClosedByClient => f.write_str("closed by client"),
             Self::ResetByClient => f.write_str("reset by client"),
-            Self::IdleTimeout => f.write_str("idle"),
-            Self::ServerShuttingDown => f.write_str("server stopping"),
-            Self::ForciblyClosed => f.write_str("cut off"),
-            Self::InvalidProxyHeader(why) => write!(f, "no PROXY header: {why}"),
-            Self::PerIpLimit => f.write_str("turned away"),
+            Self::IdleTimeout => f.write_str("idle timeout"),
+            Self::ServerShuttingDown => f.write_str("server shutting down"),
+            Self::ForciblyClosed => f.write_str("forcibly closed"),
+            Self::InvalidProxyHeader(why) => write!(f, "invalid PROXY header ({why})"),
+            Self::PerIpLimit => f.write_str("per-IP limit reached"),
             Self::Failed(error) => write!(f, "I/O error: {error}"),
         }
     }
@@ -187,7 +188,8 @@ impl Connection {
         };
         log!(
             level,
-            "{peer} disconnected: {reason}, {bytes_echoed} bytes echoed in {:.1?}",
+            "{peer} disconnected: {reason}, {} echoed in {:.1?}",
+            plural(bytes_echoed, "byte"),
             started.elapsed()
         );
     }
@@ -213,7 +215,7 @@ impl Connection {
             }
         }
         match load_balancer {
-            Some(load_balancer) => info!("{} connected by {load_balancer}", self.peer),
+            Some(load_balancer) => info!("{} connected via {load_balancer}", self.peer),
             None => info!("{} connected", self.peer),
         }
         Continue(())
@@ -305,7 +307,7 @@ impl Connection {
         self.sent = 0;
         let received = receive(&self.stream, &mut self.buffer)?;
         if received > 0 {
-            debug!("{} sent {received} bytes", self.peer);
+            debug!("{} sent {}", self.peer, plural(received as u64, "byte"));
             trace!("{} sent {}", self.peer, excerpt(&self.buffer));
             self.moved = true;
         }
@@ -321,7 +323,7 @@ impl Connection {
             }
             match (&self.stream).write(&self.buffer[self.sent..]) {
                 Ok(written) => {
-                    debug!("{} was sent {written} bytes", self.peer);
+                    debug!("{} was sent {}", self.peer, plural(written as u64, "byte"));
                     self.sent += written;
                     self.bytes_echoed += written as u64;
                     self.moved = true;

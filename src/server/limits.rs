@@ -129,7 +129,7 @@ impl PerIpLimiter {
         let logged = mem::replace(&mut entry.logged, true);
         drop(entries);
         if !logged {
-            warn!("more clients of {ip} are turned away: it has {} already", self.limit);
+            warn!("per-IP limit reached for {ip} ({}): rejecting its new connections", self.limit);
         }
         None
     }

@@ -18,10 +18,10 @@ pub(crate) struct OverloadLog {
 
 impl OverloadLog {
     /// New clients must wait.
-    pub(crate) fn begin(&mut self, reason: fmt::Arguments<'_>) {
+    pub(crate) fn begin(&mut self, message: fmt::Arguments<'_>) {
         self.recovers_at = None;
         if !mem::replace(&mut self.is_overloaded, true) {
-            warn!("new clients must wait: {reason}");
+            warn!("{message}");
         }
     }
 
@@ -35,7 +35,7 @@ impl OverloadLog {
         if now < recovers_at {
             return Some(recovers_at);
         }
-        info!("new clients no longer wait");
+        info!("accepting new clients again");
         *self = Self::default();
         None
     }

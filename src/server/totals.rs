@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::connection::CloseReason;
+use crate::plural::plural;
 
 /// Counts since the server started.
 #[derive(Debug, Default)]
@@ -37,10 +38,10 @@ impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} clients served, {} cut off, {} bytes echoed",
-            self.clients_served.load(Relaxed),
+            "{} served, {} forcibly closed, {} echoed",
+            plural(self.clients_served.load(Relaxed), "client"),
             self.forcibly_closed.load(Relaxed),
-            self.bytes_echoed.load(Relaxed),
+            plural(self.bytes_echoed.load(Relaxed), "byte"),
         )
     }
 }

@@ -112,7 +112,9 @@ impl Connection {
             match received {
                 None => continue,
                 Some(0) => {
-                    return Break(CloseReason::InvalidProxyHeader("the client ended its stream"));
+                    return Break(CloseReason::InvalidProxyHeader(
+                        "the client closed the connection before its end",
+                    ));
                 }
                 Some(_) => {}
             }
@@ -126,11 +128,13 @@ impl Connection {
                     return Continue(client);
                 }
                 Start::Other => {
-                    return Break(CloseReason::InvalidProxyHeader("other bytes came"));
+                    return Break(CloseReason::InvalidProxyHeader(
+                        "the connection begins with other bytes",
+                    ));
                 }
             }
         }
-        Break(CloseReason::InvalidProxyHeader("none came in time"))
+        Break(CloseReason::InvalidProxyHeader("none arrived within 5s"))
     }
 }
 
