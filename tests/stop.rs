@@ -51,6 +51,21 @@ fn an_idle_client_that_never_closes_holds_up_the_stop_for_as_long_as_the_server_
     assert!((shortest..longest).contains(&begin.elapsed()), "{:?}", begin.elapsed());
 }
 
+/// Takes a second and a half, because the client is idle for one of them before the signal.
+#[test]
+fn idle_client_that_closes_leaves_within_half_a_second() {
+    let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else { return };
+    let client = server.connect();
+    exchange(&client, b"hello");
+    thread::sleep(Duration::from_secs(1));
+    let begin = Instant::now();
+    server.signal(Signal::TERM);
+    assert_eq!(read_until_fin(&client), b"");
+    drop(client);
+    assert_eq!(server.wait().code(), Some(0));
+    assert!(begin.elapsed() < Duration::from_millis(500), "{:?}", begin.elapsed());
+}
+
 #[test]
 fn a_client_that_was_looked_for_gets_fin_by_itself_like_any_other() {
     let flags = ["--busy-poll", "10ms", "--shutdown-timeout", "1h"];
