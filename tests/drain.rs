@@ -221,3 +221,23 @@ fn the_idle_timeout_holds_during_the_stop_too() {
     assert_eq!(server.stop().code(), Some(0));
     server.wait_for_log("disconnected: idle timeout, ");
 }
+
+#[test]
+fn full_server_drains_its_backlog_within_the_timeout() {
+    // The default timeout of 5 s leaves 25 ms for each client.
+    let Some(mut server) = Server::start_to_signal(&["--max-connections", "1"]) else { return };
+    let admitted = server.connect();
+    exchange(&admitted, b"admitted");
+    let waiting: Vec<_> = (0..200).map(|_| server.connect()).collect();
+    for (number, mut client) in waiting.iter().enumerate() {
+        client.write_all(&common::noise(100, number as u64)).expect("the bytes are sent");
+    }
+    server.signal(Signal::TERM);
+    assert_eq!(read_until_fin(&admitted), b"");
+    drop(admitted);
+    for (number, client) in waiting.into_iter().enumerate() {
+        assert!(read_until_fin(&client) == common::noise(100, number as u64), "client {number}");
+    }
+    assert_eq!(server.wait().code(), Some(0));
+    server.wait_for_log(": 201 clients served, 0 ");
+}
