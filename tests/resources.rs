@@ -239,13 +239,13 @@ fn without_a_thread_to_be_had_a_client_is_turned_away_and_the_others_are_unharme
 }
 
 /// A server of a user that has no other threads, and may have no more than these.
-fn with_threads(count: usize) -> Server {
+fn with_threads(count: u32) -> Server {
     use std::os::unix::process::CommandExt;
-    // Nor has whoever else runs the tests.
-    let user = 20_000 + std::process::id() % 40_000;
+    // Nor has whoever else runs the tests, or another test with another count.
+    let user = 20_000 + (std::process::id() + count) % 40_000;
     // In a folder that this user may enter; by a program of its own, lest another test's program
     // inherits the file while it is open for writing, when it cannot be run.
-    let program = std::env::temp_dir().join(format!("echo-server-{}", std::process::id()));
+    let program = std::env::temp_dir().join(format!("echo-server-{}-{count}", std::process::id()));
     let mut install = common::command("install");
     install.args(["-m", "755", env!("CARGO_BIN_EXE_echo-server")]).arg(&program);
     assert!(common::run(&mut install).status.success());
@@ -260,4 +260,18 @@ fn with_threads(count: usize) -> Server {
     // The thread of the ready line counts until it has ended.
     wait_until("the server has started", || server.threads() <= 3);
     server
+}
+
+#[test]
+fn connection_limit_is_lowered_to_the_threads() {
+    // As in the test above, root's threads are not counted.
+    let root = rustix::process::geteuid().is_root();
+    let server = if root {
+        with_threads(512)
+    } else {
+        under("{ ulimit -u 5000 || ulimit -p 5000; } 2>/dev/null", "")
+    };
+    let line = server.wait_for_log("connection limit lowered from 10000 to ");
+    assert!(line.contains("WARN") && line.contains(" threads are allowed"), "{line}");
+    exchange(&server.connect(), b"hello");
 }
