@@ -157,3 +157,20 @@ fn linux_a_client_that_reads_slowly_is_not_idle_as_long_as_bytes_move() {
     let departure = format!("{} disconnected", address(&client));
     assert!(!server.log().iter().any(|line| line.contains(&departure)), "{:#?}", server.log());
 }
+
+/// Takes a second, because it waits for the timeout nine times.
+#[test]
+fn idle_timeout_is_on_time_after_an_echo() {
+    let server = Server::start(&["--idle-timeout", "100ms"]);
+    let mut times = [(); 9].map(|()| {
+        let client = server.connect();
+        exchange(&client, b"hello");
+        let begin = Instant::now();
+        assert_eq!(read_until_fin(&client), b"");
+        begin.elapsed()
+    });
+    times.sort();
+    // A busy machine may delay some of them. The server has sent the echo before this thread reads it.
+    assert!(times[0] > Duration::from_millis(80), "{times:?}");
+    assert!(times[4] < Duration::from_millis(200), "{times:?}");
+}
