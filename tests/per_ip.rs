@@ -94,3 +94,19 @@ fn those_turned_away_do_not_count_as_served() {
     assert_eq!(server.stop().code(), Some(0));
     server.wait_for_log("shut down: 1 client served, 0 forcibly closed, 5 bytes echoed");
 }
+
+#[test]
+fn client_that_reconnects_at_the_servers_fin_is_admitted() {
+    let server = Server::start(&["--max-connections-per-ip", "1", "--idle-timeout", "200ms"]);
+    let mut client = server.connect();
+    for _ in 0..3 {
+        exchange(&client, b"hello");
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).expect("the server sends FIN");
+        assert_eq!(rest, b"");
+        // Its own side of the old connection is still open.
+        let next = server.connect();
+        exchange(&next, b"hello again");
+        client = next;
+    }
+}
