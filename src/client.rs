@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod conformance;
+mod connection;
 pub mod interactive;
 pub mod pipe;
 

@@ -161,6 +161,19 @@ fn a_server_that_resets_is_told() {
     assert!(message.contains(&format!("{address} reset the connection")), "{message}");
 }
 
+/// The client's two threads compete for the error, so one run proves little.
+#[test]
+fn a_reset_during_a_write_is_reported_as_a_reset() {
+    for _ in 0..10 {
+        let address = server(|mut stream| {
+            stream.read_exact(&mut vec![0; 1_000_000]).expect("the client sends");
+            reset(stream);
+        });
+        let message = failure(&send(pipe(address, &[]), &vec![0; 10_000_000]));
+        assert!(message.contains(&format!("{address} reset the connection")), "{message}");
+    }
+}
+
 #[test]
 fn a_server_that_answers_no_more_is_told_after_the_timeout() {
     let address = server(|mut stream| {

@@ -4,12 +4,13 @@
 //! echoes fill every buffer on the way, since a server that cannot write does not read.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
+use super::connection::Connection;
 use super::{Failure, Target, explain_lost_connection, explain_stdout_error, is_timeout};
 
 /// The buffer of each direction, in bytes: all that a stream of any length takes here.
@@ -25,8 +26,9 @@ pub fn run(target: &Target) -> Result<(), Failure> {
     let (stream, address) = target.connect()?;
     let broke = |error| explain_lost_connection(address, &error);
     stream.set_read_timeout(Some(target.timeout)).map_err(broke)?;
-    let sending = Sending::start(stream.try_clone().map_err(broke)?, address)?;
-    Pipe { stream, address, timeout: target.timeout, sending, received: 0 }.receive()
+    let connection = Arc::new(Connection::new(stream));
+    let sending = Sending::start(Arc::clone(&connection))?;
+    Pipe { connection, address, timeout: target.timeout, sending, received: 0 }.receive()
 }
 
 /// The direction from stdin to the server, which has a thread of its own.
@@ -34,38 +36,39 @@ pub fn run(target: &Target) -> Result<(), Failure> {
 struct Sending {
     /// Bytes, those of the write that is under way included.
     sent: AtomicU64,
-    /// How it ended, once it has.
+    /// How stdin ended, once it has and the connection has not.
     outcome: OnceLock<Result<(), Failure>>,
 }
 
 impl Sending {
-    fn start(stream: TcpStream, address: SocketAddr) -> Result<Arc<Self>, Failure> {
+    fn start(connection: Arc<Connection>) -> Result<Arc<Self>, Failure> {
         let sending = Arc::new(Self::default());
         let this = Arc::clone(&sending);
         let thread = thread::Builder::new().name("stdin".to_owned()).spawn(move || {
-            let outcome = this.send(&stream, address);
-            // Before the half-close, so that it is known when the server answers that with FIN.
-            this.outcome.get_or_init(|| outcome);
-            // A connection that is gone needs none.
-            let _ = stream.shutdown(Shutdown::Write);
+            if let Some(outcome) = this.send(&connection) {
+                // Before the half-close, so that it is known when the server answers that with FIN.
+                this.outcome.get_or_init(|| outcome);
+                connection.half_close();
+            }
         });
         thread.map_err(|error| format!("the system gives no thread to read stdin: {error}"))?;
         Ok(sending)
     }
 
-    fn send(&self, mut stream: &TcpStream, address: SocketAddr) -> Result<(), Failure> {
+    /// Sends stdin and returns how it ended, or `None` if the connection ended before.
+    fn send(&self, mut connection: &Connection) -> Option<Result<(), Failure>> {
         let mut stdin = io::stdin().lock();
         let mut buffer = vec![0; BUFFER_SIZE];
         loop {
             match stdin.read(&mut buffer) {
-                Ok(0) => return Ok(()),
+                Ok(0) => return Some(Ok(())),
                 Ok(n) => {
                     self.sent.fetch_add(n as u64, Relaxed);
-                    let written = stream.write_all(&buffer[..n]);
-                    written.map_err(|error| explain_lost_connection(address, &error))?;
+                    // The thread that reads the connection reports how it ended.
+                    connection.write_all(&buffer[..n]).ok()?;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(format!("cannot read stdin: {error}").into()),
+                Err(error) => return Some(Err(format!("cannot read stdin: {error}").into())),
             }
         }
     }
@@ -73,7 +76,7 @@ impl Sending {
 
 /// The whole, seen from the direction that decides when it ends: from the server to stdout.
 struct Pipe {
-    stream: TcpStream,
+    connection: Arc<Connection>,
     address: SocketAddr,
     timeout: Duration,
     sending: Arc<Sending>,
@@ -87,7 +90,7 @@ impl Pipe {
         let mut buffer = vec![0; BUFFER_SIZE];
         loop {
             let sent_before = self.sending.sent.load(Relaxed);
-            match self.stream.read(&mut buffer) {
+            match self.connection.as_ref().read(&mut buffer) {
                 Ok(0) => return self.judge_end(),
                 Ok(n) => {
                     self.received += n as u64;
