@@ -414,6 +414,24 @@ fn a_server_that_resets_is_told_of_at_once() {
     assert_eq!(terminal.end().0, 1);
 }
 
+/// The client's two threads compete for the error, so one run proves little.
+#[test]
+fn a_reset_during_a_write_is_reported_as_a_reset() {
+    for _ in 0..10 {
+        let stranger = Stranger::new();
+        let mut terminal = Terminal::spawn(stranger.address, "", |client| {
+            client.env("TERM", "dumb");
+        });
+        terminal.show_no_keys();
+        let mut server = stranger.accept().into_inner();
+        terminal.press_without_end();
+        server.read_exact(&mut vec![0; 100_000]).expect("the client sends");
+        reset(server);
+        terminal.wait_for(&format!("echo-client: {} reset the connection", stranger.address));
+        assert_eq!(terminal.wait(), 1);
+    }
+}
+
 #[test]
 fn what_comes_after_the_person_has_left_is_shown() {
     let stranger = Stranger::new();

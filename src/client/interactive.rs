@@ -10,7 +10,7 @@ mod screen;
 mod text;
 
 use std::io::{self, BufRead, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::thread;
@@ -21,6 +21,7 @@ use crossterm::event;
 use self::prompt::Typed;
 use self::screen::Screen;
 use self::text::Decoder;
+use super::connection::Connection;
 use super::{Failure, Target, explain_lost_connection, is_timeout};
 use crate::platform::terminal::{BEFORE_NEWLINE, wait_until_gone};
 
@@ -70,7 +71,7 @@ pub fn run(target: &Target) -> Result<(), Failure> {
             "Each line is sent; quit, exit or Ctrl+D leaves.".to_owned(),
         ])
         .map_err(explain_terminal_error)?;
-    let (lines, events) = start_threads(Arc::new(stream), screen.has_prompt())
+    let (lines, events) = start_threads(Arc::new(Connection::new(stream)), screen.has_prompt())
         .map_err(|error| format!("the system gives no thread: {error}"))?;
     let talk = Talk {
         address,
@@ -280,16 +281,16 @@ impl Talk {
 
 /// Starts what reads the keys, what reads the socket, and what writes to it the lines that it gets.
 fn start_threads(
-    stream: Arc<TcpStream>,
+    connection: Arc<Connection>,
     has_prompt: bool,
 ) -> io::Result<(Sender<Vec<u8>>, Receiver<Event>)> {
     let (events, received) = mpsc::sync_channel(QUEUED);
     let (lines, queue) = mpsc::channel();
     let (reader, writer, keys) = (events.clone(), events.clone(), events);
-    let shared = Arc::clone(&stream);
+    let shared = Arc::clone(&connection);
     let start = |work: Box<dyn FnOnce() + Send>| thread::Builder::new().spawn(work).map(drop);
     start(Box::new(move || read_socket(&shared, &reader)))?;
-    start(Box::new(move || write_socket(&stream, queue, &writer)))?;
+    start(Box::new(move || write_socket(&connection, queue, &writer)))?;
     if has_prompt {
         let watcher = keys.clone();
         start(Box::new(move || watch_terminal(&watcher)))?;
@@ -299,10 +300,10 @@ fn start_threads(
 }
 
 /// Reads to the server's end. The main thread, once it has ended, wants no more.
-fn read_socket(mut stream: &TcpStream, events: &SyncSender<Event>) {
+fn read_socket(mut connection: &Connection, events: &SyncSender<Event>) {
     let mut buffer = vec![0; PIECE];
     loop {
-        let event = match stream.read(&mut buffer) {
+        let event = match connection.read(&mut buffer) {
             Ok(0) => Event::End(Ok(())),
             Ok(n) => Event::Received(buffer[..n].to_vec()),
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -316,18 +317,18 @@ fn read_socket(mut stream: &TcpStream, events: &SyncSender<Event>) {
 }
 
 /// Writes lines until there are no more, then half-closes.
-fn write_socket(mut stream: &TcpStream, lines: Receiver<Vec<u8>>, events: &SyncSender<Event>) {
+fn write_socket(mut connection: &Connection, lines: Receiver<Vec<u8>>, events: &SyncSender<Event>) {
     for line in lines {
         let mut rest = line.as_slice();
         while !rest.is_empty() {
-            let event = match stream.write(rest) {
+            let event = match connection.write(rest) {
                 Ok(written) => {
                     rest = &rest[written..];
                     Event::Sent(written)
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) if is_timeout(&error) => Event::WriteTimedOut,
-                // The reader learns of any other end, after all that came before it.
+                // The thread that reads the connection reports how it ended.
                 Err(_) => return,
             };
             if events.send(event).is_err() {
@@ -335,7 +336,7 @@ fn write_socket(mut stream: &TcpStream, lines: Receiver<Vec<u8>>, events: &SyncS
             }
         }
     }
-    let _ = stream.shutdown(Shutdown::Write);
+    connection.half_close();
 }
 
 fn read_keys(events: &SyncSender<Event>) {
