@@ -242,6 +242,18 @@ fn lost_connections_are_counted_by_reason_and_the_others_go_on() {
     assert!(page.contains("p50 "), "{page}");
 }
 
+/// The two threads of a connection compete for the error, so one connection proves little.
+#[test]
+fn a_reset_in_bulk_is_reported_as_a_reset() {
+    let server = server(|_, mut stream| {
+        stream.read_exact(&mut vec![0; 1_000_000]).expect("the client sends");
+        common::reset(stream);
+    });
+    let options = ["--json", "--mode", "bulk", "--connections", "20", "--timeout", "20s"];
+    let report = json(&report(&mut bench(server, &options), 1));
+    assert_eq!(failures(&report), [("reset", 20)]);
+}
+
 #[test]
 fn when_all_connections_are_lost_the_run_is_over() {
     let server = server(|_, _| {});

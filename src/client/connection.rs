@@ -26,6 +26,11 @@ impl Connection {
     pub(super) fn half_close(&self) {
         let _ = self.stream.shutdown(Shutdown::Write);
     }
+
+    /// Closes both directions, which also wakes a thread that is blocked in a read or a write.
+    pub(super) fn close(&self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
 }
 
 impl Read for &Connection {

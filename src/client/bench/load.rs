@@ -5,8 +5,8 @@
 //! or shifted echo is seen, yet to make and to check a message costs no more than a `memcmp`.
 
 use std::convert::Infallible;
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::tally::{Live, Reason, Tally};
 use super::{Mode, STACK_SIZE};
+use crate::client::connection::Connection;
 use crate::client::{connect, is_timeout};
 
 /// The bytes after which the stream repeats itself: a prime number, so that no shift by a power of
@@ -104,9 +105,13 @@ impl Load {
                 drop((stream, ready));
                 worker.connect_and_close()
             }
-            Mode::Rtt | Mode::Bulk => self.open(stream).and_then(|stream| {
+            Mode::Rtt | Mode::Bulk => self.open(stream).and_then(|connection| {
                 drop(ready);
-                if self.mode == Mode::Rtt { worker.ping(&stream) } else { worker.pour(&stream) }
+                if self.mode == Mode::Rtt {
+                    worker.ping(&connection)
+                } else {
+                    worker.pour(&connection)
+                }
             }),
         };
         if let Err(End::Lost(reason)) = end {
@@ -120,11 +125,11 @@ impl Load {
     }
 
     /// Prepares `stream`, or a new connection: nothing on it blocks for longer than it may.
-    fn open(&self, stream: Option<TcpStream>) -> Result<TcpStream, End> {
+    fn open(&self, stream: Option<TcpStream>) -> Result<Connection, End> {
         let stream = stream.map_or_else(|| connect(self.address, self.timeout), Ok)?;
         stream.set_read_timeout(Some(TICK.min(self.timeout)))?;
         stream.set_write_timeout(Some(self.timeout))?;
-        Ok(stream)
+        Ok(Connection::new(stream))
     }
 
     fn window(&self) -> Window {
@@ -147,11 +152,11 @@ struct Worker<'a> {
 
 impl Worker<'_> {
     /// Sends a message and takes its echo, again and again.
-    fn ping(&mut self, stream: &TcpStream) -> Result<(), End> {
+    fn ping(&mut self, connection: &Connection) -> Result<(), End> {
         let window = self.load.window();
         let mut begun = Instant::now();
         loop {
-            self.exchange(stream)?;
+            self.exchange(connection)?;
             // The end of one message is the start of the next: one look at the clock for each.
             let now = Instant::now();
             self.count_message(begun, now, window);
@@ -190,20 +195,25 @@ impl Worker<'_> {
     }
 
     fn visit(&mut self) -> Result<(), End> {
-        let stream = self.load.open(None)?;
-        self.exchange(&stream)
+        let connection = self.load.open(None)?;
+        self.exchange(&connection)
     }
 
     /// Sends one message and takes its echo.
-    fn exchange(&mut self, stream: &TcpStream) -> Result<(), End> {
+    fn exchange(&mut self, connection: &Connection) -> Result<(), End> {
         let size = self.load.size;
         let (mut sent, mut received) = (0, 0);
         while received < size {
             let until = size.min(received + WINDOW);
             while sent < until {
-                sent += self.outgoing.send(stream, until - sent, self.load)?;
+                match self.outgoing.send(connection, until - sent, self.load) {
+                    Ok(bytes) => sent += bytes,
+                    Err(error) if is_timeout(&error) => return Err(error.into()),
+                    // The next read returns how the connection ended.
+                    Err(_) => break,
+                }
             }
-            received += self.incoming.receive(stream, size - received, self.load)?;
+            received += self.incoming.receive(connection, size - received, self.load)?;
         }
         Ok(())
     }
@@ -223,27 +233,26 @@ impl Worker<'_> {
     }
 
     /// Sends without pause from a second thread, and takes all echoes here.
-    fn pour(&mut self, stream: &TcpStream) -> Result<(), End> {
+    fn pour(&mut self, connection: &Connection) -> Result<(), End> {
         let window = self.load.window();
         // Unknown until the sender has ended.
         let total = AtomicU64::new(u64::MAX);
         let (load, outgoing) = (self.load, &mut self.outgoing);
         let (live, tally, incoming) = (self.live, &mut self.tally, &mut self.incoming);
         thread::scope(|scope| {
-            let sender = thread::Builder::new().stack_size(STACK_SIZE);
-            let sender = sender
-                .spawn_scoped(scope, || outgoing.send_all(stream, window, &total, load))
+            thread::Builder::new()
+                .stack_size(STACK_SIZE)
+                .spawn_scoped(scope, || outgoing.send_all(connection, window, &total, load))
                 .map_err(|error| End::Lost(Reason::NoThread(error.to_string())))?;
-            let received = incoming.receive_all(stream, window, &total, load, |bytes, now| {
+            let received = incoming.receive_all(connection, window, &total, load, |bytes, now| {
                 live.add(bytes as u64);
                 if (window.start..window.end).contains(&now) {
                     tally.bytes += bytes as u64;
                 }
             });
-            // Wakes a sender that is blocked in a write; it then fails, but for the same reason.
-            let _ = stream.shutdown(Shutdown::Both);
-            let sent = sender.join().unwrap_or(Err(End::Over));
-            received.and(sent)
+            // Wakes the sender if it is blocked in a write.
+            connection.close();
+            received
         })
     }
 }
@@ -255,38 +264,43 @@ struct Outgoing {
 }
 
 impl Outgoing {
-    /// Sends `at_most` that many bytes; how many.
-    fn send(&mut self, mut stream: &TcpStream, at_most: usize, load: &Load) -> Result<usize, End> {
-        match stream.write(&load.noise[self.place..][..at_most]) {
+    /// Sends up to `at_most` bytes and returns how many.
+    fn send(
+        &mut self,
+        mut connection: &Connection,
+        at_most: usize,
+        load: &Load,
+    ) -> io::Result<usize> {
+        match connection.write(&load.noise[self.place..][..at_most]) {
             Ok(sent) => {
                 self.place = (self.place + sent) % PERIOD;
                 Ok(sent)
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => Ok(0),
-            Err(error) => Err(error.into()),
+            Err(error) => Err(error),
         }
     }
 
-    /// Sends until the window's end, and then leaves in `total` how many bytes that were.
+    /// Sends until the window's end, then stores in `total` how many bytes that were. If the
+    /// connection ends before, the receiver reports how.
     fn send_all(
         &mut self,
-        stream: &TcpStream,
+        connection: &Connection,
         window: Window,
         total: &AtomicU64,
         load: &Load,
-    ) -> Result<(), End> {
+    ) {
         let mut sent = 0;
         while Instant::now() < window.end && !load.is_over() {
-            match self.send(stream, load.size, load) {
-                Ok(n) => sent += n as u64,
-                // How long nothing may move is for the receiver to judge: a slow server may send for
-                // long before it takes more.
-                Err(End::Lost(Reason::Late)) => {}
-                Err(end) => return Err(end),
+            match self.send(connection, load.size, load) {
+                Ok(bytes) => sent += bytes as u64,
+                // The receiver decides how long nothing may move: a slow server may send for long
+                // before it takes more.
+                Err(error) if is_timeout(&error) => {}
+                Err(_) => return,
             }
         }
         total.store(sent, Ordering::Relaxed);
-        Ok(())
     }
 }
 
@@ -303,12 +317,12 @@ impl Incoming {
     /// Receives `at_most` that many bytes, and compares them with those that were sent; how many.
     fn receive(
         &mut self,
-        mut stream: &TcpStream,
+        mut connection: &Connection,
         at_most: usize,
         load: &Load,
     ) -> Result<usize, End> {
         let room = at_most.min(self.buffer.len());
-        match stream.read(&mut self.buffer[..room]) {
+        match connection.read(&mut self.buffer[..room]) {
             Ok(0) => Err(End::Lost(Reason::Closed)),
             Ok(received) => {
                 if self.buffer[..received] != load.noise[self.place..][..received] {
@@ -340,7 +354,7 @@ impl Incoming {
     /// came. A server that is slow to give back the last has the timeout for it, and is left then.
     fn receive_all(
         &mut self,
-        stream: &TcpStream,
+        connection: &Connection,
         window: Window,
         total: &AtomicU64,
         load: &Load,
@@ -348,7 +362,7 @@ impl Incoming {
     ) -> Result<(), End> {
         let mut received = 0;
         while received < total.load(Ordering::Relaxed) {
-            let bytes = self.receive(stream, WINDOW, load)?;
+            let bytes = self.receive(connection, WINDOW, load)?;
             let now = Instant::now();
             count(bytes, now);
             received += bytes as u64;
