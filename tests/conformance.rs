@@ -76,6 +76,22 @@ fn a_reader_that_leaves_ends_it_quietly() {
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(1), b"".as_slice()));
 }
 
+/// The client's two threads compete for the error, so one run proves little.
+#[test]
+fn a_reset_during_a_write_is_reported_as_a_reset() {
+    let address = serve(|mut stream, _| {
+        // The first connection of each run sends nothing.
+        if stream.read_exact(&mut vec![0; 1_000_000]).is_ok() {
+            reset_on_close(stream);
+        }
+    });
+    for _ in 0..10 {
+        let output = echo_client(address).args(["test", "both ways"]).output().expect("it runs");
+        let report = String::from_utf8_lossy(&output.stdout);
+        assert!(report.contains("got 0 bytes, then a reset"), "{report}");
+    }
+}
+
 /// What the clients of a broken server share.
 struct State {
     /// How many were accepted, and have not given their place back.

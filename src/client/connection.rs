@@ -22,6 +22,11 @@ impl Connection {
         Self { stream, write_error: Mutex::default() }
     }
 
+    /// The socket, for its options.
+    pub(super) fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
     /// Sends FIN. If the connection has ended already, the next read returns how.
     pub(super) fn half_close(&self) {
         let _ = self.stream.shutdown(Shutdown::Write);

@@ -3,12 +3,13 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use indicatif::ProgressBar;
 use socket2::SockRef;
 
+use crate::client::connection::Connection;
 use crate::client::{connect, is_reset, is_timeout};
 
 /// The most that a fault shows of what was expected or came, in bytes.
@@ -28,7 +29,7 @@ impl Subject {
         let connected = connect(self.address, self.timeout).and_then(|stream| {
             stream.set_read_timeout(Some(self.timeout))?;
             stream.set_write_timeout(Some(self.timeout))?;
-            Ok(Peer { stream, timeout: self.timeout })
+            Ok(Peer { connection: Connection::new(stream), timeout: self.timeout })
         });
         connected.map_err(|error| Fault::new("a connection", error))
     }
@@ -75,7 +76,7 @@ impl fmt::Display for End {
 
 /// A connection to the server.
 pub(super) struct Peer {
-    stream: TcpStream,
+    connection: Connection,
     timeout: Duration,
 }
 
@@ -86,17 +87,21 @@ impl Peer {
         self.expect(bytes)
     }
 
+    /// Sends `bytes`. If the connection ends before, the next read returns how.
     pub(super) fn send(&self, bytes: &[u8]) -> Result<(), Fault> {
-        (&self.stream)
-            .write_all(bytes)
-            .map_err(|error| Fault::new("bytes to be taken", self.end(error)))
+        match (&self.connection).write_all(bytes) {
+            Err(error) if is_timeout(&error) => {
+                Err(Fault::new("bytes to be taken", self.end(error)))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The same beside a thread that reads: how long nothing may move is for that one to judge,
     /// since a slow server may send for long before it takes more.
     pub(super) fn send_beside_reader(&self, mut bytes: &[u8]) -> Result<(), Fault> {
         while !bytes.is_empty() {
-            match (&self.stream).write(bytes) {
+            match (&self.connection).write(bytes) {
                 Ok(written) => bytes = &bytes[written..],
                 Err(error) if is_timeout(&error) || error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(Fault::new("bytes to be taken", self.end(error))),
@@ -129,14 +134,14 @@ impl Peer {
     /// Expects that nothing comes for `duration`, be it bytes or an end.
     pub(super) fn expect_silence(&self, duration: Duration) -> Result<(), Fault> {
         let failed = |error| Fault::new("silence", End::from(error));
-        self.stream.set_read_timeout(Some(duration)).map_err(failed)?;
+        self.connection.stream().set_read_timeout(Some(duration)).map_err(failed)?;
         let mut came = [0; QUOTED + 1];
         match self.read(&mut came) {
             Err(End::Silence(_)) => {}
             Err(end) => return Err(Fault::new("nothing", end)),
             Ok(n) => return Err(Fault::new("nothing", quote(&came[..n]))),
         }
-        self.stream.set_read_timeout(Some(self.timeout)).map_err(failed)
+        self.connection.stream().set_read_timeout(Some(self.timeout)).map_err(failed)
     }
 
     /// Expects the end of the stream, and no byte before it.
@@ -149,37 +154,40 @@ impl Peer {
         }
     }
 
-    pub(super) fn half_close(&self) -> Result<(), Fault> {
-        let closed = self.stream.shutdown(Shutdown::Write);
-        closed.map_err(|error| Fault::new("a connection to half-close", End::from(error)))
+    pub(super) fn half_close(&self) {
+        self.connection.half_close();
     }
 
-    /// Ends both directions, which also releases a thread that is blocked in one of them.
+    /// Closes both directions, which also wakes a thread that is blocked in one of them.
     pub(super) fn abandon(&self) {
-        // What is gone already needs no end.
-        let _ = self.stream.shutdown(Shutdown::Both);
+        self.connection.close();
     }
 
     /// Closes the connection with RST.
     pub(super) fn reset(self) -> Result<(), Fault> {
         // To close with a linger time of zero is to reset (RFC 1122, 4.2.2.13; socket(7)).
-        let set = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+        let set = SockRef::from(self.connection.stream()).set_linger(Some(Duration::ZERO));
         set.map_err(|error| Fault::new("a connection to reset", error))
     }
 
     /// Sends without reading until every buffer on the way there and back is full, or `most` bytes
     /// are out.
     pub(super) fn fill(&self, most: usize, patience: Duration) -> Result<(), Fault> {
-        let chunk = [b'x'; 16_384];
+        let mut chunk = [b'x'; 16_384];
         let failed = |error| Fault::new("room to send", End::from(error));
-        self.stream.set_write_timeout(Some(patience)).map_err(failed)?;
+        self.connection.stream().set_write_timeout(Some(patience)).map_err(failed)?;
         let mut sent = 0;
         while sent < most {
-            match (&self.stream).write(&chunk) {
+            match (&self.connection).write(&chunk) {
                 Ok(written) => sent += written,
                 Err(error) if is_timeout(&error) => break,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(failed(error)),
+                // Reading to the end returns how the connection ended.
+                Err(_) => loop {
+                    if let Err(end) = self.read(&mut chunk) {
+                        return Err(Fault::new("room to send", end));
+                    }
+                },
             }
         }
         Ok(())
@@ -188,7 +196,7 @@ impl Peer {
     /// Reads what there is, as soon as there is something.
     fn read(&self, buffer: &mut [u8]) -> Result<usize, End> {
         loop {
-            match (&self.stream).read(buffer) {
+            match (&self.connection).read(buffer) {
                 Ok(0) => return Err(End::Fin),
                 Ok(n) => return Ok(n),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
