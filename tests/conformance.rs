@@ -10,8 +10,9 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
+use std::time::Duration;
 
-use common::{Server, echo_client, failures, judge, listen, reset_on_close};
+use common::{Server, echo_client, failures, judge, listen, reset_on_close, run};
 use serde_json::Value;
 
 /// Asserts that the server passes.
@@ -90,6 +91,45 @@ fn a_reset_during_a_write_is_reported_as_a_reset() {
         let report = String::from_utf8_lossy(&output.stdout);
         assert!(report.contains("got 0 bytes, then a reset"), "{report}");
     }
+}
+
+/// Runs the checks whose names contain `name`, each of which must end; their one failure.
+fn failure(address: SocketAddr, name: &str) -> [String; 3] {
+    let mut client = echo_client(address);
+    client.args(["test", name, "--json", "--timeout", "1s"]);
+    let report = serde_json::from_slice(&run(&mut client).stdout).expect("the report is JSON");
+    let [failure] = failures(&report).try_into().expect("one check fails");
+    failure
+}
+
+/// Over a second: a write is given up after the timeout, and a shorter one is not safe on a busy
+/// machine.
+#[test]
+fn a_server_that_sends_the_bytes_unread_fails_within_the_timeout() {
+    let address = serve(|mut stream, _| {
+        let mut stream_of_the_check = vec![0; 67_108_864];
+        fastrand::Rng::with_seed(862).fill(&mut stream_of_the_check);
+        let _ = stream.write_all(&stream_of_the_check);
+        thread::park();
+    });
+    let [_, expected, got] = failure(address, "64 MiB both ways");
+    assert_eq!([expected, got], ["bytes after they were sent", "all of them before"]);
+}
+
+/// Over a second: the timeout, as above.
+#[test]
+fn a_server_that_echoes_byte_by_byte_fails_within_the_timeout() {
+    let address = serve(|mut stream, _| {
+        echo(stream, |piece| {
+            for byte in piece.drain(..) {
+                thread::sleep(Duration::from_millis(20));
+                let _ = stream.write_all(&[byte]);
+            }
+        });
+    });
+    let [_, expected, got] = failure(address, "edges of buffers");
+    assert_eq!(expected, "127 bytes");
+    assert!(got.ends_with(" bytes, then not enough within 1s"), "{got}");
 }
 
 /// What the clients of a broken server share.

@@ -1,6 +1,9 @@
 //! The checks: what a TCP echo server owes its clients, a function for each property.
 
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicUsize,
+    Ordering::{Relaxed, Release},
+};
 use std::thread;
 use std::time::Duration;
 
@@ -233,23 +236,30 @@ fn while_sending(
     len: usize,
     receive: impl FnOnce(&AtomicUsize) -> Result<(), Fault>,
 ) -> Result<(), Fault> {
-    let sent = AtomicUsize::new(0);
+    let (sent, all_received) = (AtomicUsize::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
         let sender = thread::Builder::new().spawn_scoped(scope, || {
-            for chunk in noise(len) {
-                peer.send_beside_reader(&chunk)?;
+            let all_sent = noise(len).all(|chunk| {
+                let taken = peer.send_beside_reader(&chunk, &all_received);
                 sent.fetch_add(chunk.len(), Relaxed);
-            }
+                taken
+            });
             peer.half_close();
-            Ok(())
+            all_sent
         });
         let sender = sender.map_err(|error| Fault::new("a thread of this system", error))?;
         let received = receive(&sent);
-        if received.is_err() {
+        if received.is_ok() {
+            all_received.store(true, Release);
+        } else {
             peer.abandon();
         }
-        let sent = sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        received.and(sent)
+        let all_sent = sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        received?;
+        if !all_sent {
+            return Err(Fault::new("bytes after they were sent", "all of them before"));
+        }
+        Ok(())
     })
 }
 

@@ -4,7 +4,8 @@
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering::Acquire};
+use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
 use socket2::SockRef;
@@ -18,7 +19,8 @@ const QUOTED: usize = 32;
 /// The server under test.
 pub(super) struct Subject {
     pub(super) address: SocketAddr,
-    /// How long the server may let nothing move before it counts as hanging.
+    /// How long the server may let nothing move, and how long it has for a message or for a part
+    /// of a longer one.
     pub(super) timeout: Duration,
     /// For the person who waits while a check takes long.
     pub(super) progress: ProgressBar,
@@ -54,6 +56,8 @@ enum End {
     Fin,
     Reset,
     Silence(Duration),
+    /// Some bytes came, but not all of a part.
+    TooSlow(Duration),
     Failed(io::Error),
 }
 
@@ -69,6 +73,7 @@ impl fmt::Display for End {
             Self::Fin => f.write_str("FIN"),
             Self::Reset => f.write_str("a reset"),
             Self::Silence(duration) => write!(f, "nothing for {duration:?}"),
+            Self::TooSlow(duration) => write!(f, "not enough within {duration:?}"),
             Self::Failed(error) => error.fmt(f),
         }
     }
@@ -97,17 +102,20 @@ impl Peer {
         }
     }
 
-    /// The same beside a thread that reads: how long nothing may move is for that one to judge,
-    /// since a slow server may send for long before it takes more.
-    pub(super) fn send_beside_reader(&self, mut bytes: &[u8]) -> Result<(), Fault> {
-        while !bytes.is_empty() {
+    /// Sends `bytes` beside a thread that reads, and returns whether they were taken before
+    /// `all_received`: an echo of all bytes comes after the last of them.
+    ///
+    /// Until then the reader decides how long nothing may move: a slow server may send for long
+    /// before it takes more.
+    pub(super) fn send_beside_reader(&self, mut bytes: &[u8], all_received: &AtomicBool) -> bool {
+        while !bytes.is_empty() && !all_received.load(Acquire) {
             match (&self.connection).write(bytes) {
                 Ok(written) => bytes = &bytes[written..],
                 Err(error) if is_timeout(&error) || error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(Fault::new("bytes to be taken", self.end(error))),
+                Err(_) => return false,
             }
         }
-        Ok(())
+        bytes.is_empty()
     }
 
     /// Expects `bytes` to come. What comes behind them is left for the next call.
@@ -115,11 +123,15 @@ impl Peer {
         self.expect_part(&Part { bytes, offset: 0, whole: bytes.len() })
     }
 
-    /// The same for a part of something longer.
+    /// The same for a part of something longer. The whole part must come within the timeout.
     pub(super) fn expect_part(&self, expected: &Part) -> Result<(), Fault> {
         let mut came = vec![0; expected.bytes.len()];
         let mut got = 0;
+        let deadline = Instant::now() + self.timeout;
         while got < came.len() {
+            if got > 0 && Instant::now() >= deadline {
+                return Err(expected.cut_short(&came[..got], &End::TooSlow(self.timeout)));
+            }
             match self.read(&mut came[got..]) {
                 Ok(n) => got += n,
                 Err(end) => return Err(expected.cut_short(&came[..got], &end)),
