@@ -140,13 +140,9 @@ fn explain_lost_connection(address: SocketAddr, error: &io::Error) -> String {
     }
 }
 
-/// Whether the peer, or something on the way, sent RST: a write after it meets EPIPE, and Windows
-/// names some resets "aborted".
+/// Returns whether the peer, or an intermediary, sent RST. Windows calls some resets "aborted".
 fn is_reset(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe
-    )
+    matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted)
 }
 
 /// Whether a call on a socket came to the end of its timeout: Unix and Windows name it differently.
@@ -190,9 +186,7 @@ mod tests {
     fn only_a_reset_is_told_as_one() {
         let address = SocketAddr::from(([192, 0, 2, 1], 54000));
         let told = |kind: ErrorKind| explain_lost_connection(address, &kind.into());
-        for kind in
-            [ErrorKind::ConnectionReset, ErrorKind::ConnectionAborted, ErrorKind::BrokenPipe]
-        {
+        for kind in [ErrorKind::ConnectionReset, ErrorKind::ConnectionAborted] {
             assert!(told(kind).contains("reset the connection"), "{kind:?}");
         }
         assert!(told(ErrorKind::HostUnreachable).contains("192.0.2.1:54000 broke: "));

@@ -152,7 +152,7 @@ mod tests {
             (ErrorKind::ConnectionRefused, Reason::Refused),
             (ErrorKind::AddrNotAvailable, Reason::NoPort),
             (ErrorKind::ConnectionReset, Reason::Reset),
-            (ErrorKind::BrokenPipe, Reason::Reset),
+            (ErrorKind::ConnectionAborted, Reason::Reset),
             (ErrorKind::TimedOut, Reason::Late),
             (ErrorKind::WouldBlock, Reason::Late),
         ] {
