@@ -409,6 +409,46 @@ fn ctrl_c_does_not_wait_for_an_echo_that_does_not_come() {
     }
 }
 
+/// A server that sends back one byte every 30 ms, more often than a wait for it would time out.
+fn dripping_server() -> (SocketAddr, mpsc::Receiver<()>) {
+    let (byte_sent, first_byte) = mpsc::channel();
+    let address = server(move |_, mut stream| {
+        let mut byte = [0];
+        while stream.read_exact(&mut byte).is_ok() && stream.write_all(&byte).is_ok() {
+            let _ = byte_sent.send(());
+            thread::sleep(Duration::from_millis(30));
+        }
+    });
+    (address, first_byte)
+}
+
+#[test]
+fn ctrl_c_does_not_wait_for_a_message_that_comes_in_drips() {
+    if !signal::can_be_sent() {
+        return;
+    }
+    for mode in ["rtt", "connect"] {
+        let (server, first_byte) = dripping_server();
+        let options = ["--size", "64KiB", "--duration", "1h", "--mode", mode];
+        let client = bench(server, &options).spawn().expect("it starts");
+        first_byte.recv_timeout(PATIENCE).expect("a byte comes back");
+        signal::send(&client, Signal::INT);
+        let page = output_report(end(client), 0);
+        assert!(page.contains("not measured"), "{page}");
+    }
+}
+
+/// Over a second: the timeout of each run, and a shorter one is not safe on a busy machine.
+#[test]
+fn a_run_ends_in_time_though_a_message_comes_in_drips() {
+    let (server, _first_byte) = dripping_server();
+    for mode in ["rtt", "connect"] {
+        let options = ["--json", "--size", "64KiB", "--timeout", "500ms", "--mode", mode];
+        let report = json(&report(&mut bench(server, &options), 1));
+        assert_eq!(failures(&report), [("timeout", 1)]);
+    }
+}
+
 /// Connections that nobody accepts hold the end up: the kernel drops what does not fit into the
 /// queue, and the client goes on trying.
 #[test]

@@ -139,6 +139,18 @@ impl Load {
     fn is_over(&self) -> bool {
         self.over.load(Ordering::Relaxed)
     }
+
+    /// Returns an error if the run does not wait for the rest of a message any longer: it was
+    /// stopped, or the window ended longer ago than the timeout.
+    fn check_time_for_rest(&self) -> Result<(), End> {
+        if self.is_over() {
+            Err(End::Over)
+        } else if Instant::now() >= self.window().end + self.timeout {
+            Err(End::Lost(Reason::Late))
+        } else {
+            Ok(())
+        }
+    }
 }
 
 /// One connection after another in [`Mode::Connect`], else one.
@@ -214,6 +226,9 @@ impl Worker<'_> {
                 }
             }
             received += self.incoming.receive(connection, size - received, self.load)?;
+            if received < size {
+                self.load.check_time_for_rest()?;
+            }
         }
         Ok(())
     }
