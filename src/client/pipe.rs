@@ -34,7 +34,7 @@ pub fn run(target: &Target) -> Result<(), Failure> {
 /// The direction from stdin to the server, which has a thread of its own.
 #[derive(Default)]
 struct Sending {
-    /// Bytes, those of the write that is under way included.
+    /// Bytes, including those of the write in progress.
     sent: AtomicU64,
     /// How stdin ended, once it has and the connection has not.
     outcome: OnceLock<Result<(), Failure>>,
@@ -63,6 +63,7 @@ impl Sending {
             match stdin.read(&mut buffer) {
                 Ok(0) => return Some(Ok(())),
                 Ok(n) => {
+                    // Before the write: bytes must be counted before they can come back.
                     self.sent.fetch_add(n as u64, Relaxed);
                     // The thread that reads the connection reports how it ended.
                     connection.write_all(&buffer[..n]).ok()?;
@@ -93,11 +94,15 @@ impl Pipe {
             match self.connection.as_ref().read(&mut buffer) {
                 Ok(0) => return self.judge_end(),
                 Ok(n) => {
-                    self.received += n as u64;
-                    let written = stdout.write_all(&buffer[..n]).and_then(|()| stdout.flush());
+                    let sent = self.sending.sent.load(Relaxed);
+                    // More bytes than were sent cannot be an echo.
+                    let echoed = usize::try_from(sent - self.received).map_or(n, |max| max.min(n));
+                    let written = stdout.write_all(&buffer[..echoed]);
+                    let written = written.and_then(|()| stdout.flush());
                     written.map_err(|error| explain_stdout_error(&error))?;
-                    if self.has_surplus() {
-                        return self.judge_end();
+                    self.received += n as u64;
+                    if echoed < n {
+                        return Err(self.explain_excess(sent));
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -114,11 +119,6 @@ impl Pipe {
                 Err(error) => return Err(explain_lost_connection(self.address, &error).into()),
             }
         }
-    }
-
-    /// Whether more has come than there ever was to send: what is wrong cannot become right.
-    fn has_surplus(&self) -> bool {
-        self.sending.outcome.get().is_some() && self.received > self.sending.sent.load(Relaxed)
     }
 
     /// Nothing more will come, or need come: was that all?
@@ -139,6 +139,15 @@ impl Pipe {
             )
             .into()),
         }
+    }
+
+    fn explain_excess(&self, sent: u64) -> Failure {
+        let Self { address, received, .. } = self;
+        format!(
+            "{address} is not an echo server: it sent {received} bytes when it had been sent \
+             {sent}; check --host and --port"
+        )
+        .into()
     }
 
     fn explain_debt(&self, sent: u64) -> Failure {
