@@ -646,6 +646,21 @@ fn a_stdout_that_is_no_terminal_gets_plain_lines() {
 }
 
 #[test]
+fn the_result_of_the_suite_does_not_share_a_row_with_its_progress() {
+    let server = Server::start(&[]);
+    for (arguments, result) in
+        [(&["test", "NUL"][..], "1 passed, 0 failed"), (&["test", "NUL", "--json"], "{")]
+    {
+        let mut terminal = Terminal::start(server.address, arguments, "");
+        let (code, shown) = terminal.end();
+        // The progress is removed by "clear the row".
+        let mut rows = shown.lines().filter_map(|row| row.rsplit("\x1b[2K").next());
+        assert!(rows.any(|row| row.starts_with(result)), "{shown:?}");
+        assert_eq!(code, 0);
+    }
+}
+
+#[test]
 fn the_load_generator_shows_how_far_it_is_and_how_fast_until_it_has_results() {
     let server = Server::start(&[]);
     let arguments = ["bench", "--warm-up", "0s", "--duration", "1s"];

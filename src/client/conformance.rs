@@ -78,6 +78,7 @@ fn as_text(checks: &[&Check], subject: &Subject) -> io::Result<bool> {
         })?;
     }
     let passed = checks.len() - failed;
+    subject.progress.finish_and_clear();
     writeln!(stdout, "{passed} passed, {failed} failed in {:.1?}", started.elapsed())?;
     Ok(failed == 0)
 }
@@ -94,6 +95,7 @@ fn as_json(checks: &[&Check], subject: &Subject) -> io::Result<bool> {
         "seconds": started.elapsed().as_secs_f64(),
         "checks": verdicts.iter().map(Verdict::to_json).collect::<Vec<_>>(),
     });
+    subject.progress.finish_and_clear();
     writeln!(io::stdout(), "{report:#}")?;
     Ok(failed == 0)
 }
