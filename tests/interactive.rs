@@ -645,6 +645,18 @@ fn a_stdout_that_is_no_terminal_gets_plain_lines() {
     assert!(!shown.contains(['\x1b', '\r', '>']), "{shown:?}");
 }
 
+/// Linux has a file that stands for a full disk.
+#[test]
+#[cfg(target_os = "linux")]
+fn linux_a_full_stdout_is_not_reported_as_the_terminal() {
+    let server = Server::start(&[]);
+    let mut terminal = Terminal::spawn(server.address, "", |client| {
+        client.stdout(OpenOptions::new().write(true).open("/dev/full").expect("Linux has it"));
+    });
+    terminal.wait_for("echo-client: cannot write to stdout: No space left");
+    assert_eq!(terminal.end().0, 1);
+}
+
 #[test]
 fn the_result_of_the_suite_does_not_share_a_row_with_its_progress() {
     let server = Server::start(&[]);

@@ -22,7 +22,7 @@ use self::prompt::Typed;
 use self::screen::Screen;
 use self::text::Decoder;
 use super::connection::Connection;
-use super::{Failure, Target, explain_lost_connection, is_timeout};
+use super::{Failure, Target, explain_lost_connection, explain_stdout_error, is_timeout};
 use crate::platform::terminal::{BEFORE_NEWLINE, wait_until_gone};
 
 /// How long the beginning of a line waits for its rest before it is shown.
@@ -384,6 +384,8 @@ fn is_over(time: Instant) -> bool {
 fn explain_terminal_error(error: io::Error) -> Failure {
     match error.kind() {
         ErrorKind::BrokenPipe => Failure::Silent,
+        // No terminal reports this: stdout is a file.
+        ErrorKind::StorageFull => explain_stdout_error(&error),
         _ => format!("the terminal failed: {error}").into(),
     }
 }
