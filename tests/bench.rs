@@ -449,6 +449,27 @@ fn a_run_ends_in_time_though_a_message_comes_in_drips() {
     }
 }
 
+/// Unix alone lets a test give a program a pipe that is full.
+#[test]
+#[cfg(unix)]
+fn after_the_run_the_first_ctrl_c_ends_it() {
+    let (closed, wait_for_close) = mpsc::channel();
+    let server = server(move |_, mut stream| {
+        echo(&mut stream, |_, _| true);
+        let _ = closed.send(());
+    });
+    let (_reader, mut stdout) = std::io::pipe().expect("a pipe");
+    let mut command = bench(server, &[]);
+    command.stdout(stdout.try_clone().expect("a duplicate"));
+    thread::spawn(move || while stdout.write_all(&[0; 4096]).is_ok() {});
+    let client = command.spawn().expect("it starts");
+    wait_for_close.recv_timeout(PATIENCE).expect("the run ends");
+    // No event shows that the client writes its report.
+    thread::sleep(Duration::from_millis(200));
+    signal::send(&client, Signal::INT);
+    assert_eq!(output_report(end(client), 130), "");
+}
+
 /// Connections that nobody accepts hold the end up: the kernel drops what does not fit into the
 /// queue, and the client goes on trying.
 #[test]

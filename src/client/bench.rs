@@ -100,7 +100,7 @@ impl BenchOptions {
 }
 
 /// Loads the server, then prints what that has shown. `stop` ends the run early; what was measured
-/// until then is printed all the same.
+/// until then is printed all the same. At the end of the run `stop` is set.
 ///
 /// # Errors
 /// The server cannot be reached, or stdout fails. Where a connection failed later, or an echo was wrong, the report
@@ -110,6 +110,8 @@ pub fn run(target: &Target, options: &BenchOptions, stop: &AtomicBool) -> Result
     let (first, address) = target.connect()?;
     let load = Load::new(address, target.timeout, options.mode, options.size());
     let (tally, elapsed) = conduct(&load, options, first, stop);
+    // The next Ctrl+C ends the program, even if no process reads the report.
+    stop.store(true, Ordering::Relaxed);
     let report = Report { address, options, elapsed, tally: &tally };
     let text = if options.json { format!("{}\n", report.json()) } else { report.to_string() };
     let mut stdout = io::stdout();
