@@ -249,7 +249,10 @@ fn at_info_a_visit_is_two_lines_and_the_last_line_has_the_totals() {
         "{log}"
     );
     let last = log.lines().last().expect("the log has lines");
-    assert!(last.contains("shut down: 1 client served, 0 forcibly closed, 11 bytes echoed in "), "{last}");
+    assert!(
+        last.contains("shut down: 1 client served, 0 forcibly closed, 11 bytes echoed in "),
+        "{last}"
+    );
 }
 
 #[test]

@@ -55,7 +55,12 @@ fn clients_over_the_limit_wait_and_are_served_in_order_as_places_come_free() {
     let line = |text: &str| log.iter().position(|line| line.contains(text));
     assert!(line(" disconnected: ") < line(&format!("{third_address} connected")), "{log:#?}");
     let told = |text: &str| server.log().iter().filter(|line| line.contains(text)).count();
-    assert_eq!((told("connection limit reached"), told("accepting new clients again")), (1, 1), "{:#?}", server.log());
+    assert_eq!(
+        (told("connection limit reached"), told("accepting new clients again")),
+        (1, 1),
+        "{:#?}",
+        server.log()
+    );
 }
 
 #[test]

@@ -114,8 +114,10 @@ fn a_connection_that_does_not_begin_with_a_header_is_closed_and_the_log_says_so(
         // FIN, or RST where more had come than was looked at.
         let _ = client.read_to_end(&mut echo);
         assert!(echo.is_empty(), "{} came back", echo.escape_ascii());
-        server
-            .wait_for_logs(number + 1, "disconnected: invalid PROXY header (the connection begins with other bytes), 0 bytes");
+        server.wait_for_logs(
+            number + 1,
+            "disconnected: invalid PROXY header (the connection begins with other bytes), 0 bytes",
+        );
     }
 }
 
@@ -127,7 +129,10 @@ fn a_connection_that_ends_before_its_header_does_is_told_as_such() {
         client.write_all(bytes).expect("the bytes go out");
         client.shutdown(Shutdown::Write).expect("FIN goes out");
         assert_eq!(read_until_fin(&client), b"");
-        server.wait_for_logs(number + 1, "invalid PROXY header (the client closed the connection before its end)");
+        server.wait_for_logs(
+            number + 1,
+            "invalid PROXY header (the client closed the connection before its end)",
+        );
     }
 }
 

@@ -32,12 +32,15 @@ use crate::plural::plural;
 /// round trip, if that is longer.
 const MIN_QUIET_PERIOD: Duration = Duration::from_millis(100);
 
-/// For how many retransmission timeouts a client must have sent nothing to count as quiet: time to
-/// lose a segment, and its first retransmission too (RFC 6298 doubles the timeout).
-const QUIET_RTOS: u32 = 4;
+/// The shortest retransmission timeout on Linux, which dominates on fast links.
+const MIN_RTO: Duration = Duration::from_millis(200);
 
-/// The retransmission timeout of a connection whose [`TcpInfo`] is unknown.
-const DEFAULT_RTO: Duration = Duration::from_millis(200);
+/// A client counts as active if its last data arrived so shortly before the shutdown request.
+const ACTIVE_PERIOD: Duration = Duration::from_secs(1);
+
+/// For how long after its last data an active client is kept because data of others still arrives:
+/// time for three retransmissions (RFC 6298).
+const SHARED_LINK_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How long a lingering close waits for the client's FIN once the client has acknowledged ours.
 const LINGER_TIMEOUT: Duration = Duration::from_millis(300);
@@ -270,7 +273,10 @@ impl Connection {
                 self.last_arrival = Some(Instant::now());
             }
             match self.receive() {
-                Ok(received) => Continue(Some(received)),
+                Ok(received) => {
+                    self.shared.shutdown.record_arrival();
+                    Continue(Some(received))
+                }
                 Err(error) if is_temporary(&error) => Continue(None),
                 Err(error) => Break(error.into()),
             }
@@ -291,14 +297,19 @@ impl Connection {
         let now = Instant::now();
         let (rtt, rto, last_arrival) = match TcpInfo::of(&self.stream) {
             Some(info) => (info.rtt, info.rto, now.checked_sub(info.last_received)),
-            None => (Duration::ZERO, DEFAULT_RTO, self.last_arrival),
+            None => (Duration::ZERO, MIN_RTO, self.last_arrival),
         };
-        let requested_at = self.shared.shutdown.requested_at().unwrap_or(now);
+        let shutdown = &self.shared.shutdown;
+        let requested_at = shutdown.requested_at().unwrap_or(now);
         let quiet_at = requested_at + MIN_QUIET_PERIOD.max(rtt);
-        match last_arrival {
-            Some(last_arrival) => quiet_at.max(last_arrival + rto * QUIET_RTOS),
-            None => quiet_at,
+        let Some(mut last_arrival) = last_arrival else { return quiet_at };
+        if last_arrival + ACTIVE_PERIOD > requested_at
+            && let Some(arrival_of_any) = shutdown.last_arrival()
+        {
+            // Other clients may fill the link so that all data of this one is lost for a while.
+            last_arrival = last_arrival.max(arrival_of_any.min(last_arrival + SHARED_LINK_TIMEOUT));
         }
+        quiet_at.max(last_arrival + quiet_period(rto))
     }
 
     /// Receives the next piece into the empty buffer. Returns its size; 0 means FIN.
@@ -453,6 +464,15 @@ impl Connection {
         self.buffer.clear();
         receive(&self.stream, &mut self.buffer)
     }
+}
+
+/// Returns for how long a client must have sent nothing to count as quiet.
+///
+/// Four retransmission timeouts are enough to lose a segment and its first retransmission, since
+/// RFC 6298 doubles the timeout. On fast links, where the timeout is the system's minimum and loss
+/// is rare, two must do, so that shutdown is quick.
+fn quiet_period(rto: Duration) -> Duration {
+    (rto * 4).saturating_sub(MIN_RTO * 2).max(MIN_RTO * 2)
 }
 
 /// Returns whether the call that failed may succeed later.

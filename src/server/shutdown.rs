@@ -3,7 +3,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::platform::wait::Waker;
@@ -34,6 +34,8 @@ pub(crate) struct Shutdown {
     requested_at: OnceLock<Instant>,
     /// How long the drain may take.
     timeout: Duration,
+    /// When data of any client last arrived during the drain.
+    last_arrival: Mutex<Option<Instant>>,
     waker: Waker,
 }
 
@@ -43,6 +45,7 @@ impl Shutdown {
             requested: AtomicBool::new(false),
             requested_at: OnceLock::new(),
             timeout,
+            last_arrival: Mutex::new(None),
             waker: Waker::new()?,
         })
     }
@@ -80,6 +83,16 @@ impl Shutdown {
     /// Returns whether the deadline has passed.
     pub(crate) fn is_overdue(&self) -> bool {
         self.deadline().is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    /// Records that data of a client has arrived during the drain.
+    pub(crate) fn record_arrival(&self) {
+        *self.last_arrival.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Returns when data of any client last arrived during the drain.
+    pub(crate) fn last_arrival(&self) -> Option<Instant> {
+        *self.last_arrival.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn waker(&self) -> &Waker {
