@@ -325,23 +325,25 @@ impl Shared {
 
     /// Spawns the thread that serves a client.
     ///
-    /// If spawning fails, dropping the closure closes the socket and releases the permits. Other
-    /// clients are unaffected.
+    /// If that fails, the socket is closed and the permits are released. Other clients are
+    /// unaffected.
     fn spawn(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
         let permit = self.limiter.acquire();
         let thread_permit = self.threads.acquire();
-        let shared = Arc::clone(self);
+        let connection = match Connection::new(stream, peer, permit, Arc::clone(self)) {
+            Ok(connection) => connection,
+            Err(error) => {
+                warn!("{peer} rejected: cannot allocate its buffer ({error})");
+                return;
+            }
+        };
         let (started, has_started) =
             self.memory_limit.as_ref().map(|_| mpsc::channel::<()>()).unzip();
         let thread = thread::Builder::new().name(peer.to_string()).stack_size(STACK_SIZE);
         let spawned = thread.spawn(move || {
             THREAD_PERMIT.set(Some(thread_permit));
-            let connection = Connection::new(stream, peer, permit, shared);
             drop(started);
-            match connection {
-                Ok(connection) => connection.serve(),
-                Err(error) => warn!("{peer} rejected: cannot allocate its buffer ({error})"),
-            }
+            connection.serve();
         });
         if let Err(error) = spawned {
             warn!("{peer} rejected: cannot spawn a thread ({error})");

@@ -241,7 +241,7 @@ impl Client {
     /// Sends nothing for as long as a server that stops takes to leave a quiet client, and more.
     fn pause(&self, connection: &mut Option<TcpStream>) {
         let Some(mut stream) = connection.take() else { return };
-        stream.set_read_timeout(Some(Duration::from_millis(600))).expect("a timeout can be set");
+        stream.set_read_timeout(Some(Duration::from_secs(1))).expect("a timeout can be set");
         match stream.read(&mut [0]) {
             Ok(0) => self.is_left(&stream),
             Ok(_) => panic!("there is more than what was sent"),

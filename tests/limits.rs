@@ -153,8 +153,9 @@ fn linux_a_client_that_reads_slowly_is_not_idle_as_long_as_bytes_move() {
     // A small buffer: in a large one the client's system would have room for all that it reads.
     let client = common::connect_with_buffer(server.address, 20_000);
     fill(&client);
-    // Sixty pieces in six seconds, a small part of what the server has yet to write.
-    let mut piece = vec![0; 2_000];
+    // Sixty pieces in six seconds, a small part of what the server has yet to write. The kernel
+    // accepts more from the server after each 64 KiB at the latest.
+    let mut piece = vec![0; 5_000];
     for _ in 0..60 {
         thread::sleep(Duration::from_millis(100));
         std::io::Read::read_exact(&mut &client, &mut piece).expect("the server still echoes");

@@ -207,41 +207,61 @@ fn out_of_files_a_stop_serves_those_in_the_queue_as_files_come_free() {
 #[test]
 fn client_without_a_thread_is_rejected_and_others_are_unharmed() {
     // The kernel does not apply the limit on threads to root, so the server runs as another user.
-    let root = rustix::process::geteuid().is_root();
-    let server = if root { with_threads(512) } else { Server::start(&[]) };
+    // Another server of that user holds most of the threads that the user may have.
+    let other = rustix::process::geteuid().is_root().then(|| as_user(1, None));
+    let held: Vec<TcpStream> = match &other {
+        Some(other) => (0..50).map(|_| other.connect()).collect(),
+        None => Vec::new(),
+    };
+    for client in &held {
+        exchange(client, b"hold");
+    }
+    // 53 threads of the other server, 3 of this one, and one client.
+    let server = if other.is_some() { as_user(1, Some(57)) } else { Server::start(&[]) };
     let first = server.connect();
     exchange(&first, b"first");
-    limit(&server, Resource::Nproc, Some(1));
+    if other.is_none() {
+        limit(&server, Resource::Nproc, Some(1));
+    }
     for _ in 0..3 {
         let mut rejected = server.connect();
         assert!(matches!(rejected.read(&mut [0]), Ok(0) | Err(_)), "it is served");
     }
     server.wait_for_logs(3, "rejected: cannot spawn a thread");
     exchange(&first, b"unharmed");
-    limit(&server, Resource::Nproc, None);
+    if let Some(other) = &other {
+        drop(held);
+        wait_until("threads are free", || other.threads() <= 3);
+    } else {
+        limit(&server, Resource::Nproc, None);
+    }
     exchange(&server.connect(), b"served again");
 }
 
-/// A server of a user that has no other threads, and may have no more than these.
-fn with_threads(count: u32) -> Server {
+/// Starts a server as a user that has no other threads but those of this test, and may have as many
+/// threads as `limit` says.
+fn as_user(number: u32, limit: Option<u32>) -> Server {
     use std::os::unix::process::CommandExt;
-    // Nor has whoever else runs the tests, or another test with another count.
-    let user = 20_000 + (std::process::id() + count) % 40_000;
-    // In a folder that this user may enter; by a program of its own, lest another test's program
-    // inherits the file while it is open for writing, when it cannot be run.
-    let program = std::env::temp_dir().join(format!("echo-server-{}-{count}", std::process::id()));
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static COPIES: AtomicU32 = AtomicU32::new(0);
+    let user = 20_000 + (std::process::id() + number) % 40_000;
+    // The user may enter the folder of temporary files. Each server has a copy of the binary: a
+    // process that another test spawns might still hold a shared copy open for writing.
+    let copy = COPIES.fetch_add(1, Ordering::Relaxed);
+    let binary = std::env::temp_dir().join(format!("echo-server-{}-{copy}", std::process::id()));
     let mut install = common::command("install");
-    install.args(["-m", "755", env!("CARGO_BIN_EXE_echo-server")]).arg(&program);
+    install.args(["-m", "755", env!("CARGO_BIN_EXE_echo-server")]).arg(&binary);
     assert!(common::run(&mut install).status.success());
-    // `ulimit -u` is `-p` in dash, and `-u` in bash.
-    let script = format!(
-        r#"{{ ulimit -u {count} || ulimit -p {count}; }} 2>/dev/null
-        exec "$0" --host 127.0.0.1 --port 0"#
-    );
+    // `ulimit -u` is `-p` in dash.
+    let set_limit = match limit {
+        Some(limit) => format!("{{ ulimit -u {limit} || ulimit -p {limit}; }} 2>/dev/null"),
+        None => "true".to_owned(),
+    };
+    let script = format!(r#"{set_limit}; exec "$0" --host 127.0.0.1 --port 0"#);
     let mut shell = common::command("sh");
-    let server = Server::spawn(shell.arg("-c").arg(script).arg(&program).uid(user));
-    let _ = std::fs::remove_file(&program);
-    // The thread of the ready line counts until it has ended.
+    let server = Server::spawn(shell.arg("-c").arg(script).arg(&binary).uid(user));
+    let _ = std::fs::remove_file(&binary);
+    // The thread that writes the ready line counts until it has ended.
     wait_until("the server has started", || server.threads() <= 3);
     server
 }
@@ -251,7 +271,7 @@ fn connection_limit_is_lowered_to_the_threads() {
     // As in the test above, root's threads are not counted.
     let root = rustix::process::geteuid().is_root();
     let server = if root {
-        with_threads(512)
+        as_user(2, Some(512))
     } else {
         under("{ ulimit -u 5000 || ulimit -p 5000; } 2>/dev/null", "")
     };

@@ -237,10 +237,13 @@ mod linux {
         lowest
     }
 
-    /// Returns whether this process has `CAP_SYS_RESOURCE` or `CAP_SYS_ADMIN`: to it the kernel
-    /// does not apply the limit on threads.
+    /// Returns whether this process belongs to root, or has `CAP_SYS_RESOURCE` or `CAP_SYS_ADMIN`:
+    /// to it the kernel does not apply the limit on threads.
     fn ignores_resource_limits() -> bool {
         const CAPABILITIES: u64 = 1 << 24 | 1 << 21;
+        if status_field::<u32>("Uid:") == Some(0) {
+            return true;
+        }
         let Some(effective) = status_field::<String>("CapEff:") else { return false };
         u64::from_str_radix(&effective, 16).is_ok_and(|effective| effective & CAPABILITIES != 0)
     }

@@ -38,8 +38,8 @@ const MIN_RTO: Duration = Duration::from_millis(200);
 /// A client counts as active if its last data arrived so shortly before the shutdown request.
 const ACTIVE_PERIOD: Duration = Duration::from_secs(1);
 
-/// For how long after its last data an active client is kept because data of others still arrives:
-/// time for three retransmissions (RFC 6298).
+/// For how long after the shutdown request an active client is kept because data of others still
+/// arrives: time for three retransmissions (RFC 6298), or a quarter of the shutdown timeout.
 const SHARED_LINK_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How long a lingering close waits for the client's FIN once the client has acknowledged ours.
@@ -307,7 +307,8 @@ impl Connection {
             && let Some(arrival_of_any) = shutdown.last_arrival()
         {
             // Other clients may fill the link so that all data of this one is lost for a while.
-            last_arrival = last_arrival.max(arrival_of_any.min(last_arrival + SHARED_LINK_TIMEOUT));
+            let timeout = SHARED_LINK_TIMEOUT.min(self.shared.config.shutdown_timeout / 4);
+            last_arrival = last_arrival.max(arrival_of_any.min(requested_at + timeout));
         }
         quiet_at.max(last_arrival + quiet_period(rto))
     }
