@@ -15,7 +15,7 @@ use log::warn;
 #[derive(Debug)]
 pub(crate) struct ConnectionLimiter {
     limit: usize,
-    /// Changes only under the mutex, so that no release is missed; may be read by any thread.
+    /// Decreases only under the mutex, so that no release is missed.
     active: AtomicUsize,
     /// Whether a thread waits for a release. A notification costs a system call, so there is none
     /// without a waiting thread.
@@ -45,14 +45,15 @@ impl ConnectionLimiter {
 
     /// Takes a permit. The caller has made sure that one is [`available`](Self::available).
     pub(crate) fn acquire(self: &Arc<Self>) -> Permit {
-        let _guard = self.lock();
         self.active.fetch_add(1, Relaxed);
         Permit(Arc::clone(self))
     }
 
     /// Blocks until a permit is available or `timeout` passes. Returns whether one is.
     pub(crate) fn wait_until_available(&self, timeout: Duration) -> bool {
-        self.wait_while(timeout, |active| active >= self.limit);
+        if self.available() == 0 {
+            self.wait_while(timeout, |active| active >= self.limit);
+        }
         self.available() > 0
     }
 
