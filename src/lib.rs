@@ -11,17 +11,21 @@
 //! | [`log_writer`] | writes the log to stderr without blocking the threads that log |
 //! | [`server`] | [`Server`]: the accept loop and the stop |
 //! | `server/listener.rs` | the listening socket: fast restart, a deep backlog, both IP versions |
-//! | `server/connection.rs` | one client: the echo loop, why it ended, the polite close |
-//! | `server/connection/proxy.rs` | the header by which a balancer tells whose connection it is |
-//! | `server/per_ip.rs` | how many clients each address has inside |
-//! | `server/busy_poll.rs` | looking for a client's next bytes before sleeping, and whether that pays |
-//! | `server/limits.rs` | who is inside: the count, the limit, the totals |
-//! | `server/accept_backoff.rs` | clients that must wait outside: what the log says, how accepting pauses |
-//! | `server/shutdown.rs` | the stop: an `AtomicBool`, its deadline and its handle |
+//! | `server/connection.rs` | one connection: admission, the echo loop, the drain, the lingering close |
+//! | `server/connection/proxy.rs` | the PROXY header, which carries the client's address |
+//! | `server/limits.rs` | the connection limit and the per-IP limit: permits |
+//! | `server/accept_backoff.rs` | how long the accept loop pauses after a failed `accept` |
+//! | `server/overload_log.rs` | what the log says when new clients must wait in the listen backlog |
+//! | `server/busy_poll.rs` | polling before blocking, and whether that pays |
+//! | `server/totals.rs` | what the server has done, for its last log line |
+//! | `server/shutdown.rs` | graceful shutdown: an `AtomicBool`, its deadline and its handle |
 //! | [`platform`] | all that differs by platform |
 //! | `platform/console.rs` | the close of the console, which on Windows is the end of the program |
 //! | `platform/terminal.rs` | how the client's prompt learns that its terminal has gone |
-//! | `platform/wait.rs` | how a thread waits for a socket and still hears the stop |
+//! | `platform/socket.rs` | socket options, `recv` and `accept` |
+//! | `platform/wait.rs` | how a thread waits for a socket, in a way that shutdown can end |
+//! | `platform/tcp_info.rs` | round trips, retransmissions and acknowledgements of a connection |
+//! | `platform/capacity.rs` | how many connections the system can hold |
 //! | `platform/systemd.rs` | with the feature `systemd`: the socket that it hands over, the news that it wants |
 //!
 //! The client, `echo-client`, is behind the feature `client`, which is on by default:

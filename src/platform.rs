@@ -3,11 +3,13 @@
 //!
 //! | | Linux | other Unix | Windows |
 //! | --- | --- | --- | --- |
-//! | `platform/wait.rs` | sockets block for a moment, a pipe rings | sockets never block, a pipe rings | sockets never block, who waits looks again and again |
+//! | `platform/socket.rs` | calls block for a short time | sockets are non-blocking | sockets are non-blocking |
+//! | `platform/wait.rs` | a pipe wakes waiting threads | a pipe wakes waiting threads | threads check for shutdown every 0.1 s |
+//! | `platform/tcp_info.rs` | `TCP_INFO` | nothing | nothing |
+//! | `platform/capacity.rs` | files, memory maps, threads, memory | files | no limits |
 //! | [`systemd`] | with the feature `systemd`: a socket handed over, and news for the manager | nothing | nothing |
 //! | what `ctrlc` hears in time | SIGINT, SIGTERM, SIGHUP | SIGINT, SIGTERM, SIGHUP | Ctrl+C, Ctrl+Break |
 //! | [`console`] | nothing: SIGHUP tells | nothing: SIGHUP tells | hears the close in time |
-//! | [`raise_file_limit`] | to the hard limit | to the hard limit | there is none |
 //! | `platform/terminal.rs` | tells when the terminal has gone | the same, but for macOS | the program goes with its console |
 
 pub(crate) mod capacity;

@@ -4,6 +4,25 @@
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "linux")]
+use linux as system;
+
+/// Elsewhere no other limits are known.
+#[cfg(not(target_os = "linux"))]
+mod system {
+    use super::{Capacity, ConnectionSize};
+
+    pub(super) fn capacities(_: ConnectionSize) -> Vec<Capacity> {
+        Vec::new()
+    }
+
+    pub(super) fn available_memory() -> Option<u64> {
+        None
+    }
+}
+
 /// The resource that limits the number of connections.
 #[derive(Debug)]
 pub(crate) struct Capacity {
@@ -48,19 +67,10 @@ pub fn raise_file_limit() -> io::Result<()> {
 }
 
 /// Returns the resource that allows the fewest connections, if any is limited.
-#[cfg(unix)]
 pub(crate) fn capacity(size: ConnectionSize) -> Option<Capacity> {
-    let mut capacities = vec![open_files()];
-    #[cfg(target_os = "linux")]
-    capacities.extend([linux::memory_maps(size), linux::threads(), linux::memory(size)]);
-    let _ = size;
-    capacities.into_iter().flatten().min_by_key(|capacity| capacity.connections)
-}
-
-/// Returns `None`: Windows sets no limit.
-#[cfg(windows)]
-pub(crate) fn capacity(_: ConnectionSize) -> Option<Capacity> {
-    None
+    let mut capacities = system::capacities(size);
+    capacities.extend(open_files());
+    capacities.into_iter().min_by_key(|capacity| capacity.connections)
 }
 
 #[cfg(unix)]
@@ -89,20 +99,12 @@ pub(crate) struct MemoryLimit {
 
 impl MemoryLimit {
     /// Returns the limit, if there is one.
-    #[cfg(target_os = "linux")]
     pub(crate) fn find(size: ConnectionSize) -> Option<Self> {
-        linux::available_memory().map(|_| Self { size, peak: AtomicUsize::new(0) })
-    }
-
-    /// Returns `None`: only Linux needs memory for a signal stack to start a thread.
-    #[cfg(not(target_os = "linux"))]
-    pub(crate) fn find(_: ConnectionSize) -> Option<Self> {
-        None
+        system::available_memory().map(|_| Self { size, peak: AtomicUsize::new(0) })
     }
 
     /// Returns an error if the memory may not suffice for one more connection beside the `active`
     /// ones.
-    #[cfg(target_os = "linux")]
     pub(crate) fn check(&self, active: usize) -> io::Result<()> {
         /// What each connection may need to log its end.
         const RESERVE_PER_CONNECTION: usize = 8192;
@@ -112,7 +114,7 @@ impl MemoryLimit {
             return Ok(());
         }
         let needed = self.size.total() + active * RESERVE_PER_CONNECTION + RESERVE;
-        match linux::available_memory() {
+        match system::available_memory() {
             Some(available) if available < needed as u64 => Err(io::ErrorKind::OutOfMemory.into()),
             _ => {
                 self.peak.store(active + 1, Relaxed);
@@ -120,143 +122,10 @@ impl MemoryLimit {
             }
         }
     }
-
-    #[cfg(not(target_os = "linux"))]
-    pub(crate) fn check(&self, _: usize) -> io::Result<()> {
-        let _ = (self.size, &self.peak);
-        Ok(())
-    }
 }
 
-#[cfg(target_os = "linux")]
-mod linux {
-    use std::fs;
-    use std::path::Path;
-    use std::str::FromStr;
-
-    use rlimit::Resource;
-
-    use super::{Capacity, ConnectionSize};
-
-    /// How many connections the kernel's limit on memory maps allows.
-    pub(super) fn memory_maps(size: ConnectionSize) -> Option<Capacity> {
-        /// The stack, the signal stack, and a guard page for each.
-        const MAPS_PER_THREAD: usize = 4;
-        /// `malloc` gives a larger block a map of its own.
-        const MMAP_THRESHOLD: usize = 131_072;
-        /// For the memory of `malloc`, and for threads that have ended but still hold their stack.
-        const RESERVE: usize = 2000;
-        let limit: usize = read_number("/proc/sys/vm/max_map_count")?;
-        let in_use = fs::read_to_string("/proc/self/maps").ok()?.lines().count();
-        let maps_for_buffer = usize::from(size.buffer >= MMAP_THRESHOLD);
-        let available = limit.saturating_sub(in_use + RESERVE);
-        Some(Capacity {
-            connections: available / (MAPS_PER_THREAD + maps_for_buffer),
-            reason: format!("only {limit} memory maps are allowed (raise vm.max_map_count)"),
-        })
-    }
-
-    /// How many threads this user, this cgroup and this host may have.
-    pub(super) fn threads() -> Option<Capacity> {
-        /// Threads that do not serve a client, here and in other processes.
-        const RESERVE: usize = 50;
-        let per_user = match Resource::NPROC.get() {
-            Ok((limit, _)) if !ignores_resource_limits() => usize::try_from(limit).ok(),
-            _ => None,
-        };
-        let limits = [
-            (per_user, "ulimit -u"),
-            (pids_max(), "pids.max of the cgroup, TasksMax= in systemd"),
-            (read_number("/proc/sys/kernel/threads-max"), "kernel.threads-max"),
-            (read_number("/proc/sys/kernel/pid_max"), "kernel.pid_max"),
-        ];
-        let (limit, setting) = limits
-            .into_iter()
-            .filter_map(|(limit, setting)| Some((limit?, setting)))
-            .min_by_key(|(limit, _)| *limit)?;
-        Some(Capacity {
-            connections: limit.saturating_sub(RESERVE),
-            reason: format!("only {limit} threads are allowed (raise {setting})"),
-        })
-    }
-
-    /// How many connections the limits on this process's memory allow.
-    pub(super) fn memory(size: ConnectionSize) -> Option<Capacity> {
-        let (limit, in_use, setting) = memory_limits().min_by_key(available)?;
-        let available = usize::try_from(available(&(limit, in_use, setting))).ok()?;
-        let mebibytes = limit / 1_048_576;
-        Some(Capacity {
-            connections: available / size.total(),
-            reason: format!("memory is limited to {mebibytes} MiB (raise {setting})"),
-        })
-    }
-
-    /// Returns how much memory is left below the lowest limit, in bytes, if there is a limit.
-    pub(super) fn available_memory() -> Option<u64> {
-        memory_limits().map(|limit| available(&limit)).min()
-    }
-
-    fn available((limit, in_use, _): &(u64, u64, &str)) -> u64 {
-        limit.saturating_sub(*in_use)
-    }
-
-    /// Returns the limits on memory, the memory in use and the setting to raise.
-    fn memory_limits() -> impl Iterator<Item = (u64, u64, &'static str)> {
-        let resource = |resource: Resource, field: &str, setting| {
-            let (limit, _) = resource.get().ok()?;
-            if limit == rlimit::INFINITY {
-                return None;
-            }
-            Some((limit, status_field::<u64>(field)?.saturating_mul(1024), setting))
-        };
-        let address_space = resource(Resource::AS, "VmSize:", "ulimit -v");
-        let data = resource(Resource::DATA, "VmData:", "ulimit -d");
-        [address_space, data].into_iter().flatten()
-    }
-
-    /// Returns the lowest limit on threads in this process's control groups.
-    fn pids_max() -> Option<usize> {
-        let cgroups = fs::read_to_string("/proc/self/cgroup").ok()?;
-        let mut lowest = None;
-        for line in cgroups.lines() {
-            // Version 2 has the line `0::PATH`, version 1 `N:pids:PATH`.
-            let mut fields = line.splitn(3, ':').skip(1);
-            let (controller, path) = (fields.next()?, fields.next()?);
-            let root = match controller {
-                "" => "/sys/fs/cgroup",
-                "pids" => "/sys/fs/cgroup/pids",
-                _ => continue,
-            };
-            let group = Path::new(root).join(path.trim_start_matches('/'));
-            for ancestor in group.ancestors().take_while(|ancestor| ancestor.starts_with(root)) {
-                if let Some(limit) = read_number::<usize>(ancestor.join("pids.max")) {
-                    lowest = Some(lowest.map_or(limit, |lowest: usize| lowest.min(limit)));
-                }
-            }
-        }
-        lowest
-    }
-
-    /// Returns whether this process belongs to root, or has `CAP_SYS_RESOURCE` or `CAP_SYS_ADMIN`:
-    /// to it the kernel does not apply the limit on threads.
-    fn ignores_resource_limits() -> bool {
-        const CAPABILITIES: u64 = 1 << 24 | 1 << 21;
-        if status_field::<u32>("Uid:") == Some(0) {
-            return true;
-        }
-        let Some(effective) = status_field::<String>("CapEff:") else { return false };
-        u64::from_str_radix(&effective, 16).is_ok_and(|effective| effective & CAPABILITIES != 0)
-    }
-
-    /// Returns the first word after `name` in `/proc/self/status`.
-    fn status_field<T: FromStr>(name: &str) -> Option<T> {
-        let status = fs::read_to_string("/proc/self/status").ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        line.split_whitespace().next()?.parse().ok()
-    }
-
-    /// Reads a file that holds one number. Returns `None` for anything else, such as `max`.
-    pub(super) fn read_number<T: FromStr>(path: impl AsRef<Path>) -> Option<T> {
-        fs::read_to_string(path).ok()?.trim().parse().ok()
-    }
+/// Returns `None`: Windows has no such limit.
+#[cfg(windows)]
+fn open_files() -> Option<Capacity> {
+    None
 }
