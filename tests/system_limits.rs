@@ -6,8 +6,12 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::{Mutex, PoisonError};
 
 use common::{Server, echo_server, exchange, noise};
+
+/// Held by each test that opens thousands of connections: this process may have only so many files.
+static MANY_FILES: Mutex<()> = Mutex::new(());
 
 /// Starts the server from a shell that first runs the command `ulimit`.
 fn start_under(ulimit: &str, arguments: &str) -> Server {
@@ -67,6 +71,7 @@ fn connection_limit_is_lowered_to_the_address_space() {
 /// serves its client, or the client's buffer.
 #[test]
 fn server_survives_more_clients_than_its_memory_holds() {
+    let _guard = MANY_FILES.lock().unwrap_or_else(PoisonError::into_inner);
     for mebibytes in (70..=300).step_by(10) {
         let mut server = start_under(&format!("ulimit -v {}", mebibytes * 1024), "");
         survives(&mut server, 300, &format!("{mebibytes} MiB"));
@@ -107,8 +112,9 @@ fn assert_lives(server: &mut Server, what: &str) {
 #[test]
 fn server_survives_more_clients_than_its_memory_maps() {
     const CLIENTS: usize = 17_000;
+    let _guard = MANY_FILES.lock().unwrap_or_else(PoisonError::into_inner);
     let files = rlimit::increase_nofile_limit(u64::MAX).expect("the limit can be raised");
-    // Other tests, in threads of the same process, need some too.
+    // Other tests, in threads of the same process, need a few too.
     if files < CLIENTS as u64 + 1000 {
         common::leave_out(format_args!("17,000 clients: this system allows {files} open files"));
         return;
