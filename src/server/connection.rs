@@ -5,7 +5,7 @@
 //! sends each piece completely before it receives the next. If a client does not read its echoes,
 //! the server stops reading from it (backpressure), so it costs one buffer at most.
 
-mod proxy;
+pub(crate) mod proxy;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -112,7 +112,7 @@ pub(crate) struct Connection {
     sent: usize,
     /// Released when the server sends FIN.
     permit: Option<Permit>,
-    /// Released when the server sends FIN: the client may reconnect immediately.
+    /// Released just before the server sends FIN: the client may reconnect immediately.
     per_ip_permit: Option<PerIpPermit>,
     shared: Arc<Shared>,
     busy_poll: BusyPoll,
@@ -183,8 +183,11 @@ impl Connection {
         }
         self.shared.totals.count_close(&reason, self.bytes_echoed);
         let Self { peer, bytes_echoed, .. } = self;
-        // Release everything before the log says that the connection is over.
-        drop((self.stream, self.permit, self.per_ip_permit));
+        // Release the per-IP permit before closing: the client may reconnect immediately. And
+        // release everything before the log says that the connection is over.
+        drop(self.per_ip_permit);
+        drop(self.stream);
+        drop(self.permit);
         let level = match reason {
             CloseReason::PerIpLimit => Level::Debug,
             _ => Level::Info,
@@ -424,11 +427,11 @@ impl Connection {
     /// section 4.2.2.13). And after shutdown the host may be gone before the kernel could send
     /// lost data again.
     fn lingering_close(&mut self, until_acknowledged: bool) -> bool {
+        self.per_ip_permit = None;
         if self.stream.shutdown(Half::Write).is_err() {
             return true; // The client has reset the connection.
         }
         self.permit = None;
-        self.per_ip_permit = None;
         let mut linger_until = Instant::now() + LINGER_TIMEOUT;
         let mut client_closed = false;
         loop {

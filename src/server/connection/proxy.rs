@@ -5,6 +5,7 @@
 //!
 //! [spec]: https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt
 
+use std::io;
 use std::net::SocketAddr;
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::time::{Duration, Instant};
@@ -17,6 +18,10 @@ use crate::server::listener::canonical;
 /// How long the header may take. It comes with the connection's first bytes, and the specification
 /// asks for at least 3 s, so that a lost packet can be sent again.
 const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The most memory that reading a header takes, in bytes: 64 KiB at the most, in a vector that
+/// doubles.
+pub(crate) const MAX_MEMORY: usize = 196_608;
 
 /// How a header of version 1 begins: a line of text.
 const V1: &[u8] = b"PROXY ";
@@ -119,6 +124,10 @@ impl Connection {
                 Some(_) => {}
             }
             let length_before = header.len();
+            // A header may have 64 KiB. Without memory for it, only this client is affected.
+            if let Err(error) = header.try_reserve(self.buffer.len()) {
+                return Break(io::Error::from(error).into());
+            }
             header.extend_from_slice(&self.buffer);
             match Start::parse(&header) {
                 Start::Partial => {}
