@@ -164,9 +164,7 @@ impl Server {
                            busy_poll at most 10 ms";
             return Err(io::Error::new(ErrorKind::InvalidInput, message));
         }
-        let header = if config.proxy_protocol { connection::proxy::MAX_MEMORY } else { 0 };
-        let buffer = config.buffer_size + header;
-        let connection_size = ConnectionSize { stack: STACK_SIZE, buffer };
+        let connection_size = ConnectionSize { stack: STACK_SIZE, buffer: config.buffer_size };
         let mut max_connections = config.max_connections;
         let mut max_threads = usize::MAX;
         if let Some(capacity) = capacity(connection_size) {

@@ -5,7 +5,7 @@
 //! sends each piece completely before it receives the next. If a client does not read its echoes,
 //! the server stops reading from it (backpressure), so it costs one buffer at most.
 
-pub(crate) mod proxy;
+mod proxy;
 
 use std::convert::Infallible;
 use std::fmt;

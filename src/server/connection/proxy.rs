@@ -19,9 +19,9 @@ use crate::server::listener::canonical;
 /// asks for at least 3 s, so that a lost packet can be sent again.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The most memory that reading a header takes, in bytes: 64 KiB at the most, in a vector that
-/// doubles.
-pub(crate) const MAX_MEMORY: usize = 196_608;
+/// The longest header that is accepted, in bytes. Version 2 allows 64 KiB, but no load balancer needs
+/// that much, and each connection must stay within its memory. nginx has the same limit.
+const MAX_LENGTH: usize = 4096;
 
 /// How a header of version 1 begins: a line of text.
 const V1: &[u8] = b"PROXY ";
@@ -82,6 +82,9 @@ impl Start {
             return Self::Partial;
         };
         let length = V2.len() + 4 + usize::from(u16::from_be_bytes([*high, *low]));
+        if length > MAX_LENGTH {
+            return Self::Other;
+        }
         match (*command, bytes.get(..length)) {
             (LOCAL | PROXY, None) => Self::Partial,
             // Whatever else it says means nothing.
@@ -108,6 +111,9 @@ impl Connection {
     pub(super) fn read_proxy_header(&mut self) -> ControlFlow<CloseReason, Option<SocketAddr>> {
         let deadline = Instant::now() + TIMEOUT;
         let mut header = Vec::new();
+        if let Err(error) = header.try_reserve_exact(MAX_LENGTH) {
+            return Break(io::Error::from(error).into());
+        }
         while Instant::now() < deadline {
             let received = if self.shared.shutdown.is_requested() {
                 self.receive_unless_quiet()?
@@ -124,11 +130,8 @@ impl Connection {
                 Some(_) => {}
             }
             let length_before = header.len();
-            // A header may have 64 KiB. Without memory for it, only this client is affected.
-            if let Err(error) = header.try_reserve(self.buffer.len()) {
-                return Break(io::Error::from(error).into());
-            }
-            header.extend_from_slice(&self.buffer);
+            let piece = &self.buffer[..self.buffer.len().min(MAX_LENGTH - header.len())];
+            header.extend_from_slice(piece);
             match Start::parse(&header) {
                 Start::Partial => {}
                 Start::Header { length, client } => {
@@ -193,6 +196,12 @@ mod tests {
             if let Start::Header { length, .. } = Start::parse(&bytes) {
                 prop_assert!(length <= bytes.len());
             }
+        }
+
+        #[test]
+        fn a_header_longer_than_the_limit_is_invalid(length in 4081..=65_535_u16) {
+            let header = [V2, &[PROXY, 0x11], &length.to_be_bytes()].concat();
+            prop_assert_eq!(Start::parse(&header), Start::Other);
         }
 
         #[test]
