@@ -472,11 +472,11 @@ impl Connection {
 
 /// Returns for how long a client must have sent nothing to count as quiet.
 ///
-/// Four retransmission timeouts are enough to lose a segment and its first retransmission, since
-/// RFC 6298 doubles the timeout. On fast links, where the timeout is the system's minimum and loss
-/// is rare, two must do, so that shutdown is quick.
+/// On slow links that is up to six retransmission timeouts: time to lose a segment and its first
+/// retransmissions, since RFC 6298 doubles the timeout. On fast links, where the timeout is the
+/// system's minimum and loss is rare, two must do, so that shutdown is quick.
 fn quiet_period(rto: Duration) -> Duration {
-    (rto * 4).saturating_sub(MIN_RTO * 2).max(MIN_RTO * 2)
+    (rto * 6).saturating_sub(MIN_RTO * 4).max(MIN_RTO * 2)
 }
 
 /// Returns whether the call that failed may succeed later.
