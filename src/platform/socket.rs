@@ -17,6 +17,8 @@ use rustix::buffer::spare_capacity;
 use rustix::net::RecvFlags;
 use socket2::{SockRef, TcpKeepalive};
 
+use super::wait::Interest;
+
 /// Whether sockets block in the call itself, for a short time.
 ///
 /// Linux can do that, and it is the cheapest way to wait: one system call per message. Elsewhere
@@ -60,14 +62,14 @@ impl SocketOptions {
 
     /// Returns how long the socket has certainly been idle when `recv` or `send` returns "would
     /// block": the time that the call blocked, less the precision of the kernel's timer.
-    pub(crate) fn blocked_for(&self, interest: super::wait::Interest) -> Duration {
+    pub(crate) fn blocked_for(&self, interest: Interest) -> Duration {
         const TIMER_PRECISION: Duration = Duration::from_millis(10);
         if !BLOCKING {
             return Duration::ZERO;
         }
         let timeout = match interest {
-            super::wait::Interest::Read => self.receive_timeout,
-            super::wait::Interest::Write => self.send_timeout,
+            Interest::Read => self.receive_timeout,
+            Interest::Write => self.send_timeout,
         };
         timeout.saturating_sub(TIMER_PRECISION)
     }

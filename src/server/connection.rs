@@ -200,7 +200,7 @@ impl Connection {
         );
     }
 
-    /// Finds out who the client is and applies the per-IP limit.
+    /// Reads the client's address and applies the per-IP limit.
     fn admit(&mut self) -> ControlFlow<CloseReason> {
         if !self.shared.options_inherited {
             let socket = SockRef::from(&self.stream);

@@ -13,7 +13,7 @@ pub(super) fn capacities(size: ConnectionSize) -> Vec<Capacity> {
     [memory_maps(size), threads(), memory(size)].into_iter().flatten().collect()
 }
 
-/// How many connections the kernel's limit on memory maps allows.
+/// Returns how many connections the kernel's limit on memory maps allows.
 fn memory_maps(size: ConnectionSize) -> Option<Capacity> {
     /// The stack, the signal stack, and a guard page for each.
     const MAPS_PER_THREAD: usize = 4;
@@ -31,7 +31,7 @@ fn memory_maps(size: ConnectionSize) -> Option<Capacity> {
     })
 }
 
-/// How many threads this user, this cgroup and this host may have.
+/// Returns how many connections the limits on threads of this user, cgroup and host allow.
 fn threads() -> Option<Capacity> {
     /// Threads that do not serve a client, here and in other processes.
     const RESERVE: usize = 50;
@@ -55,7 +55,7 @@ fn threads() -> Option<Capacity> {
     })
 }
 
-/// How many connections the limits on this process's memory allow.
+/// Returns how many connections the limits on this process's memory allow.
 fn memory(size: ConnectionSize) -> Option<Capacity> {
     let (limit, in_use, setting) = memory_limits().min_by_key(available)?;
     let available = usize::try_from(available(&(limit, in_use, setting))).ok()?;
