@@ -108,8 +108,10 @@ pub fn parse<Program: Parser>() -> Program {
     Program::try_parse().unwrap_or_else(|mut error| {
         let wrong = [ContextKind::InvalidArg, ContextKind::InvalidSubcommand];
         let wrong = wrong.into_iter().find_map(|kind| error.get(kind));
-        if matches!(error.kind(), Wrong::InvalidSubcommand | Wrong::UnknownArgument)
-            && matches!(wrong, Some(ContextValue::String(word)) if !word.starts_with('-'))
+        if matches!(
+            error.kind(),
+            Wrong::InvalidSubcommand | Wrong::UnknownArgument
+        ) && matches!(wrong, Some(ContextValue::String(word)) if !word.starts_with('-'))
             && error.get(ContextKind::SuggestedSubcommand).is_none()
         {
             let hint = "an address is given with '--host' and '--port'".into();
@@ -168,7 +170,9 @@ fn parse_switch(value: &str) -> Result<bool, String> {
 }
 
 fn parse_port(value: &str) -> Result<u16, String> {
-    value.parse().map_err(|_| "a number from 0 to 65535 is needed".to_owned())
+    value
+        .parse()
+        .map_err(|_| "a number from 0 to 65535 is needed".to_owned())
 }
 
 fn parse_max_connections(value: &str) -> Result<usize, String> {
@@ -179,14 +183,20 @@ fn parse_max_connections(value: &str) -> Result<usize, String> {
 }
 
 fn parse_max_connections_per_ip(value: &str) -> Result<usize, String> {
-    value.parse().map_err(|_| "a whole number is needed; 0: any number".to_owned())
+    value
+        .parse()
+        .map_err(|_| "a whole number is needed; 0: any number".to_owned())
 }
 
 pub(crate) fn parse_duration(value: &str) -> Result<Duration, String> {
-    SpanParser::new().parse_unsigned_duration(value).map_err(|_| {
-        let hint = unit_hint(value, "s");
-        format!("a number with a unit (us, ms, s, m, h) is needed, such as 500ms, 30s or 5m{hint}")
-    })
+    SpanParser::new()
+        .parse_unsigned_duration(value)
+        .map_err(|_| {
+            let hint = unit_hint(value, "s");
+            format!(
+                "a number with a unit (us, ms, s, m, h) is needed, such as 500ms, 30s or 5m{hint}"
+            )
+        })
 }
 
 fn parse_busy_poll(value: &str) -> Result<Duration, String> {
@@ -194,7 +204,9 @@ fn parse_busy_poll(value: &str) -> Result<Duration, String> {
         Ok(limit) if limit <= MAX_BUSY_POLL => Ok(limit),
         _ => {
             let hint = unit_hint(value, "us");
-            Err(format!("a number with a unit is needed, from 0s to 10ms, such as 50us{hint}"))
+            Err(format!(
+                "a number with a unit is needed, from 0s to 10ms, such as 50us{hint}"
+            ))
         }
     }
 }
@@ -202,7 +214,11 @@ fn parse_busy_poll(value: &str) -> Result<Duration, String> {
 /// The likely meaning of a duration that was given without a unit.
 fn unit_hint(value: &str, unit: &str) -> String {
     let is_number = value.parse::<u64>().is_ok();
-    if is_number { format!("; did you mean {value}{unit}?") } else { String::new() }
+    if is_number {
+        format!("; did you mean {value}{unit}?")
+    } else {
+        String::new()
+    }
 }
 
 pub(crate) fn parse_buffer_size(value: &str) -> Result<usize, String> {

@@ -65,7 +65,11 @@ impl Target {
     /// # Errors
     /// The name is not known, or no address has accepted the connection within the timeout.
     pub fn connect(&self) -> Result<(TcpStream, SocketAddr), Failure> {
-        let Self { host, port, timeout } = self;
+        let Self {
+            host,
+            port,
+            timeout,
+        } = self;
         let addresses: Vec<SocketAddr> = (host.as_str(), *port)
             .to_socket_addrs()
             .map_err(|error| {
@@ -142,7 +146,10 @@ fn explain_lost_connection(address: SocketAddr, error: &io::Error) -> String {
 
 /// Returns whether the peer, or an intermediary, sent RST. Windows calls some resets "aborted".
 fn is_reset(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted)
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted
+    )
 }
 
 /// Whether a call on a socket came to the end of its timeout: Unix and Windows name it differently.
@@ -166,20 +173,29 @@ mod tests {
     fn each_way_not_to_get_there_has_its_advice() {
         let address = SocketAddr::from(([192, 0, 2, 1], 54000));
         for (kind, advice) in [
-            (ErrorKind::ConnectionRefused, "Start it with: echo-server --port 54000"),
+            (
+                ErrorKind::ConnectionRefused,
+                "Start it with: echo-server --port 54000",
+            ),
             (ErrorKind::TimedOut, "no answer within 5s"),
             (ErrorKind::NetworkUnreachable, "no way there"),
             (ErrorKind::HostUnreachable, "no way there"),
             (ErrorKind::PermissionDenied, "are --host and --port right?"),
         ] {
             let sentence = explain_connect_error(address, Duration::from_secs(5), &kind.into());
-            assert!(sentence.starts_with("cannot connect to 192.0.2.1:54000: "), "{sentence}");
+            assert!(
+                sentence.starts_with("cannot connect to 192.0.2.1:54000: "),
+                "{sentence}"
+            );
             assert!(sentence.contains(advice), "{kind:?}: {sentence}");
         }
         let given_up = rustix::io::Errno::TIMEDOUT.into();
         let sentence = explain_connect_error(address, Duration::from_secs(600), &given_up);
         assert!(sentence.contains("the system asks no more"), "{sentence}");
-        assert!(!sentence.contains("--timeout"), "it would not help: {sentence}");
+        assert!(
+            !sentence.contains("--timeout"),
+            "it would not help: {sentence}"
+        );
     }
 
     #[test]

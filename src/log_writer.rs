@@ -75,7 +75,11 @@ impl LogWriter {
         let mut queue = self.0.lock();
         queue.closing = true;
         self.0.changed.notify_all();
-        drop(self.0.changed.wait_timeout_while(queue, timeout, |queue| !queue.closed));
+        drop(
+            self.0
+                .changed
+                .wait_timeout_while(queue, timeout, |queue| !queue.closed),
+        );
     }
 }
 
@@ -104,13 +108,21 @@ impl Shared {
     }
 
     fn write_to(&self, stream: impl Write) {
-        let mut output = Output { stream, rest: Vec::new(), dropped: 0, reason: String::new() };
+        let mut output = Output {
+            stream,
+            rest: Vec::new(),
+            dropped: 0,
+            reason: String::new(),
+        };
         let mut batch = Vec::new();
         loop {
             let mut queue = self.lock();
             while queue.pending.is_empty() && !queue.closing {
                 queue.idle = true;
-                queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue = self
+                    .changed
+                    .wait(queue)
+                    .unwrap_or_else(PoisonError::into_inner);
             }
             mem::swap(&mut batch, &mut queue.pending);
             let (dropped, closing) = (mem::take(&mut queue.dropped), queue.closing);
@@ -182,7 +194,10 @@ impl<W: Write> Output<W> {
 
 /// Returns the length of the first line, with its line break.
 fn line_length(bytes: &[u8]) -> usize {
-    bytes.iter().position(|&b| b == b'\n').map_or(bytes.len(), |last| last + 1)
+    bytes
+        .iter()
+        .position(|&b| b == b'\n')
+        .map_or(bytes.len(), |last| last + 1)
 }
 
 /// Writes until all is written or the stream fails. Returns how many bytes were written.
@@ -230,7 +245,9 @@ mod tests {
     impl Write for Stalled {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let _ = self.permits.recv();
-            let _ = self.written.send(String::from_utf8_lossy(bytes).into_owned());
+            let _ = self
+                .written
+                .send(String::from_utf8_lossy(bytes).into_owned());
             Ok(bytes.len())
         }
 
@@ -244,7 +261,11 @@ mod tests {
         let (permit, permits) = channel();
         let (written, output) = channel();
         let mut log = LogWriter::start(Stalled { permits, written })?;
-        let line = [b'x'; 1023].iter().chain(b"\n").copied().collect::<Vec<u8>>();
+        let line = [b'x'; 1023]
+            .iter()
+            .chain(b"\n")
+            .copied()
+            .collect::<Vec<u8>>();
         for _ in 0..5000 {
             // No write is permitted yet, so a call that waits for the stream hangs the test.
             log.write_all(&line)?;
@@ -253,8 +274,12 @@ mod tests {
         log.close(Duration::from_secs(20));
         let output: String = output.try_iter().collect();
         assert!(output.ends_with(" log lines dropped: stderr was not read in time\n"));
-        let reports = output.lines().filter_map(|line| line.split_once(" log lines dropped: "));
-        let dropped: usize = reports.map(|(n, _)| n.parse::<usize>().expect("a number")).sum();
+        let reports = output
+            .lines()
+            .filter_map(|line| line.split_once(" log lines dropped: "));
+        let dropped: usize = reports
+            .map(|(n, _)| n.parse::<usize>().expect("a number"))
+            .sum();
         let kept = output.lines().filter(|line| line.len() == 1023).count();
         assert_eq!(kept + dropped, 5000);
         // The stalled batch and the queue.
@@ -346,8 +371,16 @@ mod tests {
     }
 
     fn on_disk(free: usize) -> Output<Disk> {
-        let stream = Disk { free, ..Disk::default() };
-        Output { stream, rest: Vec::new(), dropped: 0, reason: String::new() }
+        let stream = Disk {
+            free,
+            ..Disk::default()
+        };
+        Output {
+            stream,
+            rest: Vec::new(),
+            dropped: 0,
+            reason: String::new(),
+        }
     }
 
     #[test]
@@ -363,7 +396,10 @@ mod tests {
         let written = String::from_utf8_lossy(&output.stream.file).into_owned();
         let reason = io::Error::from(ErrorKind::StorageFull);
         let first = format!("line 1\nline 2\n1 log line dropped: {reason}\nline 4\n");
-        assert_eq!(written, format!("{first}2 log lines dropped: {reason}\nline 7\n"));
+        assert_eq!(
+            written,
+            format!("{first}2 log lines dropped: {reason}\nline 7\n")
+        );
     }
 
     proptest! {

@@ -71,7 +71,11 @@ fn init_logger(args: &ServerArgs, log: &LogWriter) {
     env_logger::Builder::new()
         .filter_level(args.verbosity.log_level_filter())
         .format_target(false)
-        .write_style(if coloured { WriteStyle::Always } else { WriteStyle::Never })
+        .write_style(if coloured {
+            WriteStyle::Always
+        } else {
+            WriteStyle::Never
+        })
         .parse_filters(if error.is_none() { &filters } else { "" })
         .target(Target::Pipe(Box::new(log.clone())))
         .init();
@@ -87,7 +91,9 @@ fn run(args: &ServerArgs, writing: Sender<()>) -> Result<(), String> {
         warn!("cannot raise the limit of open files: {error}");
     }
     let server = listen(config)?;
-    let address = server.local_addr().map_err(|error| explain_bind_error(address, &error))?;
+    let address = server
+        .local_addr()
+        .map_err(|error| explain_bind_error(address, &error))?;
 
     let stop = server.shutdown_handle();
     ctrlc::set_handler(move || {
@@ -106,7 +112,9 @@ fn run(args: &ServerArgs, writing: Sender<()>) -> Result<(), String> {
     debug!("listening on {address}");
     write_ready_line(address, writing)?;
     systemd::ready();
-    server.run().map_err(|error| format!("gave up on {address}: {error}"))
+    server
+        .run()
+        .map_err(|error| format!("gave up on {address}: {error}"))
 }
 
 /// On the socket that systemd has handed over, else on one of its own.
@@ -129,6 +137,10 @@ fn write_ready_line(address: SocketAddr, writing: Sender<()>) -> Result<(), Stri
         let _ = retry_if_blocked(|| stdout.flush());
         drop(writing);
     };
-    let spawned = thread::Builder::new().name("stdout".to_owned()).spawn(write);
-    spawned.map(drop).map_err(|error| format!("cannot start: {error}"))
+    let spawned = thread::Builder::new()
+        .name("stdout".to_owned())
+        .spawn(write);
+    spawned
+        .map(drop)
+        .map_err(|error| format!("cannot start: {error}"))
 }

@@ -164,7 +164,10 @@ impl Server {
                            busy_poll at most 10 ms";
             return Err(io::Error::new(ErrorKind::InvalidInput, message));
         }
-        let connection_size = ConnectionSize { stack: STACK_SIZE, buffer: config.buffer_size };
+        let connection_size = ConnectionSize {
+            stack: STACK_SIZE,
+            buffer: config.buffer_size,
+        };
         let mut max_connections = config.max_connections;
         let mut max_threads = usize::MAX;
         if let Some(capacity) = capacity(connection_size) {
@@ -337,9 +340,14 @@ impl Shared {
                 return;
             }
         };
-        let (started, has_started) =
-            self.memory_limit.as_ref().map(|_| mpsc::channel::<()>()).unzip();
-        let thread = thread::Builder::new().name(peer.to_string()).stack_size(STACK_SIZE);
+        let (started, has_started) = self
+            .memory_limit
+            .as_ref()
+            .map(|_| mpsc::channel::<()>())
+            .unzip();
+        let thread = thread::Builder::new()
+            .name(peer.to_string())
+            .stack_size(STACK_SIZE);
         let spawned = thread.spawn(move || {
             THREAD_PERMIT.set(Some(thread_permit));
             drop(started);
@@ -372,7 +380,8 @@ impl Shared {
                 }
             }
         }
-        self.threads.wait_until_idle(self.shutdown.time_left() + THREAD_EXIT_GRACE);
+        self.threads
+            .wait_until_idle(self.shutdown.time_left() + THREAD_EXIT_GRACE);
     }
 
     /// Blocks until the connection limit and the memory allow one more client. Returns false if

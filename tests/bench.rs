@@ -22,7 +22,10 @@ fn bench(server: SocketAddr, arguments: &[&str]) -> Command {
     if !arguments.contains(&"--duration") {
         command.args(["--duration", "200ms"]);
     }
-    command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     command
 }
 
@@ -32,8 +35,15 @@ fn report(command: &mut Command, code: i32) -> String {
 }
 
 fn output_report(output: Output, code: i32) -> String {
-    let Output { status, stdout, stderr } = output;
-    let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = output;
+    let (stdout, stderr) = (
+        String::from_utf8_lossy(&stdout),
+        String::from_utf8_lossy(&stderr),
+    );
     assert_eq!((status.code(), &*stderr), (Some(code), ""), "{stdout}");
     stdout.into_owned()
 }
@@ -43,17 +53,23 @@ fn json(report: &str) -> Value {
 }
 
 fn number(report: &Value, key: &str) -> f64 {
-    report[key].as_f64().unwrap_or_else(|| panic!("no number {key}: {report}"))
+    report[key]
+        .as_f64()
+        .unwrap_or_else(|| panic!("no number {key}: {report}"))
 }
 
 /// The failures in a JSON report: the name of each reason, and how often.
 fn failures(report: &Value) -> Vec<(&str, u64)> {
-    let failures = report["failures"].as_array().expect("the failures are a list");
+    let failures = report["failures"]
+        .as_array()
+        .expect("the failures are a list");
     let parts = failures.iter().map(|failure| {
         let (name, _) = failure["reason"].as_str()?.split_once(": ")?;
         Some((name, failure["count"].as_u64()?))
     });
-    parts.collect::<Option<_>>().unwrap_or_else(|| panic!("a failure lacks a part: {report}"))
+    parts
+        .collect::<Option<_>>()
+        .unwrap_or_else(|| panic!("a failure lacks a part: {report}"))
 }
 
 /// A server that does with each connection what `serve` does; it is told how many came before.
@@ -88,9 +104,18 @@ fn round_trips_are_counted_and_timed() {
     let options = ["--json", "--connections", "3", "--timeout", "20s"];
     let report = json(&report(&mut bench(server.address, &options), 0));
     assert_eq!(report["server"], server.address.to_string());
-    assert_eq!((&report["mode"], &report["connections"]), (&"rtt".into(), &3.into()));
-    assert_eq!((&report["size_bytes"], &report["warm_up_s"]), (&64.into(), &0.0.into()));
-    assert!((0.199..0.201).contains(&number(&report, "measured_s")), "{report}");
+    assert_eq!(
+        (&report["mode"], &report["connections"]),
+        (&"rtt".into(), &3.into())
+    );
+    assert_eq!(
+        (&report["size_bytes"], &report["warm_up_s"]),
+        (&64.into(), &0.0.into())
+    );
+    assert!(
+        (0.199..0.201).contains(&number(&report, "measured_s")),
+        "{report}"
+    );
     assert!(number(&report, "messages") > 0.0 && number(&report, "messages_per_s") > 0.0);
     assert!((number(&report, "bytes") - number(&report, "messages") * 64.0).abs() < 0.5);
     let keys = ["p50_us", "p90_us", "p99_us", "p99_9_us", "max_us"];
@@ -111,23 +136,51 @@ fn the_warm_up_comes_before_what_is_measured_and_is_not_counted() {
     let mut command = echo_client(address);
     command.args(["bench", "--json", "--warm-up", "2s", "--duration", "1s"]);
     let begin = Instant::now();
-    let report = json(&report(command.stdout(Stdio::piped()).stderr(Stdio::piped()), 0));
-    assert!(begin.elapsed() >= Duration::from_secs(3), "{:?}", begin.elapsed());
-    assert!((1.0..=21.0).contains(&number(&report, "messages")), "{report}");
+    let report = json(&report(
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()),
+        0,
+    ));
+    assert!(
+        begin.elapsed() >= Duration::from_secs(3),
+        "{:?}",
+        begin.elapsed()
+    );
+    assert!(
+        (1.0..=21.0).contains(&number(&report, "messages")),
+        "{report}"
+    );
 }
 
 #[test]
 fn a_message_may_have_any_size() {
-    for (size, bytes) in [("1", 1), ("1000", 1000), ("64KiB", 65_536), ("5MiB", 5_242_880)] {
+    for (size, bytes) in [
+        ("1", 1),
+        ("1000", 1000),
+        ("64KiB", 65_536),
+        ("5MiB", 5_242_880),
+    ] {
         let server = Server::start(&[]);
-        let options = ["--json", "--connections", "2", "--size", size, "--timeout", "20s"];
+        let options = [
+            "--json",
+            "--connections",
+            "2",
+            "--size",
+            size,
+            "--timeout",
+            "20s",
+        ];
         // The first of the longest may take longer than the run; it is timed all the same.
         let report = json(&report(&mut bench(server.address, &options), 0));
         assert!(number(&report, "max_us") > 0.0, "{report}");
         assert_eq!(failures(&report), []);
         for departure in server.wait_for_logs(2, " disconnected: closed by client, ") {
-            let echoed = departure.split(", ").nth(1).and_then(|part| part.split(' ').next());
-            let echoed: usize = echoed.and_then(|n| n.parse().ok()).expect("a number of bytes");
+            let echoed = departure
+                .split(", ")
+                .nth(1)
+                .and_then(|part| part.split(' ').next());
+            let echoed: usize = echoed
+                .and_then(|n| n.parse().ok())
+                .expect("a number of bytes");
             assert_eq!(echoed % bytes, 0, "{departure}");
         }
     }
@@ -137,12 +190,23 @@ fn a_message_may_have_any_size() {
 fn bulk_has_throughput_and_no_latency() {
     let server = Server::start(&["-q"]);
     for size in ["7", "64KiB", "1MiB"] {
-        let options = ["--json", "--mode", "bulk", "--connections", "2", "--size", size];
+        let options = [
+            "--json",
+            "--mode",
+            "bulk",
+            "--connections",
+            "2",
+            "--size",
+            size,
+        ];
         let patient = ["--timeout", "20s", "--duration", "1s"];
         let options = [&options[..], &patient].concat();
         let report = json(&report(&mut bench(server.address, &options), 0));
         assert!(number(&report, "bytes") > 0.0 && number(&report, "bytes_per_s") > 0.0);
-        assert!(report["p50_us"].is_null() && report["messages"].is_null(), "{report}");
+        assert!(
+            report["p50_us"].is_null() && report["messages"].is_null(),
+            "{report}"
+        );
         assert_eq!(failures(&report), []);
     }
 }
@@ -150,20 +214,39 @@ fn bulk_has_throughput_and_no_latency() {
 #[test]
 fn connections_a_second_are_counted_and_timed() {
     let server = Server::start(&["-q"]);
-    let options = ["--json", "--mode", "connect", "--connections", "2", "--timeout", "20s"];
+    let options = [
+        "--json",
+        "--mode",
+        "connect",
+        "--connections",
+        "2",
+        "--timeout",
+        "20s",
+    ];
     let report = json(&report(&mut bench(server.address, &options), 0));
-    assert!(number(&report, "messages") > 0.0 && number(&report, "max_us") > 0.0, "{report}");
+    assert!(
+        number(&report, "messages") > 0.0 && number(&report, "max_us") > 0.0,
+        "{report}"
+    );
     assert_eq!(failures(&report), []);
 }
 
 #[test]
 fn no_connection_is_closed_with_rst() {
     for mode in ["rtt", "bulk", "connect"] {
-        let Some(mut server) = Server::start_to_signal(&[]) else { return };
-        report(&mut bench(server.address, &["--mode", mode, "--timeout", "20s"]), 0);
+        let Some(mut server) = Server::start_to_signal(&[]) else {
+            return;
+        };
+        report(
+            &mut bench(server.address, &["--mode", mode, "--timeout", "20s"]),
+            0,
+        );
         server.stop();
         let log = server.rest_of_log().join("\n");
-        assert!(log.contains("closed by client") && !log.contains("reset"), "{mode}: {log}");
+        assert!(
+            log.contains("closed by client") && !log.contains("reset"),
+            "{mode}: {log}"
+        );
     }
 }
 
@@ -171,13 +254,34 @@ fn no_connection_is_closed_with_rst() {
 fn the_page_has_its_rows() {
     let server = Server::start(&["-q"]);
     for (mode, rows) in [
-        ("rtt", &["messages ", "a second", "p50 ", "p90 ", "p99 ", "p99.9 ", "max ", "█"][..]),
+        (
+            "rtt",
+            &[
+                "messages ",
+                "a second",
+                "p50 ",
+                "p90 ",
+                "p99 ",
+                "p99.9 ",
+                "max ",
+                "█",
+            ][..],
+        ),
         ("bulk", &["a second", "not measured in bulk"]),
         ("connect", &["connected ", "a second", "p50 ", "max ", "█"]),
     ] {
-        let page = report(&mut bench(server.address, &["--mode", mode, "--timeout", "20s"]), 0);
-        assert!(page.starts_with(&format!("{mode} on {}: ", server.address)), "{page}");
-        assert!(page.contains("connections  1 ") && page.contains("echoed "), "{page}");
+        let page = report(
+            &mut bench(server.address, &["--mode", mode, "--timeout", "20s"]),
+            0,
+        );
+        assert!(
+            page.starts_with(&format!("{mode} on {}: ", server.address)),
+            "{page}"
+        );
+        assert!(
+            page.contains("connections  1 ") && page.contains("echoed "),
+            "{page}"
+        );
         for row in rows {
             assert!(page.contains(row), "{row}: {page}");
         }
@@ -193,7 +297,15 @@ fn a_wrong_byte_is_noticed_and_the_other_connections_go_on() {
             true
         });
     });
-    let options = ["--json", "--connections", "3", "--timeout", "20s", "--duration", "2s"];
+    let options = [
+        "--json",
+        "--connections",
+        "3",
+        "--timeout",
+        "20s",
+        "--duration",
+        "2s",
+    ];
     let report = json(&report(&mut bench(flip, &options), 1));
     assert_eq!(failures(&report), [("wrong bytes", 1)]);
     assert!(number(&report, "messages") > 3.0, "{report}");
@@ -236,7 +348,10 @@ fn lost_connections_are_counted_by_reason_and_the_others_go_on() {
     });
     let options = ["--connections", "5", "--timeout", "20s", "--duration", "2s"];
     let page = report(&mut bench(server, &options), 1);
-    let failures = page.split_once("\nfailures\n").expect("the page has the failures").1;
+    let failures = page
+        .split_once("\nfailures\n")
+        .expect("the page has the failures")
+        .1;
     assert!(failures.contains("   2 closed: "), "{page}");
     assert!(failures.contains("   1 reset: "), "{page}");
     assert!(page.contains("p50 "), "{page}");
@@ -246,10 +361,20 @@ fn lost_connections_are_counted_by_reason_and_the_others_go_on() {
 #[test]
 fn a_reset_in_bulk_is_reported_as_a_reset() {
     let server = server(|_, mut stream| {
-        stream.read_exact(&mut vec![0; 1_000_000]).expect("the client sends");
+        stream
+            .read_exact(&mut vec![0; 1_000_000])
+            .expect("the client sends");
         common::reset(stream);
     });
-    let options = ["--json", "--mode", "bulk", "--connections", "20", "--timeout", "20s"];
+    let options = [
+        "--json",
+        "--mode",
+        "bulk",
+        "--connections",
+        "20",
+        "--timeout",
+        "20s",
+    ];
     let report = json(&report(&mut bench(server, &options), 1));
     assert_eq!(failures(&report), [("reset", 20)]);
 }
@@ -261,7 +386,14 @@ fn when_all_connections_are_lost_the_run_is_over() {
     for mode in ["rtt", "bulk"] {
         let options = [&options[..], &["--mode", mode]].concat();
         let report = json(&report(&mut bench(server, &options), 1));
-        assert_eq!(failures(&report).iter().map(|(_, count)| count).sum::<u64>(), 4, "{report}");
+        assert_eq!(
+            failures(&report)
+                .iter()
+                .map(|(_, count)| count)
+                .sum::<u64>(),
+            4,
+            "{report}"
+        );
     }
 }
 
@@ -270,7 +402,15 @@ fn in_connect_mode_each_failure_is_counted_and_the_next_connection_is_tried() {
     let server = server(|connection, mut stream| {
         echo(&mut stream, |_, _| connection % 2 == 0);
     });
-    let options = ["--json", "--mode", "connect", "--timeout", "20s", "--duration", "2s"];
+    let options = [
+        "--json",
+        "--mode",
+        "connect",
+        "--timeout",
+        "20s",
+        "--duration",
+        "2s",
+    ];
     let report = json(&report(&mut bench(server, &options), 1));
     assert!(number(&report, "messages") > 0.0, "{report}");
     assert_eq!(failures(&report)[0].0, "closed", "{report}");
@@ -289,7 +429,15 @@ fn in_connect_mode_a_timeout_leaves_the_next_connection_its_own() {
             });
         }
     });
-    let options = ["--json", "--mode", "connect", "--timeout", "1s", "--duration", "3s"];
+    let options = [
+        "--json",
+        "--mode",
+        "connect",
+        "--timeout",
+        "1s",
+        "--duration",
+        "3s",
+    ];
     let report = json(&report(&mut bench(server, &options), 1));
     assert_eq!(failures(&report), [("timeout", 1)]);
     assert!(number(&report, "messages") > 0.0, "{report}");
@@ -306,7 +454,15 @@ fn a_server_that_is_slow_to_take_bytes_is_no_timeout_while_it_gives_some_back() 
             }
         }
     });
-    let options = ["--json", "--mode", "bulk", "--timeout", "1s", "--duration", "3s"];
+    let options = [
+        "--json",
+        "--mode",
+        "bulk",
+        "--timeout",
+        "1s",
+        "--duration",
+        "3s",
+    ];
     let report = json(&report(&mut bench(server, &options), 0));
     assert!(number(&report, "bytes") > 0.0, "{report}");
 }
@@ -328,9 +484,16 @@ fn without_a_server_it_is_one_sentence() {
     let (_nobody, address) = nobody();
     let output = end(bench(address, &[]).spawn().expect("the client starts"));
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{stderr}");
+    assert_eq!(
+        (output.status.code(), output.stdout.len()),
+        (Some(1), 0),
+        "{stderr}"
+    );
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
-    assert!(stderr.contains(&format!("cannot connect to {address}")), "{stderr}");
+    assert!(
+        stderr.contains(&format!("cannot connect to {address}")),
+        "{stderr}"
+    );
 }
 
 #[test]
@@ -345,10 +508,19 @@ fn bad_arguments_are_told_with_the_flag_and_what_to_do() {
         ("--duration", "5", "such as 500ms"),
         ("--mode", "udp", "rtt"),
     ] {
-        let output = end(bench(nowhere, &[flag, value]).spawn().expect("the client starts"));
+        let output = end(bench(nowhere, &[flag, value])
+            .spawn()
+            .expect("the client starts"));
         let stderr = String::from_utf8_lossy(&output.stderr);
-        assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{stderr}");
-        assert!(stderr.contains(flag) && stderr.contains(advice), "{flag} {value}: {stderr}");
+        assert_eq!(
+            (output.status.code(), output.stdout.len()),
+            (Some(2), 0),
+            "{stderr}"
+        );
+        assert!(
+            stderr.contains(flag) && stderr.contains(advice),
+            "{flag} {value}: {stderr}"
+        );
     }
 }
 
@@ -356,7 +528,9 @@ fn bad_arguments_are_told_with_the_flag_and_what_to_do() {
 fn a_closed_stdout_ends_it_quietly() {
     let server = Server::start(&["-q"]);
     for format in ["--json", "--mode=rtt"] {
-        let mut client = bench(server.address, &[format]).spawn().expect("the client starts");
+        let mut client = bench(server.address, &[format])
+            .spawn()
+            .expect("the client starts");
         drop(client.stdout.take());
         assert_eq!(output_report(end(client), 1), "");
     }
@@ -384,12 +558,17 @@ fn ctrl_c_ends_the_run_early_with_what_was_measured() {
         return;
     }
     let (server, told) = telling_server(50, true);
-    let client = bench(server, &["--json", "--duration", "1h"]).spawn().expect("it starts");
+    let client = bench(server, &["--json", "--duration", "1h"])
+        .spawn()
+        .expect("it starts");
     told.recv_timeout(PATIENCE).expect("the messages come");
     signal::send(&client, Signal::INT);
     let report = json(&output_report(end(client), 0));
     assert!(number(&report, "messages") >= 49.0, "{report}");
-    assert!(number(&report, "measured_s") < PATIENCE.as_secs_f64(), "{report}");
+    assert!(
+        number(&report, "measured_s") < PATIENCE.as_secs_f64(),
+        "{report}"
+    );
     assert_eq!(failures(&report), []);
 }
 
@@ -431,7 +610,9 @@ fn ctrl_c_does_not_wait_for_a_message_that_comes_in_drips() {
         let (server, first_byte) = dripping_server();
         let options = ["--size", "64KiB", "--duration", "1h", "--mode", mode];
         let client = bench(server, &options).spawn().expect("it starts");
-        first_byte.recv_timeout(PATIENCE).expect("a byte comes back");
+        first_byte
+            .recv_timeout(PATIENCE)
+            .expect("a byte comes back");
         signal::send(&client, Signal::INT);
         let page = output_report(end(client), 0);
         assert!(page.contains("not measured"), "{page}");
@@ -443,7 +624,15 @@ fn ctrl_c_does_not_wait_for_a_message_that_comes_in_drips() {
 fn a_run_ends_in_time_though_a_message_comes_in_drips() {
     let (server, _first_byte) = dripping_server();
     for mode in ["rtt", "connect"] {
-        let options = ["--json", "--size", "64KiB", "--timeout", "500ms", "--mode", mode];
+        let options = [
+            "--json",
+            "--size",
+            "64KiB",
+            "--timeout",
+            "500ms",
+            "--mode",
+            mode,
+        ];
         let report = json(&report(&mut bench(server, &options), 1));
         assert_eq!(failures(&report), [("timeout", 1)]);
     }
@@ -478,7 +667,10 @@ fn a_second_ctrl_c_ends_it_at_once() {
     use socket2::{Domain, Socket, Type};
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket can be had");
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    socket.bind(&any.into()).and_then(|()| socket.listen(0)).expect("a port can be had");
+    socket
+        .bind(&any.into())
+        .and_then(|()| socket.listen(0))
+        .expect("a port can be had");
     let listener = std::net::TcpListener::from(socket);
     let address = listener.local_addr().expect("it has an address");
     let options = ["--connections", "8", "--timeout", "1h"];
@@ -500,11 +692,28 @@ fn where_files_run_out_the_others_go_on() {
     let server = Server::start(&["-q"]);
     let port = server.address.port().to_string();
     let mut client = common::command("sh");
-    client.args(["-c", "ulimit -n 30 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_echo-client")]);
-    client.args(["bench", "--json", "--port", &port, "--connections", "60", "--timeout", "20s"]);
+    client.args([
+        "-c",
+        "ulimit -n 30 && exec \"$@\"",
+        "sh",
+        env!("CARGO_BIN_EXE_echo-client"),
+    ]);
+    client.args([
+        "bench",
+        "--json",
+        "--port",
+        &port,
+        "--connections",
+        "60",
+        "--timeout",
+        "20s",
+    ]);
     client.args(["--duration", "200ms", "--warm-up", "0s"]);
     client.stdout(Stdio::piped()).stderr(Stdio::piped());
     let report = json(&report(&mut client, 1));
     assert!(number(&report, "messages") > 0.0, "{report}");
-    assert!(matches!(failures(&report)[..], [("no free file", 30..60)]), "{report}");
+    assert!(
+        matches!(failures(&report)[..], [("no free file", 30..60)]),
+        "{report}"
+    );
 }

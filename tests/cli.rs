@@ -8,10 +8,18 @@ use common::{Server, echo_server, exchange, listen, run};
 
 /// Runs a server that cannot start, and takes what it says: stdout must be empty, stderr one line.
 fn fails(command: &mut Command, code: i32) -> String {
-    let Output { status, stdout, stderr } = run(command);
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = run(command);
     let stderr = String::from_utf8(stderr).expect("the message is text");
     assert_eq!(status.code(), Some(code), "{stderr}");
-    assert!(stdout.is_empty(), "stdout: {}", String::from_utf8_lossy(&stdout));
+    assert!(
+        stdout.is_empty(),
+        "stdout: {}",
+        String::from_utf8_lossy(&stdout)
+    );
     stderr
 }
 
@@ -59,7 +67,10 @@ fn linux_a_privileged_port_is_told_with_the_address_and_what_to_do() {
         remove_capability_from_bounding_set(CapabilitySet::NET_BIND_SERVICE).expect("root may");
     }
     let message = cannot_start(echo_server().args(["--host", "127.0.0.1", "--port", "7"]));
-    assert!(message.contains("cannot listen on 127.0.0.1:7: permission denied"), "{message}");
+    assert!(
+        message.contains("cannot listen on 127.0.0.1:7: permission denied"),
+        "{message}"
+    );
     assert!(message.contains("--port"), "{message}");
 }
 
@@ -69,22 +80,41 @@ fn bad_arguments_are_told_with_the_flag_the_value_and_what_to_do() {
         ("--port", "65536", "from 0 to 65535"),
         ("--port", "http", "from 0 to 65535"),
         ("--host", "localhost", "did you mean 127.0.0.1?"),
-        ("--host", "127.0.0.1:7", "; the port has its own option, --port"),
+        (
+            "--host",
+            "127.0.0.1:7",
+            "; the port has its own option, --port",
+        ),
         ("--host", "", "an IP address is needed"),
         ("--buffer-size", "0", "from 1 byte to 16MiB"),
         ("--buffer-size", "17MiB", "from 1 byte to 16MiB"),
         ("--buffer-size", "much", "such as 64KiB"),
         ("--max-connections", "0", "at least 1"),
         ("--max-connections", "-1", "at least 1"),
-        ("--max-connections-per-ip", "many", "a whole number is needed; 0: any number"),
+        (
+            "--max-connections-per-ip",
+            "many",
+            "a whole number is needed; 0: any number",
+        ),
         ("--proxy-protocol", "yes", "unexpected value"),
-        ("--idle-timeout", "30", "such as 500ms, 30s or 5m; did you mean 30s?"),
+        (
+            "--idle-timeout",
+            "30",
+            "such as 500ms, 30s or 5m; did you mean 30s?",
+        ),
         ("--shutdown-timeout", "soon", "such as 500ms, 30s or 5m"),
-        ("--busy-poll", "50", "from 0s to 10ms, such as 50us; did you mean 50us?"),
+        (
+            "--busy-poll",
+            "50",
+            "from 0s to 10ms, such as 50us; did you mean 50us?",
+        ),
         ("--busy-poll", "11ms", "from 0s to 10ms, such as 50us"),
     ] {
         let message = fails(echo_server().arg(format!("{flag}={value}")), 2);
-        assert!(message.contains(flag) && message.contains(advice), "{flag}={value}: {message}");
+        assert!(
+            message.contains(flag) && message.contains(advice),
+            "{flag}={value}: {message}"
+        );
     }
     assert!(fails(echo_server().arg("--prot=1"), 2).contains("--port"));
     assert!(fails(echo_server().args(["--completions", "fsh"]), 2).contains("'fish'"));
@@ -103,13 +133,23 @@ fn a_duration_that_overflows_is_an_invalid_value() {
     let value = "18446744073709551615s 1000ms";
     for option in ["--idle-timeout", "--shutdown-timeout", "--busy-poll"] {
         let message = fails(echo_server().args([option, value]), 2);
-        assert!(message.contains(option) && message.contains("a number with a unit"), "{message}");
+        assert!(
+            message.contains(option) && message.contains("a number with a unit"),
+            "{message}"
+        );
     }
     #[cfg(feature = "client")]
-    for options in [&["--timeout"][..], &["bench", "--duration"], &["bench", "--warm-up"]] {
+    for options in [
+        &["--timeout"][..],
+        &["bench", "--duration"],
+        &["bench", "--warm-up"],
+    ] {
         let mut client = common::command(env!("CARGO_BIN_EXE_echo-client"));
         let message = fails(client.args(options).arg(value), 2);
-        assert!(message.contains("a number with a unit"), "{options:?}: {message}");
+        assert!(
+            message.contains("a number with a unit"),
+            "{options:?}: {message}"
+        );
     }
 }
 
@@ -121,7 +161,10 @@ fn a_bad_variable_is_told_as_a_bad_flag_is() {
         ("ECHO_SERVER_PROXY_PROTOCOL", "--proxy-protocol", "maybe"),
     ] {
         let message = fails(echo_server().env(variable, value), 2);
-        assert!(message.contains(flag) && message.contains(value), "{message}");
+        assert!(
+            message.contains(flag) && message.contains(value),
+            "{message}"
+        );
     }
 }
 
@@ -129,7 +172,10 @@ fn a_bad_variable_is_told_as_a_bad_flag_is() {
 fn by_default_it_listens_on_every_interface() {
     let server = Server::spawn(echo_server().args(["--port", "0"]));
     let port = server.address.port();
-    assert_eq!(server.ready_line, format!("Server listening on 0.0.0.0:{port}\n"));
+    assert_eq!(
+        server.ready_line,
+        format!("Server listening on 0.0.0.0:{port}\n")
+    );
     assert_ne!(port, 0);
     exchange(&common::connect(([127, 0, 0, 1], port).into()), b"hello");
 }
@@ -138,7 +184,10 @@ fn by_default_it_listens_on_every_interface() {
 fn the_default_port_is_54000() {
     let help = echo_server().arg("--help").output().expect("it runs");
     let help = String::from_utf8(help.stdout).expect("the help is text");
-    let line = help.lines().find(|line| line.contains("--port")).expect("the help has the flag");
+    let line = help
+        .lines()
+        .find(|line| line.contains("--port"))
+        .expect("the help has the flag");
     assert!(line.contains("[default: 54000]"), "{line}");
 }
 
@@ -151,12 +200,16 @@ fn host_and_port_come_from_flags_or_variables_and_a_flag_wins() {
     let told = format!("cannot listen on {address}: ");
 
     let mut by_variables = echo_server();
-    by_variables.env("ECHO_SERVER_HOST", "127.0.0.1").env("ECHO_SERVER_PORT", &port);
+    by_variables
+        .env("ECHO_SERVER_HOST", "127.0.0.1")
+        .env("ECHO_SERVER_PORT", &port);
     let message = cannot_start(&mut by_variables);
     assert!(message.contains(&told), "{message}");
 
     let mut flags_win = echo_server();
-    flags_win.env("ECHO_SERVER_HOST", "192.0.2.1").env("ECHO_SERVER_PORT", "http");
+    flags_win
+        .env("ECHO_SERVER_HOST", "192.0.2.1")
+        .env("ECHO_SERVER_PORT", "http");
     let message = cannot_start(flags_win.args(["--host", "127.0.0.1", "-p", &port]));
     assert!(message.contains(&told), "{message}");
 }
@@ -169,7 +222,9 @@ fn longest_read(server: &Server) -> usize {
         let (_, size) = line.strip_suffix(" bytes")?.split_once(" sent ")?;
         size.parse::<usize>().ok()
     });
-    sizes.max().expect("at level debug the log has the sizes of reads")
+    sizes
+        .max()
+        .expect("at level debug the log has the sizes of reads")
 }
 
 #[test]
@@ -179,7 +234,9 @@ fn the_buffer_size_comes_from_its_flag_or_its_variable_and_bounds_each_read() {
     let server = Server::start(&["--buffer-size", "2KiB", "-v"]);
     assert_eq!(longest_read(&server), 2048);
     let mut command = echo_server();
-    command.env("ECHO_SERVER_BUFFER_SIZE", "3000").args(["--host", "127.0.0.1", "-p0", "-v"]);
+    command
+        .env("ECHO_SERVER_BUFFER_SIZE", "3000")
+        .args(["--host", "127.0.0.1", "-p0", "-v"]);
     assert_eq!(longest_read(&Server::spawn(&mut command)), 3000);
     command.args(["--buffer-size", "4000"]);
     assert_eq!(longest_read(&Server::spawn(&mut command)), 4000);
@@ -198,19 +255,40 @@ fn log_of_a_visit(command: &mut Command) -> Option<String> {
         b"hello\x1b[2J\r\n"
     );
     assert_eq!(server.stop().code(), Some(0));
-    assert_eq!(server.rest_of_stdout(), "", "stdout has the ready line alone");
+    assert_eq!(
+        server.rest_of_stdout(),
+        "",
+        "stdout has the ready line alone"
+    );
     Some(server.rest_of_log().join("\n"))
 }
 
 #[test]
 fn verbosity_goes_from_nothing_to_the_bytes_themselves() {
-    let levels = ["connected\n", "sent 11 bytes\n", "sent hello\\x1b[2J\\r\\n\n"];
-    for (flag, shown) in [("-qqq", 0), ("-qq", 0), ("-q", 0), ("--", 1), ("-v", 2), ("-vv", 3)] {
+    let levels = [
+        "connected\n",
+        "sent 11 bytes\n",
+        "sent hello\\x1b[2J\\r\\n\n",
+    ];
+    for (flag, shown) in [
+        ("-qqq", 0),
+        ("-qq", 0),
+        ("-q", 0),
+        ("--", 1),
+        ("-v", 2),
+        ("-vv", 3),
+    ] {
         let mut command = echo_server();
         let flags: &[&str] = if flag == "--" { &[] } else { &[flag] };
-        let Some(log) = log_of_a_visit(command.args(flags)) else { return };
+        let Some(log) = log_of_a_visit(command.args(flags)) else {
+            return;
+        };
         for (level, text) in levels.iter().enumerate() {
-            assert_eq!(log.contains(text), level < shown, "{flag}: {text:?} in {log}");
+            assert_eq!(
+                log.contains(text),
+                level < shown,
+                "{flag}: {text:?} in {log}"
+            );
         }
     }
 }
@@ -229,22 +307,32 @@ fn an_invalid_rust_log_is_logged_and_ignored() {
     let wrong = log_of_a_visit(echo_server().env("RUST_LOG", "echo_server=loud"));
     let Some(log) = wrong else { return };
     assert!(log.contains("WARN ] ignoring invalid RUST_LOG: "), "{log}");
-    assert!(log.contains(" connected\n"), "the log is as without it: {log}");
+    assert!(
+        log.contains(" connected\n"),
+        "the log is as without it: {log}"
+    );
 
     let (reader, stderr) = std::io::pipe().expect("a pipe can be had");
     drop(reader);
     let mut command = echo_server();
-    command.env("RUST_LOG", "echo_server=loud").args(["--host", "127.0.0.1", "--port", "0"]);
+    command
+        .env("RUST_LOG", "echo_server=loud")
+        .args(["--host", "127.0.0.1", "--port", "0"]);
     let server = Server::spawn_as_is(command.stdout(Stdio::piped()).stderr(stderr));
     exchange(&server.connect(), b"hello");
 }
 
 #[test]
 fn at_info_a_visit_is_two_lines_and_the_last_line_has_the_totals() {
-    let Some(log) = log_of_a_visit(&mut echo_server()) else { return };
+    let Some(log) = log_of_a_visit(&mut echo_server()) else {
+        return;
+    };
     let about = |text: &str| log.lines().filter(|line| line.contains(text)).count();
     assert_eq!(
-        (about(" connected"), about("disconnected: closed by client, 11 bytes echoed in ")),
+        (
+            about(" connected"),
+            about("disconnected: closed by client, 11 bytes echoed in ")
+        ),
         (1, 1),
         "{log}"
     );
@@ -257,9 +345,19 @@ fn at_info_a_visit_is_two_lines_and_the_last_line_has_the_totals() {
 
 #[test]
 fn help_and_version_go_to_stdout_with_exit_code_0() {
-    for (flag, text) in [("--help", "Usage: echo-server"), ("-V", env!("CARGO_PKG_VERSION"))] {
-        let output = echo_server().arg(flag).stderr(Stdio::piped()).output().expect("it runs");
+    for (flag, text) in [
+        ("--help", "Usage: echo-server"),
+        ("-V", env!("CARGO_PKG_VERSION")),
+    ] {
+        let output = echo_server()
+            .arg(flag)
+            .stderr(Stdio::piped())
+            .output()
+            .expect("it runs");
         assert!(output.status.success() && output.stderr.is_empty());
-        assert!(String::from_utf8_lossy(&output.stdout).contains(text), "{flag}");
+        assert!(
+            String::from_utf8_lossy(&output.stdout).contains(text),
+            "{flag}"
+        );
     }
 }

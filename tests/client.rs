@@ -12,7 +12,11 @@ fn fails(client: &mut Command, code: i32) -> String {
     let output = run(client);
     let message = String::from_utf8(output.stderr).expect("the message is text");
     assert_eq!(output.status.code(), Some(code), "{message}");
-    assert!(output.stdout.is_empty(), "stdout: {}", String::from_utf8_lossy(&output.stdout));
+    assert!(
+        output.stdout.is_empty(),
+        "stdout: {}",
+        String::from_utf8_lossy(&output.stdout)
+    );
     message
 }
 
@@ -29,7 +33,10 @@ fn a_refused_connection_is_told_with_the_address_and_what_to_do() {
     for arguments in [&[][..], &["test"], &["test", "--json"]] {
         let message = cannot_connect(echo_client(address).args(arguments));
         assert!(message.contains(&format!("cannot connect to {address}: connection refused")));
-        assert!(message.contains(&format!("echo-server --port {}", address.port())), "{message}");
+        assert!(
+            message.contains(&format!("echo-server --port {}", address.port())),
+            "{message}"
+        );
     }
 }
 
@@ -38,7 +45,10 @@ fn an_unknown_host_is_told_with_its_name_and_what_to_do() {
     // No name ends in .invalid (RFC 2606).
     let mut client = command(env!("CARGO_BIN_EXE_echo-client"));
     let message = cannot_connect(client.args(["--host", "no-such-host.invalid"]));
-    assert!(message.contains("cannot find the host no-such-host.invalid: "), "{message}");
+    assert!(
+        message.contains("cannot find the host no-such-host.invalid: "),
+        "{message}"
+    );
     assert!(message.contains("--host"), "{message}");
 }
 
@@ -47,8 +57,14 @@ fn an_address_without_a_way_to_it_is_told_with_the_address_and_what_to_do() {
     // 2001:db8::/32 is for documentation (RFC 3849): there is no way to it, or no answer from it.
     let mut client = command(env!("CARGO_BIN_EXE_echo-client"));
     let message = cannot_connect(client.args(["--host", "2001:db8::1", "--timeout", "500ms"]));
-    assert!(message.contains("cannot connect to [2001:db8::1]:54000: "), "{message}");
-    assert!(message.contains("no way there") || message.contains("no answer within"), "{message}");
+    assert!(
+        message.contains("cannot connect to [2001:db8::1]:54000: "),
+        "{message}"
+    );
+    assert!(
+        message.contains("no way there") || message.contains("no answer within"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -66,7 +82,10 @@ fn linux_a_server_that_does_not_accept_is_told_after_the_timeout() {
     }
     let message = cannot_connect(echo_client(address).args(["--timeout", "200ms"]));
     let expected = format!("cannot connect to {address}: no answer within 200ms");
-    assert!(message.contains(&expected) && message.contains("--timeout"), "{message}");
+    assert!(
+        message.contains(&expected) && message.contains("--timeout"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -74,9 +93,14 @@ fn a_host_may_be_a_name() {
     let server = Server::start(&[]);
     let mut client = command(env!("CARGO_BIN_EXE_echo-client"));
     let port = server.address.port().to_string();
-    let output = client.args(["--host", "localhost", "--port", &port]).output();
+    let output = client
+        .args(["--host", "localhost", "--port", &port])
+        .output();
     let output = output.expect("the client can be spawned");
-    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), b"".as_slice()));
+    assert_eq!(
+        (output.status.code(), output.stderr.as_slice()),
+        (Some(0), b"".as_slice())
+    );
     server.wait_for_log("closed by client, 0 bytes echoed");
 }
 
@@ -93,7 +117,9 @@ fn options_may_stand_before_or_after_the_command() {
 
 #[test]
 fn the_defaults_are_127_0_0_1_54000_and_5s() {
-    let help = command(env!("CARGO_BIN_EXE_echo-client")).arg("--help").output();
+    let help = command(env!("CARGO_BIN_EXE_echo-client"))
+        .arg("--help")
+        .output();
     let help = String::from_utf8(help.expect("it runs").stdout).expect("the help is text");
     for default in ["127.0.0.1", "54000", "5s"] {
         assert!(help.contains(&format!("[default: {default}]")), "{help}");
@@ -114,7 +140,10 @@ fn bad_arguments_are_told_with_the_flag_the_value_and_what_to_do() {
         (&["tset"], "test"),
         (&["test", "--jsno"], "--json"),
     ] {
-        let message = fails(command(env!("CARGO_BIN_EXE_echo-client")).args(arguments), 2);
+        let message = fails(
+            command(env!("CARGO_BIN_EXE_echo-client")).args(arguments),
+            2,
+        );
         assert!(message.contains(arguments[0]), "{message}");
         assert!(message.contains(advice), "{arguments:?}: {message}");
     }

@@ -35,11 +35,19 @@ fn our_server_passes_with_a_small_buffer() {
 #[test]
 fn the_report_for_people_is_a_line_a_check_and_a_summary() {
     let address = serve(servers::resets_at_the_end);
-    let output = echo_client(address).arg("test").output().expect("the client can be spawned");
+    let output = echo_client(address)
+        .arg("test")
+        .output()
+        .expect("the client can be spawned");
     let report = String::from_utf8(output.stdout).expect("the report is text");
     let lines: Vec<&str> = report.lines().collect();
     assert_eq!(lines[0], format!("Testing {address}"));
-    let line = |mark: &str| lines.iter().find(|line| line.starts_with(mark)).expect("such a line");
+    let line = |mark: &str| {
+        lines
+            .iter()
+            .find(|line| line.starts_with(mark))
+            .expect("such a line")
+    };
     assert!(line("✓ 100 connections closed at once (").ends_with("s)"));
     let failed = line("✗ nothing sent, half-closed: FIN (");
     assert!(failed.ends_with("): expected FIN; got a reset"), "{failed}");
@@ -48,33 +56,59 @@ fn the_report_for_people_is_a_line_a_check_and_a_summary() {
     assert_eq!(passed + failed, lines.len() - 2);
     let last = format!("{passed} passed, {failed} failed in ");
     assert!(lines[lines.len() - 1].starts_with(&last), "{report}");
-    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(1), b"".as_slice()));
+    assert_eq!(
+        (output.status.code(), output.stderr.as_slice()),
+        (Some(1), b"".as_slice())
+    );
 }
 
 #[test]
 fn checks_can_be_chosen_by_a_part_of_their_names() {
     let server = Server::start(&[]);
-    let output = echo_client(server.address).args(["test", "half-close"]).output();
+    let output = echo_client(server.address)
+        .args(["test", "half-close"])
+        .output();
     let report = String::from_utf8(output.expect("it runs").stdout).expect("the report is text");
-    let marked: Vec<&str> = report.lines().filter(|line| line.starts_with('✓')).collect();
+    let marked: Vec<&str> = report
+        .lines()
+        .filter(|line| line.starts_with('✓'))
+        .collect();
     assert_eq!(marked.len(), 2, "{report}");
-    assert!(marked.iter().all(|line| line.contains("half-close")), "{report}");
+    assert!(
+        marked.iter().all(|line| line.contains("half-close")),
+        "{report}"
+    );
 
-    let output = echo_client(server.address).args(["test", "no such"]).output().expect("it runs");
+    let output = echo_client(server.address)
+        .args(["test", "no such"])
+        .output()
+        .expect("it runs");
     let message = String::from_utf8(output.stderr).expect("the message is text");
-    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(1), b"".as_slice()));
-    assert!(message.contains("\"no such\"") && message.contains("one byte; "), "{message}");
+    assert_eq!(
+        (output.status.code(), output.stdout.as_slice()),
+        (Some(1), b"".as_slice())
+    );
+    assert!(
+        message.contains("\"no such\"") && message.contains("one byte; "),
+        "{message}"
+    );
 }
 
 #[test]
 fn a_reader_that_leaves_ends_it_quietly() {
     let server = Server::start(&[]);
     let mut client = echo_client(server.address);
-    client.arg("test").stdout(Stdio::piped()).stderr(Stdio::piped());
+    client
+        .arg("test")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut client = client.spawn().expect("the client can be spawned");
     drop(client.stdout.take());
     let output = client.wait_with_output().expect("the client ends");
-    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(1), b"".as_slice()));
+    assert_eq!(
+        (output.status.code(), output.stderr.as_slice()),
+        (Some(1), b"".as_slice())
+    );
 }
 
 /// The client's two threads compete for the error, so one run proves little.
@@ -87,7 +121,10 @@ fn a_reset_during_a_write_is_reported_as_a_reset() {
         }
     });
     for _ in 0..10 {
-        let output = echo_client(address).args(["test", "both ways"]).output().expect("it runs");
+        let output = echo_client(address)
+            .args(["test", "both ways"])
+            .output()
+            .expect("it runs");
         let report = String::from_utf8_lossy(&output.stdout);
         assert!(report.contains("got 0 bytes, then a reset"), "{report}");
     }
@@ -113,7 +150,10 @@ fn a_server_that_sends_the_bytes_unread_fails_within_the_timeout() {
         thread::park();
     });
     let [_, expected, got] = failure(address, "64 MiB both ways");
-    assert_eq!([expected, got], ["bytes after they were sent", "all of them before"]);
+    assert_eq!(
+        [expected, got],
+        ["bytes after they were sent", "all of them before"]
+    );
 }
 
 /// Over a second: the timeout, as above.
@@ -153,7 +193,10 @@ fn serve(serve: fn(&TcpStream, &State)) -> SocketAddr {
     });
     thread::spawn(move || {
         for stream in listener.incoming() {
-            let (stream, state) = (stream.expect("a client can be accepted"), Arc::clone(&state));
+            let (stream, state) = (
+                stream.expect("a client can be accepted"),
+                Arc::clone(&state),
+            );
             state.places.fetch_add(1, SeqCst);
             thread::spawn(move || serve(&stream, &state));
         }
@@ -245,7 +288,9 @@ mod servers {
     }
 
     pub fn counts_bytes_as_signed(stream: &TcpStream, _: &State) {
-        echo(stream, |piece| piece.iter_mut().for_each(|byte| *byte = (*byte).min(0x7f)));
+        echo(stream, |piece| {
+            piece.iter_mut().for_each(|byte| *byte = (*byte).min(0x7f))
+        });
     }
 
     pub fn turns_cr_lf_into_lf(stream: &TcpStream, _: &State) {
@@ -253,7 +298,9 @@ mod servers {
     }
 
     pub fn repairs_utf_8(stream: &TcpStream, _: &State) {
-        echo(stream, |piece| *piece = String::from_utf8_lossy(piece).into_owned().into_bytes());
+        echo(stream, |piece| {
+            *piece = String::from_utf8_lossy(piece).into_owned().into_bytes()
+        });
     }
 
     pub fn knows_ascii_only(stream: &TcpStream, _: &State) {
@@ -312,7 +359,9 @@ mod servers {
     }
 
     pub fn takes_a_single_byte_for_noise(stream: &TcpStream, _: &State) {
-        echo(stream, |piece| piece.truncate(if piece.len() > 1 { piece.len() } else { 0 }));
+        echo(stream, |piece| {
+            piece.truncate(if piece.len() > 1 { piece.len() } else { 0 })
+        });
     }
 
     pub fn answers_one_line_a_read(stream: &TcpStream, _: &State) {
@@ -355,7 +404,11 @@ mod servers {
         while let Ok(n @ 1..) = stream.read(&mut buffer) {
             received += n;
             kept.extend_from_slice(&buffer[..n]);
-            let out = if received < 1_000_000 { kept.len() } else { kept.len() - n };
+            let out = if received < 1_000_000 {
+                kept.len()
+            } else {
+                kept.len() - n
+            };
             if stream.write_all(&kept[..out]).is_err() {
                 return;
             }
@@ -367,8 +420,10 @@ mod servers {
     pub fn breaks_half_close_as_a_relay(mut client: &TcpStream, _: &State) {
         let server = TcpStream::connect(self::serve(|stream, _| echo(stream, |_| {})));
         let mut server = server.expect("the server accepts");
-        let (mut from_server, mut to_client) =
-            (server.try_clone().expect("a socket"), client.try_clone().expect("a socket"));
+        let (mut from_server, mut to_client) = (
+            server.try_clone().expect("a socket"),
+            client.try_clone().expect("a socket"),
+        );
         thread::spawn(move || std::io::copy(&mut from_server, &mut to_client));
         let _ = std::io::copy(&mut client, &mut server);
         let _ = client.shutdown(Shutdown::Both);

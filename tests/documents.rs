@@ -9,7 +9,10 @@ use std::process::{Command, Stdio};
 use common::command;
 
 #[cfg(feature = "client")]
-const PROGRAMS: [&str; 2] = [env!("CARGO_BIN_EXE_echo-server"), env!("CARGO_BIN_EXE_echo-client")];
+const PROGRAMS: [&str; 2] = [
+    env!("CARGO_BIN_EXE_echo-server"),
+    env!("CARGO_BIN_EXE_echo-client"),
+];
 #[cfg(not(feature = "client"))]
 const PROGRAMS: [&str; 1] = [env!("CARGO_BIN_EXE_echo-server")];
 
@@ -25,7 +28,10 @@ fn stdout(command: &mut Command) -> String {
 /// The long flags in a help text.
 fn flags(help: &str) -> BTreeSet<String> {
     let words = help.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
-    words.filter(|word| word.starts_with("--") && word.len() > 2).map(str::to_owned).collect()
+    words
+        .filter(|word| word.starts_with("--") && word.len() > 2)
+        .map(str::to_owned)
+        .collect()
 }
 
 /// The flags of a program and of its commands.
@@ -46,7 +52,14 @@ fn the_help_ends_with_examples_and_fits_a_terminal() {
     for program in PROGRAMS {
         let help = stdout(command(program).arg("--help"));
         let (_, examples) = help.split_once("\nExamples:\n").expect("it has examples");
-        assert!(examples.lines().filter(|line| line.starts_with("  echo-")).count() >= 2, "{help}");
+        assert!(
+            examples
+                .lines()
+                .filter(|line| line.starts_with("  echo-"))
+                .count()
+                >= 2,
+            "{help}"
+        );
         if program == PROGRAMS[0] {
             for words in ["-vv: the bytes too", "-qqq: nothing", "Exit codes: 0"] {
                 assert!(help.contains(words), "{help}");
@@ -60,13 +73,16 @@ fn the_help_ends_with_examples_and_fits_a_terminal() {
 /// Whether `text` has `word`, and not only as the beginning of a longer one.
 fn has_word(text: &str, word: &str) -> bool {
     let ends = |rest: &str| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '-');
-    text.match_indices(word).any(|(place, _)| ends(&text[place + word.len()..]))
+    text.match_indices(word)
+        .any(|(place, _)| ends(&text[place + word.len()..]))
 }
 
 #[test]
 fn the_man_page_has_every_flag() {
     for program in PROGRAMS {
-        let page = stdout(command(program).arg("--man")).replace("\\fR", "").replace('\\', "");
+        let page = stdout(command(program).arg("--man"))
+            .replace("\\fR", "")
+            .replace('\\', "");
         assert!(page.contains(".TH echo-"), "{page}");
         for flag in all_flags(program) {
             assert!(has_word(&page, &flag), "{flag}: {page}");
@@ -75,7 +91,11 @@ fn the_man_page_has_every_flag() {
             assert!(page.contains(section), "{page}");
         }
         let is_server = page.contains(".TH echo-server");
-        assert_eq!(page.contains(".SH ENVIRONMENT\n.TP\nECHO_SERVER_HOST\n"), is_server, "{page}");
+        assert_eq!(
+            page.contains(".SH ENVIRONMENT\n.TP\nECHO_SERVER_HOST\n"),
+            is_server,
+            "{page}"
+        );
         assert_eq!(page.contains("stands for --busy-poll"), is_server, "{page}");
     }
 }
@@ -99,15 +119,20 @@ fn the_completions_for_every_shell_have_every_flag() {
 #[test]
 fn environment_variables_do_not_affect_documents() {
     let page = stdout(command(PROGRAMS[0]).arg("--man"));
-    let variables: Vec<&str> =
-        page.lines().filter(|line| line.starts_with("ECHO_SERVER_")).collect();
+    let variables: Vec<&str> = page
+        .lines()
+        .filter(|line| line.starts_with("ECHO_SERVER_"))
+        .collect();
     assert!(variables.len() > 5, "{page}");
     for program in PROGRAMS {
         for document in ["--man", "--completions=bash"] {
             let document_alone = stdout(command(program).arg(document));
             let mut command = command(program);
             command.envs(variables.iter().map(|variable| (variable, "invalid")));
-            assert_eq!(stdout(command.args([document, "--port", "7"])), document_alone);
+            assert_eq!(
+                stdout(command.args([document, "--port", "7"])),
+                document_alone
+            );
         }
     }
 }
@@ -115,7 +140,9 @@ fn environment_variables_do_not_affect_documents() {
 #[test]
 fn the_readme_has_every_option_of_the_server() {
     let readme = include_str!("../README.md");
-    let (_, options) = readme.split_once("\n## Options\n").expect("it has such a section");
+    let (_, options) = readme
+        .split_once("\n## Options\n")
+        .expect("it has such a section");
     let (options, _) = options.split_once("\n## ").expect("it is not the last one");
     let mut flags = all_flags(PROGRAMS[0]);
     // Those it has by their short names.
@@ -141,14 +168,25 @@ fn bash_completes_the_flags_of_a_command() {
 
 #[test]
 fn a_pager_that_leaves_early_is_no_failure() {
-    for arguments in [&["--man"][..], &["--completions", "zsh"], &["--completions", "fish"]] {
+    for arguments in [
+        &["--man"][..],
+        &["--completions", "zsh"],
+        &["--completions", "fish"],
+    ] {
         for program in PROGRAMS {
             let (reader, writer) = pipe().expect("a pipe can be had");
             drop(reader);
             let mut command = command(program);
-            let output = command.args(arguments).stdout(writer).stderr(Stdio::piped()).output();
+            let output = command
+                .args(arguments)
+                .stdout(writer)
+                .stderr(Stdio::piped())
+                .output();
             let output = output.expect("it can be spawned");
-            assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+            assert!(
+                output.status.success() && output.stderr.is_empty(),
+                "{output:?}"
+            );
         }
     }
 }
@@ -159,7 +197,10 @@ fn a_full_disk_is_told() {
     let completions = SHELLS.map(|shell| format!("--completions={shell}"));
     for program in PROGRAMS {
         for document in completions.iter().map(String::as_str).chain(["--man"]) {
-            let full = std::fs::File::options().write(true).open("/dev/full").expect("it is there");
+            let full = std::fs::File::options()
+                .write(true)
+                .open("/dev/full")
+                .expect("it is there");
             let output = command(program).arg(document).stdout(full).output();
             let output = output.expect("it can be spawned");
             let stderr = String::from_utf8_lossy(&output.stderr);

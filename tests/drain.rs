@@ -19,12 +19,17 @@ fn clients_in_the_kernels_queue_are_served_then_get_fin() {
     signal::pause(&server.child);
     let clients: Vec<_> = (0..50).map(|_| server.connect()).collect();
     for (number, mut client) in clients.iter().enumerate() {
-        client.write_all(&noise(1000, number as u64)).expect("the bytes go out");
+        client
+            .write_all(&noise(1000, number as u64))
+            .expect("the bytes go out");
     }
     server.signal(Signal::TERM);
     server.signal(Signal::CONT);
     for (number, client) in clients.iter().enumerate() {
-        assert!(read_until_fin(client) == noise(1000, number as u64), "client {number}");
+        assert!(
+            read_until_fin(client) == noise(1000, number as u64),
+            "client {number}"
+        );
     }
     drop(clients);
     assert_eq!(server.wait().code(), Some(0));
@@ -33,7 +38,9 @@ fn clients_in_the_kernels_queue_are_served_then_get_fin() {
 
 #[test]
 fn a_client_that_reads_late_gets_all_that_it_had_sent_then_fin() {
-    let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else { return };
+    let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else {
+        return;
+    };
     let client = server.connect();
     let sent = fill(&client);
     server.signal(Signal::TERM);
@@ -49,7 +56,9 @@ fn bytes_that_come_shortly_after_the_stop_come_back_too() {
     // Should this thread not get to run for so long that the client counts as quiet: once more.
     for _ in 0..20 {
         let flags = ["--shutdown-timeout", "1h"];
-        let Some(mut server) = Server::start_to_signal(&flags) else { return };
+        let Some(mut server) = Server::start_to_signal(&flags) else {
+            return;
+        };
         let mut client = server.connect();
         exchange(&client, b"before");
         let begin = Instant::now();
@@ -74,14 +83,18 @@ fn a_client_that_sends_after_the_servers_fin_gets_no_rst_while_the_server_linger
     // The server waits 0.1 s for quiet and lingers for 0.3 s. Should this thread not get to run in that
     // time, it has seen nothing: once more.
     for _ in 0..20 {
-        let Some(server) = Server::start_to_signal(&[]) else { return };
+        let Some(server) = Server::start_to_signal(&[]) else {
+            return;
+        };
         let mut client = server.connect();
         exchange(&client, b"before");
         let begin = Instant::now();
         server.signal(Signal::TERM);
         assert_eq!(read_until_fin(&client), b"");
         // The first would be answered with RST, and then the second would fail.
-        let sent = client.write_all(b"too").and_then(|()| client.write_all(b"late"));
+        let sent = client
+            .write_all(b"too")
+            .and_then(|()| client.write_all(b"late"));
         let closed = sent.and_then(|()| client.shutdown(Shutdown::Write));
         if closed.is_err() && begin.elapsed() > Duration::from_millis(400) {
             continue;
@@ -107,7 +120,10 @@ fn linux_the_server_stays_as_long_as_the_system_has_yet_to_send_what_a_client_is
     server.wait_for_log("shutting down: ");
     // Longer than a server takes to leave a client that it owes nothing.
     thread::sleep(Duration::from_secs(1));
-    assert!(server.child.try_wait().expect("it can be asked").is_none(), "the server has left");
+    assert!(
+        server.child.try_wait().expect("it can be asked").is_none(),
+        "the server has left"
+    );
     assert!(read_until_fin(&client) == sent);
     drop(client);
     assert_eq!(server.wait().code(), Some(0));
@@ -119,7 +135,9 @@ fn linux_the_server_stays_as_long_as_the_system_has_yet_to_send_what_a_client_is
 fn linux_what_the_system_cannot_send_holds_a_stop_up_until_the_shutdown_timeout() {
     let mut server = Server::start(&["--shutdown-timeout", "1s"]);
     let mut client = common::connect_with_buffer(server.address, 4096);
-    client.write_all(&common::noise(60_000, 9)).expect("the bytes go out");
+    client
+        .write_all(&common::noise(60_000, 9))
+        .expect("the bytes go out");
     assert_eq!(server.stop().code(), Some(0));
     server.wait_for_log("disconnected: forcibly closed, 60000 bytes echoed");
     server.wait_for_log("shut down: 1 client served, 1 forcibly closed, ");
@@ -127,7 +145,9 @@ fn linux_what_the_system_cannot_send_holds_a_stop_up_until_the_shutdown_timeout(
 
 #[test]
 fn who_never_reads_or_never_pauses_is_cut_off_at_the_shutdown_timeout_and_counted() {
-    let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1s"]) else { return };
+    let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1s"]) else {
+        return;
+    };
     let never_reads = server.connect();
     fill(&never_reads);
     let never_pauses = server.connect();
@@ -147,7 +167,11 @@ fn who_never_reads_or_never_pauses_is_cut_off_at_the_shutdown_timeout_and_counte
         drop(polite);
         assert_eq!(server.wait().code(), Some(0));
     });
-    assert!(begin.elapsed() >= Duration::from_secs(1), "{:?}", begin.elapsed());
+    assert!(
+        begin.elapsed() >= Duration::from_secs(1),
+        "{:?}",
+        begin.elapsed()
+    );
     server.wait_for_logs(2, "disconnected: forcibly closed, ");
     server.wait_for_log("shut down: 3 clients served, 2 forcibly closed, ");
 }
@@ -155,7 +179,9 @@ fn who_never_reads_or_never_pauses_is_cut_off_at_the_shutdown_timeout_and_counte
 #[test]
 fn who_reads_without_end_is_cut_off_in_the_middle_of_a_buffer() {
     let flags = ["--buffer-size", "16MiB", "--shutdown-timeout", "500ms"];
-    let Some(mut server) = Server::start_to_signal(&flags) else { return };
+    let Some(mut server) = Server::start_to_signal(&flags) else {
+        return;
+    };
     let client = server.connect();
     fill(&client);
     server.signal(Signal::TERM);
@@ -190,7 +216,9 @@ fn a_shutdown_timeout_of_zero_cuts_everybody_off_at_once() {
 #[test]
 fn who_waits_for_a_place_until_the_shutdown_timeout_is_cut_off_and_counted() {
     let flags = ["--max-connections", "1", "--shutdown-timeout", "1s"];
-    let Some(mut server) = Server::start_to_signal(&flags) else { return };
+    let Some(mut server) = Server::start_to_signal(&flags) else {
+        return;
+    };
     let inside = server.connect();
     fill(&inside);
     let waiting = server.connect();
@@ -202,7 +230,9 @@ fn who_waits_for_a_place_until_the_shutdown_timeout_is_cut_off_and_counted() {
 
 #[test]
 fn a_client_that_resets_during_the_stop_does_not_hold_it_up() {
-    let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else { return };
+    let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else {
+        return;
+    };
     let client = server.connect();
     fill(&client);
     server.signal(Signal::TERM);
@@ -215,7 +245,9 @@ fn a_client_that_resets_during_the_stop_does_not_hold_it_up() {
 #[test]
 fn the_idle_timeout_holds_during_the_stop_too() {
     let flags = ["--shutdown-timeout", "1h", "--idle-timeout", "1s"];
-    let Some(mut server) = Server::start_to_signal(&flags) else { return };
+    let Some(mut server) = Server::start_to_signal(&flags) else {
+        return;
+    };
     let client = server.connect();
     fill(&client);
     assert_eq!(server.stop().code(), Some(0));
@@ -225,18 +257,25 @@ fn the_idle_timeout_holds_during_the_stop_too() {
 #[test]
 fn full_server_drains_its_backlog_within_the_timeout() {
     // The default timeout of 5 s leaves 25 ms for each client.
-    let Some(mut server) = Server::start_to_signal(&["--max-connections", "1"]) else { return };
+    let Some(mut server) = Server::start_to_signal(&["--max-connections", "1"]) else {
+        return;
+    };
     let admitted = server.connect();
     exchange(&admitted, b"admitted");
     let waiting: Vec<_> = (0..200).map(|_| server.connect()).collect();
     for (number, mut client) in waiting.iter().enumerate() {
-        client.write_all(&common::noise(100, number as u64)).expect("the bytes are sent");
+        client
+            .write_all(&common::noise(100, number as u64))
+            .expect("the bytes are sent");
     }
     server.signal(Signal::TERM);
     assert_eq!(read_until_fin(&admitted), b"");
     drop(admitted);
     for (number, client) in waiting.into_iter().enumerate() {
-        assert!(read_until_fin(&client) == common::noise(100, number as u64), "client {number}");
+        assert!(
+            read_until_fin(&client) == common::noise(100, number as u64),
+            "client {number}"
+        );
     }
     assert_eq!(server.wait().code(), Some(0));
     server.wait_for_log(": 201 clients served, 0 ");

@@ -100,7 +100,9 @@ fn an_urgent_byte_comes_back_among_the_others() {
     let server = Server::start(&[]);
     let mut client = server.connect();
     client.write_all(b"abc").expect("the bytes go out");
-    socket2::SockRef::from(&client).send_out_of_band(b"!").expect("the byte goes out");
+    socket2::SockRef::from(&client)
+        .send_out_of_band(b"!")
+        .expect("the byte goes out");
     assert_eq!(send_and_read_all(&client, &[b"def"]), b"abc!def");
 }
 
@@ -128,9 +130,16 @@ fn a_client_that_sends_20_mb_and_half_closes_and_reads_late_gets_every_byte_then
     let stuck = fill(&client);
     let rest = noise(20_000_000 - stuck.len(), 3);
     let echo = send_and_read_all(&client, &[&rest]);
-    assert!(echo == [stuck, rest].concat(), "{} bytes came back", echo.len());
+    assert!(
+        echo == [stuck, rest].concat(),
+        "{} bytes came back",
+        echo.len()
+    );
     let departure = server.wait_for_departure(client.local_addr().expect("it has an address"));
-    assert!(departure.contains("closed by client, 20000000 bytes echoed"), "{departure}");
+    assert!(
+        departure.contains("closed by client, 20000000 bytes echoed"),
+        "{departure}"
+    );
 }
 
 #[test]
@@ -186,7 +195,11 @@ fn a_reset_in_the_middle_of_a_stream_is_logged_as_one_and_harms_nobody_else() {
 fn the_ipv6_wildcard_serves_both_versions_and_tells_an_ipv4_peer_plainly() {
     let mut command = echo_server();
     let server = Server::spawn(command.args(["--host", "::", "--port", "0"]));
-    assert!(server.ready_line.starts_with("Server listening on [::]:"), "{}", server.ready_line);
+    assert!(
+        server.ready_line.starts_with("Server listening on [::]:"),
+        "{}",
+        server.ready_line
+    );
     let port = server.address.port();
     for host in ["127.0.0.1", "::1"] {
         let client =

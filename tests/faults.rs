@@ -42,7 +42,9 @@ fn a_pause_by_job_control_costs_no_client_its_connection() {
 
 #[test]
 fn a_flood_of_connects_and_resets_is_two_lines_a_client_in_the_log() {
-    let Some(mut server) = Server::start_to_signal(&[]) else { return };
+    let Some(mut server) = Server::start_to_signal(&[]) else {
+        return;
+    };
     for number in 0..500 {
         let client = server.connect();
         if number % 2 == 0 {
@@ -59,15 +61,30 @@ fn a_flood_of_connects_and_resets_is_two_lines_a_client_in_the_log() {
     let about = |text: &str| log.iter().filter(|line| line.contains(text)).count();
     // Not every system gives the server a client that has reset before its turn came.
     let clients = about(" connected");
-    assert!((251..=501).contains(&clients) && about(" disconnected: ") == clients, "{log:#?}");
-    assert_eq!(log.len(), 2 * clients + 2, "two for each client, and the stop's");
+    assert!(
+        (251..=501).contains(&clients) && about(" disconnected: ") == clients,
+        "{log:#?}"
+    );
+    assert_eq!(
+        log.len(),
+        2 * clients + 2,
+        "two for each client, and the stop's"
+    );
 }
 
 #[test]
 fn a_log_that_nobody_reads_stops_neither_the_service_nor_the_stop() {
     let (_nobody_reads, stderr) = pipe().expect("a pipe can be had");
     let mut command = echo_server();
-    command.args(["--host", "127.0.0.1", "--port", "0", "-vv", "--buffer-size", "64"]);
+    command.args([
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "-vv",
+        "--buffer-size",
+        "64",
+    ]);
     let mut server = Server::spawn_as_is(command.stdout(Stdio::piped()).stderr(stderr));
     // Each 64 bytes are three lines of the log: far more than the pipe and the queue hold.
     let client = server.connect();
@@ -81,7 +98,9 @@ fn a_log_that_nobody_reads_stops_neither_the_service_nor_the_stop() {
 
 #[test]
 fn payload_cannot_forge_a_line_of_the_log_nor_drive_the_terminal() {
-    let Some(mut server) = Server::start_to_signal(&["-vv"]) else { return };
+    let Some(mut server) = Server::start_to_signal(&["-vv"]) else {
+        return;
+    };
     let forged = b"x\n[2026-01-01T00:00:00Z INFO ] 192.0.2.1:1 connected\r\n\x1b[2J\x07\x9b31m\0";
     exchange(&server.connect(), forged);
     exchange(&server.connect(), &vec![b'\n'; 100_000]);
@@ -92,7 +111,10 @@ fn payload_cannot_forge_a_line_of_the_log_nor_drive_the_terminal() {
     assert!(log.iter().any(|line| line.contains(&cut)), "{log:?}");
     for line in log {
         let printable = line.chars().all(|c| !c.is_control());
-        assert!(line.starts_with("[2") && printable && line.len() < 1000, "{line:?}");
+        assert!(
+            line.starts_with("[2") && printable && line.len() < 1000,
+            "{line:?}"
+        );
         assert!(
             !line.contains("] 192.0.2.1:1 connected") || line.contains(r"\n[2026-01-01"),
             "{line:?}"

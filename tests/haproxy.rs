@@ -37,15 +37,30 @@ const NAMES: [&str; 3] = ["one", "two", "three"];
 impl Cluster {
     fn start() -> Option<Self> {
         let reserved = [reserve(), reserve(), reserve()];
-        let servers = reserved.each_ref().map(|(_, address)| start_server(*address));
+        let servers = reserved
+            .each_ref()
+            .map(|(_, address)| start_server(*address));
         let mut config = readme_block("## Growing past one machine", "haproxy").to_owned();
-        replace(&mut config, "bind :54000", &format!("bind {}", Haproxy::BIND));
+        replace(
+            &mut config,
+            "bind :54000",
+            &format!("bind {}", Haproxy::BIND),
+        );
         for (number, server) in zip(11.., &servers) {
-            replace(&mut config, &format!("192.0.2.{number}:54000"), &server.address.to_string());
+            replace(
+                &mut config,
+                &format!("192.0.2.{number}:54000"),
+                &server.address.to_string(),
+            );
         }
         let haproxy = Haproxy::start(&config)?;
         let reserved = reserved.map(|(socket, _)| socket);
-        Some(Self { servers, stopped: Vec::new(), haproxy, reserved })
+        Some(Self {
+            servers,
+            stopped: Vec::new(),
+            haproxy,
+            reserved,
+        })
     }
 
     /// Which server has served the client, by the servers' logs. The client has had an answer, so
@@ -83,7 +98,10 @@ impl Cluster {
     fn visit(&self) -> usize {
         let client = connect(self.haproxy.address);
         let data = noise(1000, 1);
-        assert!(send_and_read_all(&client, &[&data]) == data, "a new client was not served");
+        assert!(
+            send_and_read_all(&client, &[&data]) == data,
+            "a new client was not served"
+        );
         self.server_of(&client)
     }
 
@@ -99,7 +117,11 @@ impl Cluster {
         }
         let server = &self.servers[index];
         server.signal(Signal::TERM);
-        assert_eq!(read_until_fin(&quiet), b"", "a quiet client was owed nothing");
+        assert_eq!(
+            read_until_fin(&quiet),
+            b"",
+            "a quiet client was owed nothing"
+        );
 
         // It is still there, for the late one, and has closed its port.
         wait_until("it refuses", || {
@@ -107,17 +129,26 @@ impl Cluster {
                 .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
         });
         for _ in 0..10 {
-            assert_ne!(self.visit(), index, "a new client got to a server that has closed");
+            assert_ne!(
+                self.visit(),
+                index,
+                "a new client got to a server that has closed"
+            );
         }
-        self.haproxy.wait_for_log(&format!("Server echo/{} is DOWN", NAMES[index]));
-        assert!(read_until_fin(&late) == owed, "a late client did not get what it was owed");
+        self.haproxy
+            .wait_for_log(&format!("Server echo/{} is DOWN", NAMES[index]));
+        assert!(
+            read_until_fin(&late) == owed,
+            "a late client did not get what it was owed"
+        );
         drop((quiet, late));
 
         let server = &mut self.servers[index];
         assert_stopped_well(server);
         let next = start_server(server.address);
         self.stopped.push(std::mem::replace(server, next));
-        self.haproxy.wait_for_log(&format!("Server echo/{} is UP", NAMES[index]));
+        self.haproxy
+            .wait_for_log(&format!("Server echo/{} is UP", NAMES[index]));
         drop(self.client_of(index));
     }
 }
@@ -133,7 +164,10 @@ fn assert_stopped_well(server: &mut Server) {
     assert_eq!(server.wait().code(), Some(0));
     let log = server.rest_of_log();
     let last = log.last().expect("the log has lines");
-    assert!(last.contains("shut down: ") && last.contains(" 0 forcibly closed"), "{last}");
+    assert!(
+        last.contains("shut down: ") && last.contains(" 0 forcibly closed"),
+        "{last}"
+    );
 }
 
 fn replace(config: &mut String, from: &str, to: &str) {
@@ -221,8 +255,13 @@ impl Client {
             self.send(&stream, &data[echoed..]);
             let mut buffer = [0; 1024];
             loop {
-                let read = stream.read(&mut buffer).expect("the connection ends with FIN");
-                assert!(data[echoed..].starts_with(&buffer[..read]), "the echo differs");
+                let read = stream
+                    .read(&mut buffer)
+                    .expect("the connection ends with FIN");
+                assert!(
+                    data[echoed..].starts_with(&buffer[..read]),
+                    "the echo differs"
+                );
                 echoed += read;
                 self.progress().echoed += read;
                 if read == 0 {
@@ -240,14 +279,20 @@ impl Client {
 
     /// Sends nothing for as long as a server that stops takes to leave a quiet client, and more.
     fn pause(&self, connection: &mut Option<TcpStream>) {
-        let Some(mut stream) = connection.take() else { return };
-        stream.set_read_timeout(Some(Duration::from_secs(1))).expect("a timeout can be set");
+        let Some(mut stream) = connection.take() else {
+            return;
+        };
+        stream
+            .set_read_timeout(Some(Duration::from_secs(1)))
+            .expect("a timeout can be set");
         match stream.read(&mut [0]) {
             Ok(0) => self.is_left(&stream),
             Ok(_) => panic!("there is more than what was sent"),
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}");
-                stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+                stream
+                    .set_read_timeout(Some(PATIENCE))
+                    .expect("a timeout can be set");
                 *connection = Some(stream);
             }
         }
@@ -263,14 +308,19 @@ impl Client {
     fn is_left(&self, stream: &TcpStream) {
         let mut progress = self.progress();
         let Progress { echoed, owed, .. } = *progress;
-        assert!(echoed >= owed, "of {owed} bytes sent before the stop {echoed} came back");
+        assert!(
+            echoed >= owed,
+            "of {owed} bytes sent before the stop {echoed} came back"
+        );
         progress.left.push(local_address(stream));
     }
 }
 
 #[test]
 fn no_client_that_behaves_loses_a_byte_in_a_rolling_restart() {
-    let Some(mut cluster) = Cluster::start() else { return };
+    let Some(mut cluster) = Cluster::start() else {
+        return;
+    };
     let front = cluster.haproxy.address;
     let done = AtomicBool::new(false);
     let clients: [Client; 9] = Default::default();
@@ -322,10 +372,16 @@ fn no_client_that_behaves_loses_a_byte_in_a_rolling_restart() {
         assert_stopped_well(server);
     }
     // Nobody was turned away by haproxy, or left by a server that was not told to stop.
-    for address in clients.iter().flat_map(|client| client.progress().left.clone()) {
+    for address in clients
+        .iter()
+        .flat_map(|client| client.progress().left.clone())
+    {
         let departure = format!(" {address} disconnected: server shutting down, ");
         let mut log = cluster.stopped.iter().flat_map(Server::log);
-        assert!(log.any(|line| line.contains(&departure)), "{address} was left without need");
+        assert!(
+            log.any(|line| line.contains(&departure)),
+            "{address} was left without need"
+        );
     }
 }
 
@@ -348,7 +404,9 @@ mod conformance {
         // What the servers have to say, beside the good ends, where something is wrong.
         let log = || -> Vec<String> {
             let lines = servers.iter().flat_map(Server::log);
-            lines.filter(|line| !line.contains("closed by client, ")).collect()
+            lines
+                .filter(|line| !line.contains("closed by client, "))
+                .collect()
         };
         assert_eq!(failures(&report), Vec::<[String; 3]>::new(), "{:#?}", log());
         assert_eq!(code, Some(0));
@@ -356,7 +414,9 @@ mod conformance {
 
     #[test]
     fn three_servers_pass_behind_haproxy() {
-        let Some(cluster) = Cluster::start() else { return };
+        let Some(cluster) = Cluster::start() else {
+            return;
+        };
         assert_passes_through(&cluster.haproxy, &cluster.servers);
     }
 
@@ -365,9 +425,15 @@ mod conformance {
     fn one_server_passes_behind_haproxy() {
         let server = Server::start(&[]);
         let mut config = readme_block("### Does it echo? `echo-client test`", "haproxy").to_owned();
-        replace(&mut config, "bind 127.0.0.1:54001", &format!("bind {}", Haproxy::BIND));
+        replace(
+            &mut config,
+            "bind 127.0.0.1:54001",
+            &format!("bind {}", Haproxy::BIND),
+        );
         replace(&mut config, "127.0.0.1:54000", &server.address.to_string());
-        let Some(haproxy) = Haproxy::start(&config) else { return };
+        let Some(haproxy) = Haproxy::start(&config) else {
+            return;
+        };
         assert_passes_through(&haproxy, &[server]);
     }
 }

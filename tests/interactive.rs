@@ -31,18 +31,29 @@ fn open_terminal() -> (File, File) {
     let flags = flags | OpenptFlags::CLOEXEC;
     let keyboard = openpt(flags).expect("a terminal");
     fcntl_setfd(&keyboard, FdFlags::CLOEXEC).expect("it can be kept from other tests' clients");
-    grantpt(&keyboard).and_then(|()| unlockpt(&keyboard)).expect("it can be used");
+    grantpt(&keyboard)
+        .and_then(|()| unlockpt(&keyboard))
+        .expect("it can be used");
     let path = ptsname(&keyboard, Vec::new()).expect("it has a name");
     let path = Path::new(std::ffi::OsStr::from_bytes(path.as_bytes()));
     let no_tty = OpenptFlags::NOCTTY.bits().cast_signed();
-    let line = OpenOptions::new().read(true).write(true).custom_flags(no_tty).open(path);
+    let line = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(no_tty)
+        .open(path);
     let line = line.expect("it can be opened");
     resize(&line, 80);
     (keyboard.into(), line)
 }
 
 fn resize(line: &File, columns: u16) {
-    let size = Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = Winsize {
+        ws_row: 24,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     tcsetwinsize(line, size).expect("it has a size");
 }
 
@@ -105,9 +116,14 @@ impl Terminal {
         let modes = modes(&line);
         keyboard.write_all(ahead.as_bytes()).expect("it has keys");
         let mut client = command(env!("CARGO_BIN_EXE_echo-client"));
-        client.env("TERM", "xterm").args(["--port", &address.port().to_string()]);
+        client
+            .env("TERM", "xterm")
+            .args(["--port", &address.port().to_string()]);
         let duplicate = || line.try_clone().expect("it can be duplicated");
-        client.stdin(duplicate()).stdout(duplicate()).stderr(duplicate());
+        client
+            .stdin(duplicate())
+            .stdout(duplicate())
+            .stderr(duplicate());
         change(&mut client);
         let child = client.spawn().expect("the client starts");
         // It has the client's side of the terminal, too.
@@ -118,16 +134,30 @@ impl Terminal {
             thread::spawn(move || {
                 let mut buffer = [0; 4096];
                 while let Ok(n @ 1..) = screen.read(&mut buffer) {
-                    shown.0.lock().expect("no panics").extend_from_slice(&buffer[..n]);
+                    shown
+                        .0
+                        .lock()
+                        .expect("no panics")
+                        .extend_from_slice(&buffer[..n]);
                     shown.1.notify_all();
                 }
             })
         };
-        Self { keyboard, line, modes, client: child, shown, seen: 0, reader: Some(reader) }
+        Self {
+            keyboard,
+            line,
+            modes,
+            client: child,
+            shown,
+            seen: 0,
+            reader: Some(reader),
+        }
     }
 
     fn press(&mut self, keys: &str) {
-        self.keyboard.write_all(keys.as_bytes()).expect("it has keys");
+        self.keyboard
+            .write_all(keys.as_bytes())
+            .expect("it has keys");
     }
 
     /// What is typed is not shown any more, lest it stand in the middle of what the client shows.
@@ -149,7 +179,9 @@ impl Terminal {
     fn wait_for(&mut self, text: &str) {
         let (shown, more) = &*self.shown;
         let find = |shown: &[u8]| {
-            shown[self.seen..].windows(text.len()).position(|window| window == text.as_bytes())
+            shown[self.seen..]
+                .windows(text.len())
+                .position(|window| window == text.as_bytes())
         };
         let shown = shown.lock().expect("no panics");
         let (shown, _) = more
@@ -157,7 +189,11 @@ impl Terminal {
             .expect("no panics");
         let place = find(&shown).unwrap_or_else(|| {
             let (seen, rest) = shown.split_at(self.seen);
-            panic!("no {text:?} in {}, before: {}", rest.escape_ascii(), seen.escape_ascii())
+            panic!(
+                "no {text:?} in {}, before: {}",
+                rest.escape_ascii(),
+                seen.escape_ascii()
+            )
         });
         self.seen += place + text.len();
     }
@@ -180,7 +216,10 @@ impl Terminal {
         let mut shown = self.text();
         shown.truncate(shown.len() - "the end".len());
         assert!(shown.ends_with('\n'), "the cursor is in a line: {shown:?}");
-        assert!(!shown.contains("\x1b[?2004"), "a mode was changed: {shown:?}");
+        assert!(
+            !shown.contains("\x1b[?2004"),
+            "a mode was changed: {shown:?}"
+        );
         (code, shown)
     }
 
@@ -254,10 +293,16 @@ fn every_way_out_is_polite() {
         let (code, shown) = terminal.end();
         assert_eq!(code, 0, "{shown}");
         let last = format!("Disconnected from {}\r\n", server.address);
-        assert!(shown.ends_with(&last) && !shown.contains("Server:"), "{shown:?}");
+        assert!(
+            shown.ends_with(&last) && !shown.contains("Server:"),
+            "{shown:?}"
+        );
     }
     for departure in server.wait_for_logs(5, "disconnected: ") {
-        assert!(departure.contains("closed by client, 0 bytes"), "{departure}");
+        assert!(
+            departure.contains("closed by client, 0 bytes"),
+            "{departure}"
+        );
     }
 }
 
@@ -354,7 +399,10 @@ fn a_hostile_server_cannot_drive_the_terminal() {
     let stranger = Stranger::new();
     let mut terminal = Terminal::open(stranger.address, &[]);
     let server = stranger.accept();
-    send(&server, "\x1b[2J\x1b]0;title\x07\rHa\u{9b}31m\u{202e}\n".as_bytes());
+    send(
+        &server,
+        "\x1b[2J\x1b]0;title\x07\rHa\u{9b}31m\u{202e}\n".as_bytes(),
+    );
     terminal.wait_for("Server: \\x1b[2J\\x1b]0;title\\x07\\rHa\\u{9b}31m\\u{202e}\r\n");
     let shown = terminal.text();
     for evil in ["\x1b[2J", "\x1b]", "\x07", "\u{9b}", "\u{202e}"] {
@@ -385,7 +433,11 @@ fn the_end_of_a_line_that_comes_late_is_no_line_of_its_own() {
     terminal.wait_for("Server: late\r\n");
     send(&server, b"\nnext\n");
     terminal.wait_for("Server: next\r\n");
-    assert!(!terminal.text().contains("Server: \r\n"), "{}", terminal.text());
+    assert!(
+        !terminal.text().contains("Server: \r\n"),
+        "{}",
+        terminal.text()
+    );
 }
 
 #[test]
@@ -402,7 +454,10 @@ fn a_server_that_leaves_is_told_of_at_once() {
     let message = format!("echo-client: {} closed the connection; ", stranger.address);
     let last = shown.lines().last().expect("lines");
     assert!(code == 1 && last.contains(&message), "{code}: {shown:?}");
-    assert!(shown.contains("> half\x1b[7G\r\n"), "the message has a line of its own: {shown:?}");
+    assert!(
+        shown.contains("> half\x1b[7G\r\n"),
+        "the message has a line of its own: {shown:?}"
+    );
 }
 
 #[test]
@@ -410,7 +465,10 @@ fn a_server_that_resets_is_told_of_at_once() {
     let stranger = Stranger::new();
     let mut terminal = Terminal::open(stranger.address, &["--timeout=1h"]);
     reset(stranger.accept().into_inner());
-    terminal.wait_for(&format!("echo-client: {} reset the connection", stranger.address));
+    terminal.wait_for(&format!(
+        "echo-client: {} reset the connection",
+        stranger.address
+    ));
     assert_eq!(terminal.end().0, 1);
 }
 
@@ -425,9 +483,14 @@ fn a_reset_during_a_write_is_reported_as_a_reset() {
         terminal.show_no_keys();
         let mut server = stranger.accept().into_inner();
         terminal.press_without_end();
-        server.read_exact(&mut vec![0; 100_000]).expect("the client sends");
+        server
+            .read_exact(&mut vec![0; 100_000])
+            .expect("the client sends");
         reset(server);
-        terminal.wait_for(&format!("echo-client: {} reset the connection", stranger.address));
+        terminal.wait_for(&format!(
+            "echo-client: {} reset the connection",
+            stranger.address
+        ));
         assert_eq!(terminal.wait(), 1);
     }
 }
@@ -439,7 +502,9 @@ fn what_comes_after_the_person_has_left_is_shown() {
     let mut server = stranger.accept();
     terminal.press("one\rtwo\rquit\r");
     let mut sent = Vec::new();
-    server.read_to_end(&mut sent).expect("the client half-closes");
+    server
+        .read_to_end(&mut sent)
+        .expect("the client half-closes");
     send(&server, &sent);
     terminal.wait_for("Server: one\nServer: two\n".replace('\n', "\r\n").as_str());
     drop(server);
@@ -456,7 +521,10 @@ fn bytes_that_stay_owed_are_counted() {
     assert_eq!(read_line(&mut server), "hello\n");
     send(&server, b"he");
     terminal.wait_for("Server: he\r\n");
-    let owes = format!("echo-client: {} owes 4 bytes, and none has come for", stranger.address);
+    let owes = format!(
+        "echo-client: {} owes 4 bytes, and none has come for",
+        stranger.address
+    );
     terminal.wait_for(&owes);
     assert_eq!(terminal.end().0, 1);
 }
@@ -562,7 +630,9 @@ fn a_signal_is_obeyed_though_the_terminal_takes_no_more() {
     });
     let mut server = stranger.accept().into_inner();
     read_until(&mut screen, b"> \x1b[3G");
-    server.set_write_timeout(Some(Duration::from_millis(500))).expect("a timeout can be set");
+    server
+        .set_write_timeout(Some(Duration::from_millis(500)))
+        .expect("a timeout can be set");
     while server.write_all(b"a flood\n").is_ok() {}
     kill_process(Pid::from_child(&terminal.client), Signal::TERM).expect("it can be signalled");
     assert_eq!(terminal.wait(), 130);
@@ -579,7 +649,11 @@ fn linux_a_terminal_that_goes_away_ends_it_without_a_word() {
     let (mut keyboard, line) = open_terminal();
     let duplicate = || line.try_clone().expect("it can be duplicated");
     let mut client = common::echo_client(stranger.address);
-    client.env("TERM", "xterm").stdin(duplicate()).stdout(duplicate()).stderr(Stdio::piped());
+    client
+        .env("TERM", "xterm")
+        .stdin(duplicate())
+        .stdout(duplicate())
+        .stderr(Stdio::piped());
     let child = client.spawn().expect("the client starts");
     drop((client, line));
     // The prompt is there before the keys are read.
@@ -587,7 +661,10 @@ fn linux_a_terminal_that_goes_away_ends_it_without_a_word() {
     read_until(&mut keyboard, b"> x\x1b[4G");
     drop(keyboard);
     let Output { status, stderr, .. } = common::end(child);
-    assert_eq!((status.code(), String::from_utf8_lossy(&stderr)), (Some(1), "".into()));
+    assert_eq!(
+        (status.code(), String::from_utf8_lossy(&stderr)),
+        (Some(1), "".into())
+    );
 }
 
 #[test]
@@ -641,7 +718,10 @@ fn a_stdout_that_is_no_terminal_gets_plain_lines() {
     std::fs::remove_file(&path).expect("the file can be removed");
     let (first, rest) = shown.split_once('\n').expect("lines");
     assert_eq!(first, format!("Connected to {}", server.address));
-    assert!(rest.ends_with(&format!("Server: hello\nDisconnected from {}\n", server.address)));
+    assert!(rest.ends_with(&format!(
+        "Server: hello\nDisconnected from {}\n",
+        server.address
+    )));
     assert!(!shown.contains(['\x1b', '\r', '>']), "{shown:?}");
 }
 
@@ -651,7 +731,12 @@ fn a_stdout_that_is_no_terminal_gets_plain_lines() {
 fn linux_a_full_stdout_is_not_reported_as_the_terminal() {
     let server = Server::start(&[]);
     let mut terminal = Terminal::spawn(server.address, "", |client| {
-        client.stdout(OpenOptions::new().write(true).open("/dev/full").expect("Linux has it"));
+        client.stdout(
+            OpenOptions::new()
+                .write(true)
+                .open("/dev/full")
+                .expect("Linux has it"),
+        );
     });
     terminal.wait_for("echo-client: cannot write to stdout: No space left");
     assert_eq!(terminal.end().0, 1);
@@ -660,9 +745,10 @@ fn linux_a_full_stdout_is_not_reported_as_the_terminal() {
 #[test]
 fn the_result_of_the_suite_does_not_share_a_row_with_its_progress() {
     let server = Server::start(&[]);
-    for (arguments, result) in
-        [(&["test", "NUL"][..], "1 passed, 0 failed"), (&["test", "NUL", "--json"], "{")]
-    {
+    for (arguments, result) in [
+        (&["test", "NUL"][..], "1 passed, 0 failed"),
+        (&["test", "NUL", "--json"], "{"),
+    ] {
         let mut terminal = Terminal::start(server.address, arguments, "");
         let (code, shown) = terminal.end();
         // The progress is removed by "clear the row".
@@ -681,9 +767,16 @@ fn the_load_generator_shows_how_far_it_is_and_how_fast_until_it_has_results() {
     terminal.wait_for("rtt on ");
     let (code, shown) = terminal.end();
     assert_eq!(code, 0);
-    let parts = shown.split(" %").filter_map(|part| part.rsplit(' ').next()?.parse().ok());
+    let parts = shown
+        .split(" %")
+        .filter_map(|part| part.rsplit(' ').next()?.parse().ok());
     let mut percents = parts.filter(|percent: &u32| (10..100).contains(percent));
     assert!(percents.next().is_some(), "{shown}");
-    let parts = shown.split(" messages a second").filter_map(|part| part.rsplit(' ').next());
-    assert!(parts.filter(|rate| !rate.starts_with('0')).count() >= 2, "{shown}");
+    let parts = shown
+        .split(" messages a second")
+        .filter_map(|part| part.rsplit(' ').next());
+    assert!(
+        parts.filter(|rate| !rate.starts_with('0')).count() >= 2,
+        "{shown}"
+    );
 }

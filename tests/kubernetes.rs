@@ -25,10 +25,12 @@ fn manifest() -> (Yaml, Yaml) {
 
 /// What stands at `path`: keys and indices, with dots between them.
 fn get<'a>(node: &'a Yaml, path: &str) -> Option<&'a Yaml> {
-    let found = path.split('.').fold(node, |node, step| match step.parse::<usize>() {
-        Ok(index) => &node[index],
-        Err(_) => &node[step],
-    });
+    let found = path
+        .split('.')
+        .fold(node, |node, step| match step.parse::<usize>() {
+            Ok(index) => &node[index],
+            Err(_) => &node[step],
+        });
     (!found.is_badvalue()).then_some(found)
 }
 
@@ -37,15 +39,21 @@ fn at<'a>(node: &'a Yaml, path: &str) -> &'a Yaml {
 }
 
 fn string<'a>(node: &'a Yaml, path: &str) -> &'a str {
-    at(node, path).as_str().unwrap_or_else(|| panic!("{path} is no string"))
+    at(node, path)
+        .as_str()
+        .unwrap_or_else(|| panic!("{path} is no string"))
 }
 
 fn number(node: &Yaml, path: &str) -> i64 {
-    at(node, path).as_i64().unwrap_or_else(|| panic!("{path} is no number"))
+    at(node, path)
+        .as_i64()
+        .unwrap_or_else(|| panic!("{path} is no number"))
 }
 
 fn flag(node: &Yaml, path: &str) -> bool {
-    at(node, path).as_bool().unwrap_or_else(|| panic!("{path} is neither true nor false"))
+    at(node, path)
+        .as_bool()
+        .unwrap_or_else(|| panic!("{path} is neither true nor false"))
 }
 
 const POD: &str = "spec.template.spec";
@@ -59,7 +67,11 @@ fn start(deployment: &Yaml) -> (Server, i64) {
         // What the kubelet sets for a Service of this name.
         command.env("ECHO_SERVER_PORT", "tcp://10.96.0.1:54000");
     }
-    assert_eq!(get(container, "env"), None, "this test would have to set it");
+    assert_eq!(
+        get(container, "env"),
+        None,
+        "this test would have to set it"
+    );
     let mut port = None;
     for argument in at(container, "args").as_vec().expect("it is a list") {
         let argument = argument.as_str().expect("an argument is a string");
@@ -68,7 +80,10 @@ fn start(deployment: &Yaml) -> (Server, i64) {
             None => drop(command.arg(argument)),
         }
     }
-    (Server::spawn(command.arg("--port=0")), port.expect("the port is among the arguments"))
+    (
+        Server::spawn(command.arg("--port=0")),
+        port.expect("the port is among the arguments"),
+    )
 }
 
 /// The number of the port that is meant by a number or by the name of one of the container's.
@@ -76,9 +91,14 @@ fn port(deployment: &Yaml, named: &Yaml) -> i64 {
     let Some(name) = named.as_str() else {
         return named.as_i64().expect("a port is a name or a number");
     };
-    let ports = at(deployment, &format!("{CONTAINER}.ports")).as_vec().expect("it is a list");
+    let ports = at(deployment, &format!("{CONTAINER}.ports"))
+        .as_vec()
+        .expect("it is a list");
     let port = ports.iter().find(|port| string(port, "name") == name);
-    number(port.unwrap_or_else(|| panic!("no port is called {name}")), "containerPort")
+    number(
+        port.unwrap_or_else(|| panic!("no port is called {name}")),
+        "containerPort",
+    )
 }
 
 #[test]
@@ -91,10 +111,19 @@ fn the_selectors_and_the_ports_agree() {
     assert_eq!(at(&service, "spec.selector"), labels);
 
     let (_, listens) = start(&deployment);
-    assert_eq!(number(&deployment, &format!("{CONTAINER}.ports.0.containerPort")), listens);
-    let probed = at(&deployment, &format!("{CONTAINER}.readinessProbe.tcpSocket.port"));
+    assert_eq!(
+        number(&deployment, &format!("{CONTAINER}.ports.0.containerPort")),
+        listens
+    );
+    let probed = at(
+        &deployment,
+        &format!("{CONTAINER}.readinessProbe.tcpSocket.port"),
+    );
     assert_eq!(port(&deployment, probed), listens);
-    assert_eq!(port(&deployment, at(&service, "spec.ports.0.targetPort")), listens);
+    assert_eq!(
+        port(&deployment, at(&service, "spec.ports.0.targetPort")),
+        listens
+    );
 }
 
 #[test]
@@ -106,7 +135,10 @@ fn the_server_starts_with_the_arguments_and_takes_a_probe_for_what_it_is() {
     let address = probe.local_addr().expect("it has an address");
     drop(probe);
     let departure = server.wait_for_departure(address);
-    assert!(departure.contains("closed by client, 0 bytes echoed"), "{departure}");
+    assert!(
+        departure.contains("closed by client, 0 bytes echoed"),
+        "{departure}"
+    );
     exchange(&connect(server.address), b"hello");
 }
 
@@ -116,27 +148,44 @@ fn the_grace_period_is_long_enough_for_the_pause_and_the_stop() {
     let (mut server, _) = start(&deployment);
     assert_eq!(server.stop().code(), Some(0));
     let line = server.wait_for_log("shutting down: waiting up to ");
-    let timeout =
-        line.split(' ').find_map(|word| SpanParser::new().parse_unsigned_duration(word).ok());
+    let timeout = line
+        .split(' ')
+        .find_map(|word| SpanParser::new().parse_unsigned_duration(word).ok());
     let seconds = |path: &str| {
-        Duration::from_secs(number(&deployment, path).try_into().expect("it is not negative"))
+        Duration::from_secs(
+            number(&deployment, path)
+                .try_into()
+                .expect("it is not negative"),
+        )
     };
     let pause = seconds(&format!("{CONTAINER}.lifecycle.preStop.sleep.seconds"));
     let grace = seconds(&format!("{POD}.terminationGracePeriodSeconds"));
     assert!(pause > Duration::ZERO);
-    assert!(grace >= pause + timeout.expect("the log has it") + LAST_WORDS, "{line}");
+    assert!(
+        grace >= pause + timeout.expect("the log has it") + LAST_WORDS,
+        "{line}"
+    );
 }
 
 #[test]
 fn a_pod_goes_only_when_another_is_there_and_has_no_rights_that_it_does_not_need() {
     let (deployment, _) = manifest();
     assert!(number(&deployment, "spec.replicas") > 1);
-    assert_eq!(number(&deployment, "spec.strategy.rollingUpdate.maxUnavailable"), 0);
+    assert_eq!(
+        number(&deployment, "spec.strategy.rollingUpdate.maxUnavailable"),
+        0
+    );
     assert!(number(&deployment, "spec.strategy.rollingUpdate.maxSurge") > 0);
 
-    assert!(flag(&deployment, &format!("{POD}.securityContext.runAsNonRoot")));
+    assert!(flag(
+        &deployment,
+        &format!("{POD}.securityContext.runAsNonRoot")
+    ));
     assert!(number(&deployment, &format!("{POD}.securityContext.runAsUser")) > 0);
-    assert!(!flag(&deployment, &format!("{POD}.automountServiceAccountToken")));
+    assert!(!flag(
+        &deployment,
+        &format!("{POD}.automountServiceAccountToken")
+    ));
     let rights = at(&deployment, &format!("{CONTAINER}.securityContext"));
     assert!(flag(rights, "readOnlyRootFilesystem"));
     assert!(!flag(rights, "allowPrivilegeEscalation"));

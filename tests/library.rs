@@ -16,17 +16,27 @@ fn run(mut config: Config) -> (SocketAddr, ShutdownHandle, JoinHandle<io::Result
     config.address = ([127, 0, 0, 1], 0).into();
     let server = Server::bind(config).expect("a port can be had");
     let address = server.local_addr().expect("it has an address");
-    (address, server.shutdown_handle(), thread::spawn(|| server.run()))
+    (
+        address,
+        server.shutdown_handle(),
+        thread::spawn(|| server.run()),
+    )
 }
 
 fn ends(running: JoinHandle<io::Result<()>>) {
     wait_until("it has stopped", || running.is_finished());
-    running.join().expect("it does not panic").expect("it stops in good order");
+    running
+        .join()
+        .expect("it does not panic")
+        .expect("it stops in good order");
 }
 
 #[test]
 fn a_stop_before_run_is_heeded() {
-    let config = Config { address: ([127, 0, 0, 1], 0).into(), ..Config::default() };
+    let config = Config {
+        address: ([127, 0, 0, 1], 0).into(),
+        ..Config::default()
+    };
     let server = Server::bind(config).expect("a port can be had");
     let stop = server.shutdown_handle();
     assert!(!stop.is_shutdown());
@@ -51,8 +61,10 @@ fn idle_clients_get_fin_when_the_server_stops() {
 
 #[test]
 fn a_client_that_reads_late_gets_all_that_it_had_sent_when_the_server_stops() {
-    let (address, stop, running) =
-        run(Config { shutdown_timeout: Duration::MAX, ..Config::default() });
+    let (address, stop, running) = run(Config {
+        shutdown_timeout: Duration::MAX,
+        ..Config::default()
+    });
     let client = connect(address);
     let sent = fill(&client);
     stop.shutdown();
@@ -64,7 +76,10 @@ fn a_client_that_reads_late_gets_all_that_it_had_sent_when_the_server_stops() {
 #[test]
 fn a_client_that_never_reads_is_cut_off_when_the_server_stops() {
     let shutdown_timeout = Duration::from_millis(500);
-    let (address, stop, running) = run(Config { shutdown_timeout, ..Config::default() });
+    let (address, stop, running) = run(Config {
+        shutdown_timeout,
+        ..Config::default()
+    });
     let client = connect(address);
     fill(&client);
     let begin = Instant::now();
@@ -76,7 +91,10 @@ fn a_client_that_never_reads_is_cut_off_when_the_server_stops() {
 #[test]
 fn a_client_is_closed_by_the_idle_timeout() {
     let idle_timeout = Some(Duration::from_secs(1));
-    let (address, stop, running) = run(Config { idle_timeout, ..Config::default() });
+    let (address, stop, running) = run(Config {
+        idle_timeout,
+        ..Config::default()
+    });
     let client = connect(address);
     exchange(&client, &noise(100, 1));
     assert_eq!(read_until_fin(&client), b"");
@@ -86,9 +104,18 @@ fn a_client_is_closed_by_the_idle_timeout() {
 
 #[test]
 fn a_configuration_with_nothing_where_there_must_be_something_is_refused() {
-    let none_inside = Config { max_connections: 0, ..Config::default() };
-    let no_buffer = Config { buffer_size: 0, ..Config::default() };
-    let huge_buffer = Config { buffer_size: usize::MAX, ..Config::default() };
+    let none_inside = Config {
+        max_connections: 0,
+        ..Config::default()
+    };
+    let no_buffer = Config {
+        buffer_size: 0,
+        ..Config::default()
+    };
+    let huge_buffer = Config {
+        buffer_size: usize::MAX,
+        ..Config::default()
+    };
     for config in [none_inside, no_buffer, huge_buffer] {
         let address = ([127, 0, 0, 1], 0).into();
         let error = Server::bind(Config { address, ..config }).expect_err("it cannot serve");

@@ -53,10 +53,22 @@ fn clients_over_the_limit_wait_and_are_served_in_order_as_places_come_free() {
     server.wait_for_log("accepting new clients again");
     let log = server.log();
     let line = |text: &str| log.iter().position(|line| line.contains(text));
-    assert!(line(" disconnected: ") < line(&format!("{third_address} connected")), "{log:#?}");
-    let told = |text: &str| server.log().iter().filter(|line| line.contains(text)).count();
+    assert!(
+        line(" disconnected: ") < line(&format!("{third_address} connected")),
+        "{log:#?}"
+    );
+    let told = |text: &str| {
+        server
+            .log()
+            .iter()
+            .filter(|line| line.contains(text))
+            .count()
+    };
     assert_eq!(
-        (told("connection limit reached"), told("accepting new clients again")),
+        (
+            told("connection limit reached"),
+            told("accepting new clients again")
+        ),
         (1, 1),
         "{:#?}",
         server.log()
@@ -75,7 +87,9 @@ fn the_limit_comes_from_its_variable_too() {
 #[test]
 fn a_stop_at_the_limit_works_at_once_and_serves_those_who_wait() {
     let flags = ["--max-connections", "1", "--shutdown-timeout", "1h"];
-    let Some(mut server) = Server::start_to_signal(&flags) else { return };
+    let Some(mut server) = Server::start_to_signal(&flags) else {
+        return;
+    };
     let inside = knock(&server);
     is_let_in(&inside);
     let waiting: Vec<TcpStream> = (0..3).map(|_| knock(&server)).collect();
@@ -98,7 +112,11 @@ fn a_client_that_never_speaks_and_one_that_spoke_are_closed_with_fin_once_idle()
     for client in [&silent, &spoke] {
         assert_eq!(read_until_fin(client), b"");
     }
-    assert!(begin.elapsed() >= Duration::from_millis(1900), "closed after {:?}", begin.elapsed());
+    assert!(
+        begin.elapsed() >= Duration::from_millis(1900),
+        "closed after {:?}",
+        begin.elapsed()
+    );
     let addresses = [address(&silent), address(&spoke)];
     drop((silent, spoke));
     for address in addresses {
@@ -161,7 +179,11 @@ fn linux_a_client_that_reads_slowly_is_not_idle_as_long_as_bytes_move() {
         std::io::Read::read_exact(&mut &client, &mut piece).expect("the server still echoes");
     }
     let departure = format!("{} disconnected", address(&client));
-    assert!(!server.log().iter().any(|line| line.contains(&departure)), "{:#?}", server.log());
+    assert!(
+        !server.log().iter().any(|line| line.contains(&departure)),
+        "{:#?}",
+        server.log()
+    );
 }
 
 /// Takes a second, because it waits for the timeout nine times.

@@ -11,19 +11,27 @@ use common::{Server, end, noise, start_tool};
 
 /// Runs `nc` with `input` on its stdin; what it prints.
 fn nc(server: &Server, input: &[u8]) -> Option<Vec<u8>> {
-    let (host, port) = (server.address.ip().to_string(), server.address.port().to_string());
+    let (host, port) = (
+        server.address.ip().to_string(),
+        server.address.port().to_string(),
+    );
     let mut nc = Command::new("nc");
     if cfg!(not(target_os = "macos")) {
         // The one of macOS closes its sending side at the end of its input unasked.
         nc.arg("-N");
     }
-    nc.args([&host, &port]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    nc.args([&host, &port])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
     let mut nc = start_tool(&mut nc)?;
     let mut stdin = nc.stdin.take().expect("stdin is piped");
     let input = input.to_vec();
     let writer = std::thread::spawn(move || stdin.write_all(&input));
     let output = end(nc);
-    writer.join().expect("no panic").expect("nc takes its input");
+    writer
+        .join()
+        .expect("no panic")
+        .expect("nc takes its input");
     assert!(output.status.success(), "{:?}", output.status);
     Some(output.stdout)
 }

@@ -14,11 +14,18 @@ use common::{Log, failures, judge, reserve};
 fn socat_passes() {
     let listen = "TCP-LISTEN:0,bind=127.0.0.1,fork,reuseaddr";
     let mut command = Command::new("socat");
-    command.args(["-d", "-d", listen, "EXEC:cat"]).stderr(Stdio::piped());
-    let Some(mut socat) = Tool::start(&mut command) else { return };
+    command
+        .args(["-d", "-d", listen, "EXEC:cat"])
+        .stderr(Stdio::piped());
+    let Some(mut socat) = Tool::start(&mut command) else {
+        return;
+    };
     let log = Log::read(socat.0.stderr.take().expect("stderr is piped"));
     let line = log.wait_for(1, "listening on ").remove(0);
-    let address = line.split(' ').next_back().and_then(|address| address.parse().ok());
+    let address = line
+        .split(' ')
+        .next_back()
+        .and_then(|address| address.parse().ok());
 
     let (report, code) = judge(address.expect("an address"), "20s");
     assert_eq!(failures(&report), Vec::<[String; 3]>::new());
@@ -31,12 +38,26 @@ fn socat_passes() {
 fn ncat_passes_but_for_streams_of_megabytes() {
     let (_reserved, address) = reserve();
     let mut command = Command::new("ncat");
-    command.args(["-l", "-k", "127.0.0.1", &address.port().to_string(), "--exec", "/bin/cat"]);
-    let Some(_ncat) = Tool::start(&mut command) else { return };
+    command.args([
+        "-l",
+        "-k",
+        "127.0.0.1",
+        &address.port().to_string(),
+        "--exec",
+        "/bin/cat",
+    ]);
+    let Some(_ncat) = Tool::start(&mut command) else {
+        return;
+    };
     wait_until_it_listens(address);
 
     let (report, _) = judge(address, "10s");
     let failures = failures(&report);
     let known = ["64 MiB both ways at once", "half-close with megabytes owed"];
-    assert!(failures.iter().all(|[name, ..]| known.contains(&name.as_str())), "{failures:#?}");
+    assert!(
+        failures
+            .iter()
+            .all(|[name, ..]| known.contains(&name.as_str())),
+        "{failures:#?}"
+    );
 }

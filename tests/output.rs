@@ -22,7 +22,15 @@ fn full_pipe() -> (PipeReader, PipeWriter) {
 /// A server whose stdout is `stdout`. The log has its address.
 fn start(stdout: impl Into<Stdio>) -> Server {
     let mut command = echo_server();
-    command.args(["--host", "127.0.0.1", "--port", "0", "--shutdown-timeout", "1h", "-v"]);
+    command.args([
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--shutdown-timeout",
+        "1h",
+        "-v",
+    ]);
     Server::spawn_as_is(command.stdout(stdout).stderr(Stdio::piped()))
 }
 
@@ -76,7 +84,10 @@ fn cannot_start(port: u16) -> Command {
 fn an_unread_stderr_does_not_prevent_exit_code_1() {
     let (_listener, address) = listen();
     let (_reader, stderr) = full_pipe();
-    let mut child = cannot_start(address.port()).stderr(stderr).spawn().expect("it can be spawned");
+    let mut child = cannot_start(address.port())
+        .stderr(stderr)
+        .spawn()
+        .expect("it can be spawned");
     let status = common::wait(&mut child);
     let _ = child.kill();
     assert_eq!(status.expect("it ends").code(), Some(1));
@@ -86,12 +97,18 @@ fn an_unread_stderr_does_not_prevent_exit_code_1() {
 fn a_full_stderr_gets_the_error_line_after_the_log() {
     let (_listener, address) = listen();
     let (mut reader, stderr) = full_pipe();
-    let mut child = cannot_start(address.port()).stderr(stderr).spawn().expect("it can be spawned");
+    let mut child = cannot_start(address.port())
+        .stderr(stderr)
+        .spawn()
+        .expect("it can be spawned");
     let mut output = String::new();
     reader.read_to_string(&mut output).expect("stderr is text");
     let lines: Vec<&str> = output.trim_start_matches('x').lines().collect();
     assert!(lines[0].contains(" WARN ] "), "{lines:?}");
-    assert!(lines[1].starts_with("echo-server: cannot listen on "), "{lines:?}");
+    assert!(
+        lines[1].starts_with("echo-server: cannot listen on "),
+        "{lines:?}"
+    );
     assert_eq!(lines.len(), 2, "{lines:?}");
     assert_eq!(common::wait(&mut child).expect("it ends").code(), Some(1));
 }
@@ -131,11 +148,18 @@ fn a_full_disk_drops_whole_log_lines_and_counts_them() {
     let (mut kept, mut dropped) = (0, 0);
     for line in log.lines() {
         if let Some((report, reason)) = line.split_once(" dropped: ") {
-            let count = report.strip_suffix(" log lines").or(report.strip_suffix(" log line"));
-            dropped += count.and_then(|count| count.parse::<usize>().ok()).expect("a count");
+            let count = report
+                .strip_suffix(" log lines")
+                .or(report.strip_suffix(" log line"));
+            dropped += count
+                .and_then(|count| count.parse::<usize>().ok())
+                .expect("a count");
             assert_eq!(reason, "File too large (os error 27)");
         } else {
-            assert!(line.starts_with("[2") && line.matches(" INFO ] ").count() == 1, "{log}");
+            assert!(
+                line.starts_with("[2") && line.matches(" INFO ] ").count() == 1,
+                "{log}"
+            );
             kept += usize::from(line.contains("connected"));
         }
     }
@@ -147,6 +171,9 @@ fn limit_file_size(server: &Server, limit: Option<u64>) {
     use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
     let maximum = getrlimit(Resource::Fsize).maximum;
-    let limit = Rlimit { current: limit.or(maximum), maximum };
+    let limit = Rlimit {
+        current: limit.or(maximum),
+        maximum,
+    };
     prlimit(Some(Pid::from_child(&server.child)), Resource::Fsize, limit).expect("it can be set");
 }

@@ -17,7 +17,10 @@ impl Log for Panicking {
     }
 
     fn log(&self, record: &Record<'_>) {
-        assert!(!record.args().to_string().ends_with("sent 13 bytes"), "this is the test's panic");
+        assert!(
+            !record.args().to_string().ends_with("sent 13 bytes"),
+            "this is the test's panic"
+        );
     }
 
     fn flush(&self) {}
@@ -38,7 +41,9 @@ fn a_panic_in_a_clients_thread_costs_that_client_alone_and_frees_its_place() {
     let running = thread::spawn(|| server.run());
     let connect = || {
         let stream = TcpStream::connect(address).expect("the server accepts");
-        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("it can be set");
+        stream
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .expect("it can be set");
         stream
     };
     let echoes = |mut stream: &TcpStream, message: &[u8]| {
@@ -58,5 +63,8 @@ fn a_panic_in_a_clients_thread_costs_that_client_alone_and_frees_its_place() {
     assert!(echoes(&connect(), b"and the next"));
 
     stop.shutdown();
-    running.join().expect("the accept loop does not panic").expect("it stops in good order");
+    running
+        .join()
+        .expect("the accept loop does not panic")
+        .expect("it stops in good order");
 }

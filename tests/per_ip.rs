@@ -14,7 +14,11 @@ fn is_turned_away(mut client: TcpStream) {
 }
 
 fn told(server: &Server) -> usize {
-    server.log().iter().filter(|line| line.contains("per-IP limit reached for")).count()
+    server
+        .log()
+        .iter()
+        .filter(|line| line.contains("per-IP limit reached for"))
+        .count()
 }
 
 #[test]
@@ -32,8 +36,17 @@ fn clients_over_the_limit_are_closed_at_once_and_the_log_tells_the_address_once(
         exchange(client, b"those inside are served on");
     }
     assert_eq!(told(&server), 1, "{:#?}", server.log());
-    let arrivals = server.log().iter().filter(|line| line.ends_with(" connected")).count();
-    assert_eq!(arrivals, 2, "those turned away are no lines of their own: {:#?}", server.log());
+    let arrivals = server
+        .log()
+        .iter()
+        .filter(|line| line.ends_with(" connected"))
+        .count();
+    assert_eq!(
+        arrivals,
+        2,
+        "those turned away are no lines of their own: {:#?}",
+        server.log()
+    );
 }
 
 #[test]

@@ -15,7 +15,11 @@ use common::{Server, echo_client, end, listen, noise, read_until_fin, reset, run
 /// The client as a pipe to `address`.
 fn pipe(address: SocketAddr, arguments: &[&str]) -> Child {
     let mut client = echo_client(address);
-    client.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    client
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     client.spawn().expect("the client can be spawned")
 }
 
@@ -50,8 +54,15 @@ fn what_goes_in_comes_out_whatever_the_size() {
     for size in [0, 1, 65_536, 30_000_000] {
         let input = noise(size, 3);
         let output = send(pipe(server.address, &[]), &input);
-        assert!(output.stdout == input, "{} of {size} bytes came out", output.stdout.len());
-        assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), b"".as_slice()));
+        assert!(
+            output.stdout == input,
+            "{} of {size} bytes came out",
+            output.stdout.len()
+        );
+        assert_eq!(
+            (output.status.code(), output.stderr.as_slice()),
+            (Some(0), b"".as_slice())
+        );
     }
 }
 
@@ -93,8 +104,14 @@ fn linux_a_long_stream_takes_little_memory() {
     });
     let status = std::fs::read_to_string(format!("/proc/{}/status", client.id()));
     let status = status.expect("the client still runs");
-    let peak = status.lines().find(|line| line.starts_with("VmHWM:")).expect("Linux tells it");
-    let kib = peak.split_whitespace().nth(1).and_then(|kib| kib.parse::<u32>().ok());
+    let peak = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM:"))
+        .expect("Linux tells it");
+    let kib = peak
+        .split_whitespace()
+        .nth(1)
+        .and_then(|kib| kib.parse::<u32>().ok());
     assert!(kib.expect("a number") < 30_000, "{peak}");
     drop(stdin);
     assert_eq!(end(client).status.code(), Some(0));
@@ -114,7 +131,10 @@ fn a_server_that_closes_too_early_is_told() {
     assert_eq!(output.stdout, b"abc");
     let message = failure(&output);
     let expected = format!("{address} closed the connection before the end of stdin");
-    assert!(message.contains(&expected) && message.contains("3 of 3"), "{message}");
+    assert!(
+        message.contains(&expected) && message.contains("3 of 3"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -126,7 +146,10 @@ fn a_server_that_loses_bytes_is_told() {
     let output = send(pipe(address, &[]), b"abc");
     assert_eq!(output.stdout, b"ab");
     let message = failure(&output);
-    assert!(message.contains(&format!("{address} got 3 bytes and sent 2 back")), "{message}");
+    assert!(
+        message.contains(&format!("{address} got 3 bytes and sent 2 back")),
+        "{message}"
+    );
 }
 
 #[test]
@@ -150,10 +173,16 @@ fn a_server_that_floods_is_reported_before_the_end_of_stdin() {
     stdin.write_all(b"abc").expect("the client reads");
     let mut received = Vec::new();
     let stdout = client.stdout.take().expect("stdout is piped");
-    stdout.take(100).read_to_end(&mut received).expect("stdout ends");
+    stdout
+        .take(100)
+        .read_to_end(&mut received)
+        .expect("stdout ends");
     assert!(received.len() <= 3, "{} bytes", received.len());
     let message = failure(&end(client));
-    assert!(message.contains(&format!("{address} is not an echo server: ")), "{message}");
+    assert!(
+        message.contains(&format!("{address} is not an echo server: ")),
+        "{message}"
+    );
     drop(stdin);
 }
 
@@ -167,7 +196,10 @@ fn a_server_that_resets_is_told() {
     let mut stdin = client.stdin.take().expect("stdin is piped");
     stdin.write_all(b"abc").expect("the client reads");
     let message = failure(&end(client));
-    assert!(message.contains(&format!("{address} reset the connection")), "{message}");
+    assert!(
+        message.contains(&format!("{address} reset the connection")),
+        "{message}"
+    );
 }
 
 /// The client's two threads compete for the error, so one run proves little.
@@ -175,11 +207,16 @@ fn a_server_that_resets_is_told() {
 fn a_reset_during_a_write_is_reported_as_a_reset() {
     for _ in 0..10 {
         let address = server(|mut stream| {
-            stream.read_exact(&mut vec![0; 1_000_000]).expect("the client sends");
+            stream
+                .read_exact(&mut vec![0; 1_000_000])
+                .expect("the client sends");
             reset(stream);
         });
         let message = failure(&send(pipe(address, &[]), &vec![0; 10_000_000]));
-        assert!(message.contains(&format!("{address} reset the connection")), "{message}");
+        assert!(
+            message.contains(&format!("{address} reset the connection")),
+            "{message}"
+        );
     }
 }
 
@@ -203,19 +240,30 @@ fn a_server_that_never_takes_what_is_sent_is_told_after_the_timeout() {
         thread::park();
         drop(stream);
     });
-    let message = failure(&send(pipe(address, &["--timeout", "500ms"]), &noise(30_000_000, 1)));
-    assert!(message.contains(" bytes, and none has come for 500ms"), "{message}");
+    let message = failure(&send(
+        pipe(address, &["--timeout", "500ms"]),
+        &noise(30_000_000, 1),
+    ));
+    assert!(
+        message.contains(" bytes, and none has come for 500ms"),
+        "{message}"
+    );
 }
 
 #[test]
 fn all_that_came_back_is_enough_where_the_server_never_closes() {
     let address = server(|mut stream| {
-        stream.write_all(&read_until_fin(&stream)).expect("the client reads");
+        stream
+            .write_all(&read_until_fin(&stream))
+            .expect("the client reads");
         thread::park();
     });
     let output = send(pipe(address, &["--timeout", "1s"]), b"hello");
     assert_eq!(output.stdout, b"hello");
-    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), b"".as_slice()));
+    assert_eq!(
+        (output.status.code(), output.stderr.as_slice()),
+        (Some(0), b"".as_slice())
+    );
 }
 
 #[test]
@@ -224,7 +272,10 @@ fn a_reader_that_leaves_ends_it_quietly() {
     let mut client = pipe(server.address, &[]);
     drop(client.stdout.take());
     let output = send(client, &noise(1_000_000, 2));
-    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(1), b"".as_slice()));
+    assert_eq!(
+        (output.status.code(), output.stderr.as_slice()),
+        (Some(1), b"".as_slice())
+    );
 }
 
 /// Linux has a file that stands for a full disk.
@@ -233,10 +284,19 @@ fn a_reader_that_leaves_ends_it_quietly() {
 fn linux_a_full_disk_is_told() {
     let server = Server::start(&[]);
     let mut client = echo_client(server.address);
-    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
-    client.stdin(Stdio::piped()).stdout(full).stderr(Stdio::piped());
+    let full = std::fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .expect("Linux has it");
+    client
+        .stdin(Stdio::piped())
+        .stdout(full)
+        .stderr(Stdio::piped());
     let message = failure(&send(client.spawn().expect("it can be spawned"), b"hello"));
-    assert!(message.contains("cannot write to stdout: No space left"), "{message}");
+    assert!(
+        message.contains("cannot write to stdout: No space left"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -246,11 +306,21 @@ fn a_stdin_that_cannot_be_read_is_told() {
     #[cfg(unix)]
     let stdin = std::fs::File::open("/").expect("there is a root");
     #[cfg(windows)]
-    let stdin = std::fs::OpenOptions::new().write(true).open("NUL").expect("Windows has it");
+    let stdin = std::fs::OpenOptions::new()
+        .write(true)
+        .open("NUL")
+        .expect("Windows has it");
     let output = run(echo_client(server.address).stdin(stdin));
     let message = failure(&output);
-    let reason = if cfg!(unix) { "Is a directory" } else { "(os error 5)" };
-    assert!(message.contains("cannot read stdin: ") && message.contains(reason), "{message}");
+    let reason = if cfg!(unix) {
+        "Is a directory"
+    } else {
+        "(os error 5)"
+    };
+    assert!(
+        message.contains("cannot read stdin: ") && message.contains(reason),
+        "{message}"
+    );
 }
 
 /// Linux ends a call on a socket that has a timeout with EINTR when its process goes on.

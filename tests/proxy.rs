@@ -22,14 +22,18 @@ fn v2(source: &str) -> Vec<u8> {
     let source = source.parse().expect("it is an address");
     let mut header = Vec::new();
     let address = ProxiedAddress::stream(source, source);
-    ProxyHeader::with_address(address).encode_v2(&mut header).expect("it can be encoded");
+    ProxyHeader::with_address(address)
+        .encode_v2(&mut header)
+        .expect("it can be encoded");
     header
 }
 
 /// Sends `header` and some bytes at once; what is echoed.
 fn echo_after(server: &Server, header: &[u8]) -> Vec<u8> {
     let mut client = server.connect();
-    client.write_all(&[header, b"hello"].concat()).expect("the bytes go out");
+    client
+        .write_all(&[header, b"hello"].concat())
+        .expect("the bytes go out");
     client.shutdown(Shutdown::Write).expect("FIN goes out");
     read_until_fin(&client)
 }
@@ -37,8 +41,15 @@ fn echo_after(server: &Server, header: &[u8]) -> Vec<u8> {
 #[test]
 fn the_log_has_the_true_address_and_the_header_is_not_echoed() {
     let v6 = b"PROXY TCP6 2001:db8::7 2001:db8::1 4321 54000\r\n";
-    let with_tlv = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x10"[..], &[203, 0, 113, 9, 192, 0, 2, 1]];
-    let with_tlv = [&with_tlv.concat()[..], &[0x10, 0xE1, 0xD2, 0xF0, 0xEE, 0, 1, b'x']].concat();
+    let with_tlv = [
+        &b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x10"[..],
+        &[203, 0, 113, 9, 192, 0, 2, 1],
+    ];
+    let with_tlv = [
+        &with_tlv.concat()[..],
+        &[0x10, 0xE1, 0xD2, 0xF0, 0xEE, 0, 1, b'x'],
+    ]
+    .concat();
     for (header, client) in [
         (V1, "198.51.100.7:4321"),
         (v6, "[2001:db8::7]:4321"),
@@ -50,7 +61,9 @@ fn the_log_has_the_true_address_and_the_header_is_not_echoed() {
         let server = start(&[]);
         assert_eq!(echo_after(&server, header), b"hello", "{client}");
         server.wait_for_log(&format!("{client} connected via 127.0.0.1:"));
-        server.wait_for_log(&format!("{client} disconnected: closed by client, 5 bytes echoed"));
+        server.wait_for_log(&format!(
+            "{client} disconnected: closed by client, 5 bytes echoed"
+        ));
     }
 }
 
@@ -148,12 +161,18 @@ fn a_header_that_does_not_come_in_five_seconds_ends_the_connection() {
         assert_eq!(read_until_fin(&silent), b"");
     });
     server.wait_for_logs(2, "invalid PROXY header (none arrived within 5s)");
-    assert!(begin.elapsed() >= Duration::from_secs(5), "{:?}", begin.elapsed());
+    assert!(
+        begin.elapsed() >= Duration::from_secs(5),
+        "{:?}",
+        begin.elapsed()
+    );
 }
 
 /// Sends a byte now and then until the server has had enough.
 fn drip(mut client: &TcpStream, bytes: &[u8]) {
-    client.set_read_timeout(Some(Duration::from_millis(400))).expect("a timeout can be set");
+    client
+        .set_read_timeout(Some(Duration::from_millis(400)))
+        .expect("a timeout can be set");
     for byte in bytes {
         let closed = client.write_all(&[*byte]).is_err() || client.read(&mut [0]).is_ok();
         if closed {
@@ -180,7 +199,14 @@ fn a_header_counts_as_bytes_that_move() {
 fn without_the_flag_a_header_is_bytes_like_others() {
     let server = Server::start(&[]);
     assert_eq!(echo_after(&server, V1), [V1, b"hello"].concat());
-    assert!(!server.log().iter().any(|line| line.contains("198.51.100.7")), "{:#?}", server.log());
+    assert!(
+        !server
+            .log()
+            .iter()
+            .any(|line| line.contains("198.51.100.7")),
+        "{:#?}",
+        server.log()
+    );
 }
 
 #[test]

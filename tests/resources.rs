@@ -23,12 +23,21 @@ fn the_soft_limit_of_open_files_is_raised_to_the_hard_one() {
     let server = under("ulimit -Sn 50 && ulimit -Hn 2000", "--max-connections 100");
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.child.id()));
     let limits = limits.expect("the server runs");
-    let line = limits.lines().find(|line| line.starts_with("Max open files"));
-    let columns: Vec<&str> = line.expect("there is such a limit").split_whitespace().collect();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let columns: Vec<&str> = line
+        .expect("there is such a limit")
+        .split_whitespace()
+        .collect();
     assert_eq!(columns[3..5], ["2000", "2000"]);
     exchange(&server.connect(), b"hello");
     server.wait_for_log("closed by client");
-    assert!(!server.log().iter().any(|line| line.contains("do not fit")), "{:?}", server.log());
+    assert!(
+        !server.log().iter().any(|line| line.contains("do not fit")),
+        "{:?}",
+        server.log()
+    );
 }
 
 #[test]
@@ -37,8 +46,14 @@ fn a_client_that_never_reads_costs_the_server_one_buffer() {
         // Exact, where that of `status` is off by what each processor has not yet reported.
         let maps = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", server.child.id()));
         let maps = maps.expect("the server runs");
-        let line = maps.lines().find(|line| line.starts_with("Rss:")).expect("it has one");
-        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<usize>().ok()).expect("in KiB")
+        let line = maps
+            .lines()
+            .find(|line| line.starts_with("Rss:"))
+            .expect("it has one");
+        line.split_whitespace()
+            .nth(1)
+            .and_then(|kib| kib.parse::<usize>().ok())
+            .expect("in KiB")
     };
     let server = Server::start(&[]);
     exchange(&server.connect(), &noise(200_000, 8));
@@ -56,9 +71,15 @@ fn a_client_that_never_reads_costs_the_server_one_buffer() {
 fn nine_thousand_clients_at_once_are_all_served() {
     let files = rlimit::increase_nofile_limit(u64::MAX).expect("the limit can be raised");
     // Other tests, in threads of the same process, need some too.
-    let count = 9000.min(usize::try_from(files).unwrap_or(usize::MAX).saturating_sub(1000));
+    let count = 9000.min(
+        usize::try_from(files)
+            .unwrap_or(usize::MAX)
+            .saturating_sub(1000),
+    );
     if count < 9000 {
-        common::leave_out(format_args!("9,000 clients: this system allows {files} open files"));
+        common::leave_out(format_args!(
+            "9,000 clients: this system allows {files} open files"
+        ));
     }
     let server = Server::start(&["-q"]);
     let clients: Vec<TcpStream> = (0..count).map(|_| server.connect()).collect();
@@ -78,7 +99,9 @@ fn sleeps(server: &Server) -> u64 {
     let statuses =
         tasks.filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok());
     let sleeps = statuses.filter_map(|status| {
-        let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches:"))?;
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("voluntary_ctxt_switches:"))?;
         line.split_whitespace().nth(1)?.parse::<u64>().ok()
     });
     sleeps.sum()
@@ -113,7 +136,10 @@ fn comes_to_rest(server: &Server) {
         if (sleeps(server), processor_time(server)) == before {
             return;
         }
-        assert!(Instant::now() < patience, "its threads wake up again and again");
+        assert!(
+            Instant::now() < patience,
+            "its threads wake up again and again"
+        );
     }
 }
 
@@ -144,7 +170,11 @@ fn processor_time(server: &Server) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", server.child.id()));
     let stat = stat.expect("the server runs");
     let (_, columns) = stat.rsplit_once(") ").expect("the name is in parentheses");
-    let ticks = columns.split(' ').skip(11).take(2).map(|n| n.parse::<u64>().expect("ticks"));
+    let ticks = columns
+        .split(' ')
+        .skip(11)
+        .take(2)
+        .map(|n| n.parse::<u64>().expect("ticks"));
     Duration::from_millis(ticks.sum::<u64>() * 10)
 }
 
@@ -162,7 +192,10 @@ fn out_of_files_those_inside_are_served_and_those_outside_once_files_come_free()
         std::thread::sleep(Duration::from_millis(20));
     }
     let used = processor_time(&server).saturating_sub(used);
-    assert!(used < begin.elapsed() / 5, "it spins: {used:?} of processor time");
+    assert!(
+        used < begin.elapsed() / 5,
+        "it spins: {used:?} of processor time"
+    );
 
     drop(inside.pop());
     let mut echo = [0; 7];
@@ -170,7 +203,11 @@ fn out_of_files_those_inside_are_served_and_those_outside_once_files_come_free()
     assert_eq!(&echo, b"outside");
     drop((inside, outside));
     server.wait_for_log("accepting new clients again");
-    let told = server.log().iter().filter(|line| line.contains("cannot accept")).count();
+    let told = server
+        .log()
+        .iter()
+        .filter(|line| line.contains("cannot accept"))
+        .count();
     assert_eq!(told, 1, "{:#?}", server.log());
 }
 
@@ -208,7 +245,9 @@ fn out_of_files_a_stop_serves_those_in_the_queue_as_files_come_free() {
 fn client_without_a_thread_is_rejected_and_others_are_unharmed() {
     // The kernel does not apply the limit on threads to root, so the server runs as another user.
     // Another server of that user holds most of the threads that the user may have.
-    let other = rustix::process::geteuid().is_root().then(|| as_user(1, None));
+    let other = rustix::process::geteuid()
+        .is_root()
+        .then(|| as_user(1, None));
     let held: Vec<TcpStream> = match &other {
         Some(other) => (0..50).map(|_| other.connect()).collect(),
         None => Vec::new(),
@@ -217,7 +256,11 @@ fn client_without_a_thread_is_rejected_and_others_are_unharmed() {
         exchange(client, b"hold");
     }
     // 53 threads of the other server, 3 of this one, and one client.
-    let server = if other.is_some() { as_user(1, Some(57)) } else { Server::start(&[]) };
+    let server = if other.is_some() {
+        as_user(1, Some(57))
+    } else {
+        Server::start(&[])
+    };
     let first = server.connect();
     exchange(&first, b"first");
     if other.is_none() {
@@ -225,7 +268,10 @@ fn client_without_a_thread_is_rejected_and_others_are_unharmed() {
     }
     for _ in 0..3 {
         let mut rejected = server.connect();
-        assert!(matches!(rejected.read(&mut [0]), Ok(0) | Err(_)), "it is served");
+        assert!(
+            matches!(rejected.read(&mut [0]), Ok(0) | Err(_)),
+            "it is served"
+        );
     }
     server.wait_for_logs(3, "rejected: cannot spawn a thread");
     exchange(&first, b"unharmed");
@@ -250,7 +296,9 @@ fn as_user(number: u32, limit: Option<u32>) -> Server {
     let copy = COPIES.fetch_add(1, Ordering::Relaxed);
     let binary = std::env::temp_dir().join(format!("echo-server-{}-{copy}", std::process::id()));
     let mut install = common::command("install");
-    install.args(["-m", "755", env!("CARGO_BIN_EXE_echo-server")]).arg(&binary);
+    install
+        .args(["-m", "755", env!("CARGO_BIN_EXE_echo-server")])
+        .arg(&binary);
     assert!(common::run(&mut install).status.success());
     // `ulimit -u` is `-p` in dash.
     let set_limit = match limit {
@@ -276,6 +324,9 @@ fn connection_limit_is_lowered_to_the_threads() {
         under("{ ulimit -u 5000 || ulimit -p 5000; } 2>/dev/null", "")
     };
     let line = server.wait_for_log("connection limit lowered from 10000 to ");
-    assert!(line.contains("WARN") && line.contains(" threads are allowed"), "{line}");
+    assert!(
+        line.contains("WARN") && line.contains(" threads are allowed"),
+        "{line}"
+    );
     exchange(&server.connect(), b"hello");
 }

@@ -27,21 +27,32 @@ fn on_link(name: &str, rate: &str, queue: &str, body: fn()) {
     let probe = in_namespace(rate, queue).arg("true").output();
     let error = match probe {
         Ok(output) if output.status.success() => None,
-        Ok(output) => Some(String::from_utf8_lossy(&output.stderr).trim_end().to_owned()),
+        Ok(output) => Some(
+            String::from_utf8_lossy(&output.stderr)
+                .trim_end()
+                .to_owned(),
+        ),
         Err(error) => Some(error.to_string()),
     };
     if let Some(error) = error {
-        common::leave_out(format_args!("no namespace with a slow link can be made: {error}"));
+        common::leave_out(format_args!(
+            "no namespace with a slow link can be made: {error}"
+        ));
         return;
     }
     let binary = env::current_exe().expect("the test binary has a path");
     let mut test = in_namespace(rate, queue);
-    test.arg(binary).args(["--exact", name, "--nocapture"]).env(NAMESPACE, "1");
+    test.arg(binary)
+        .args(["--exact", name, "--nocapture"])
+        .env(NAMESPACE, "1");
     // No time limit is needed: whatever the test waits for there has one.
     let output = test.output().expect("unshare can be spawned");
     let stdout = String::from_utf8_lossy(&output.stdout);
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && stdout.contains("1 passed"), "{stdout}{stderr}");
+    assert!(
+        output.status.success() && stdout.contains("1 passed"),
+        "{stdout}{stderr}"
+    );
 }
 
 /// Returns a command that executes its arguments in a new namespace. Without root's capabilities, it
@@ -65,10 +76,14 @@ fn in_namespace(rate: &str, queue: &str) -> Command {
 fn no_byte_is_lost(count: usize, size: usize) {
     let mut server = Server::start(&["--shutdown-timeout", "1h"]);
     let clients: Vec<TcpStream> = (0..count).map(|_| server.connect()).collect();
-    let sent: Vec<Vec<u8>> = (0..count).map(|number| noise(size, number as u64)).collect();
+    let sent: Vec<Vec<u8>> = (0..count)
+        .map(|number| noise(size, number as u64))
+        .collect();
     let received: Vec<Result<Vec<u8>, Error>> = thread::scope(|scope| {
-        let readers: Vec<_> =
-            clients.iter().map(|client| scope.spawn(|| read_to_end(client))).collect();
+        let readers: Vec<_> = clients
+            .iter()
+            .map(|client| scope.spawn(|| read_to_end(client)))
+            .collect();
         for (mut client, bytes) in clients.iter().zip(&sent) {
             // The write returns when the system has the bytes, long before the server has them.
             let buffer = socket2::SockRef::from(client).set_send_buffer_size(size);
@@ -76,7 +91,10 @@ fn no_byte_is_lost(count: usize, size: usize) {
             client.write_all(bytes).expect("the bytes are sent");
         }
         server.signal(Signal::TERM);
-        readers.into_iter().map(|reader| reader.join().expect("no reader panics")).collect()
+        readers
+            .into_iter()
+            .map(|reader| reader.join().expect("no reader panics"))
+            .collect()
     });
     let failures: Vec<String> = received
         .iter()
@@ -88,7 +106,11 @@ fn no_byte_is_lost(count: usize, size: usize) {
             Err(error) => Some(format!("client {number}: {error}")),
         })
         .collect();
-    assert!(failures.is_empty(), "each sent {size} bytes; {failures:#?}; {:#?}", server.log());
+    assert!(
+        failures.is_empty(),
+        "each sent {size} bytes; {failures:#?}; {:#?}",
+        server.log()
+    );
     drop(clients);
     assert_eq!(server.wait().code(), Some(0));
     server.wait_for_logs(count, &format!("server shutting down, {size} bytes echoed"));
@@ -139,6 +161,10 @@ fn idle_client_on_a_slow_link_leaves_in_half_a_second() {
         assert_eq!(read_until_fin(&client), b"");
         drop(client);
         assert_eq!(server.wait().code(), Some(0));
-        assert!(begin.elapsed() < Duration::from_millis(500), "{:?}", begin.elapsed());
+        assert!(
+            begin.elapsed() < Duration::from_millis(500),
+            "{:?}",
+            begin.elapsed()
+        );
     });
 }

@@ -34,15 +34,23 @@ struct Crowded {
 /// Connects; `None` where the server has stopped.
 fn enter(server: &Server) -> Option<TcpStream> {
     let stream = TcpStream::connect(server.address).ok()?;
-    stream.set_read_timeout(Some(PATIENCE)).expect("it can be set");
-    stream.set_write_timeout(Some(PATIENCE)).expect("it can be set");
+    stream
+        .set_read_timeout(Some(PATIENCE))
+        .expect("it can be set");
+    stream
+        .set_write_timeout(Some(PATIENCE))
+        .expect("it can be set");
     Some(stream)
 }
 
 /// Sends and half-closes, reads until FIN. Where the server accepted it, not a byte may be missing.
 /// In a stop that holds for what it had sent before: on a busy machine it may pause for so long
 /// that the server takes it for quiet.
-fn polite(Crowded { server, stopping, .. }: &Crowded) {
+fn polite(
+    Crowded {
+        server, stopping, ..
+    }: &Crowded,
+) {
     let sent = noise(random(2_000_000) as usize, random(u32::MAX).into());
     let Some(stream) = enter(server) else { return };
     let (echo, owed) = thread::scope(|scope| {
@@ -68,12 +76,19 @@ fn polite(Crowded { server, stopping, .. }: &Crowded) {
     match echo {
         Ok(echo) => {
             assert!(sent.starts_with(&echo), "the echo differs");
-            assert!(echo.len() >= owed, "{} of {owed} bytes came back", echo.len());
+            assert!(
+                echo.len() >= owed,
+                "{} of {owed} bytes came back",
+                echo.len()
+            );
         }
         // It was still in the SYN queue when the listener was closed.
         Err(error) => {
             assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
-            assert!(stopping.load(Ordering::SeqCst), "a reset where nothing stops");
+            assert!(
+                stopping.load(Ordering::SeqCst),
+                "a reset where nothing stops"
+            );
         }
     }
 }
@@ -109,7 +124,10 @@ fn silent(Crowded { server, .. }: &Crowded) {
     let Some(mut stream) = enter(server) else {
         return;
     };
-    assert!(!matches!(stream.read(&mut [0]), Ok(1)), "a byte that nobody sent");
+    assert!(
+        !matches!(stream.read(&mut [0]), Ok(1)),
+        "a byte that nobody sent"
+    );
 }
 
 /// Sends and never reads, until the server closes.
@@ -121,21 +139,32 @@ fn deaf(Crowded { server, .. }: &Crowded) {
 }
 
 /// What each client of the crowd does, again and again.
-const KINDS: [fn(&Crowded); 10] =
-    [polite, polite, polite, polite, rude, rude, slow, slow, silent, deaf];
+const KINDS: [fn(&Crowded); 10] = [
+    polite, polite, polite, polite, rude, rude, slow, slow, silent, deaf,
+];
 
 #[test]
 fn linux_polite_clients_lose_no_byte_in_a_crowd_and_nothing_is_left_over() {
-    let seconds = std::env::var("ECHO_SERVER_SOAK_SECONDS").ok().and_then(|s| s.parse().ok());
+    let seconds = std::env::var("ECHO_SERVER_SOAK_SECONDS")
+        .ok()
+        .and_then(|s| s.parse().ok());
     let end = Instant::now() + Duration::from_secs(seconds.unwrap_or(10));
     let arguments = ["-q", "--max-connections", "12", "--idle-timeout", "2s"];
     while Instant::now() < end {
         let server = Server::start(&arguments);
         let (threads, files) = (server.threads(), server.files().len());
         let (over, stopping) = (AtomicBool::new(false), AtomicBool::new(false));
-        let mut crowded = Crowded { server, over, stopping };
+        let mut crowded = Crowded {
+            server,
+            over,
+            stopping,
+        };
         thread::scope(|scope| {
-            let Crowded { server, over, stopping } = &crowded;
+            let Crowded {
+                server,
+                over,
+                stopping,
+            } = &crowded;
             let come_and_go = |kind: &'static fn(&Crowded)| {
                 let crowded = &crowded;
                 scope.spawn(move || {

@@ -16,7 +16,9 @@ use common::{Server, echo_server, exchange, fill, read_until_fin};
 fn each_signal_stops_an_idle_server_by_itself_with_exit_code_0() {
     for &signal in STOPS {
         let flags = ["--shutdown-timeout", "1h"];
-        let Some(mut server) = Server::start_to_signal(&flags) else { return };
+        let Some(mut server) = Server::start_to_signal(&flags) else {
+            return;
+        };
         server.signal(signal);
         assert_eq!(server.wait().code(), Some(0), "{signal:?}");
         server.wait_for_log("shut down: 0 clients served, 0 forcibly closed, 0 bytes echoed");
@@ -25,7 +27,9 @@ fn each_signal_stops_an_idle_server_by_itself_with_exit_code_0() {
 
 #[test]
 fn idle_clients_get_fin_and_the_log_says_why() {
-    let Some(mut server) = Server::start_to_signal(&[]) else { return };
+    let Some(mut server) = Server::start_to_signal(&[]) else {
+        return;
+    };
     let spoke = server.connect();
     exchange(&spoke, b"hello");
     let silent = server.connect();
@@ -41,20 +45,28 @@ fn idle_clients_get_fin_and_the_log_says_why() {
 
 #[test]
 fn an_idle_client_that_never_closes_holds_up_the_stop_for_as_long_as_the_server_lingers() {
-    let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else { return };
+    let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else {
+        return;
+    };
     let client = server.connect();
     exchange(&client, b"hello");
     let begin = Instant::now();
     assert_eq!(server.stop().code(), Some(0));
     // Quiet for 0.1 s, lingering for 0.3 s; and far from the timeout.
     let (shortest, longest) = (Duration::from_millis(400), Duration::from_secs(10));
-    assert!((shortest..longest).contains(&begin.elapsed()), "{:?}", begin.elapsed());
+    assert!(
+        (shortest..longest).contains(&begin.elapsed()),
+        "{:?}",
+        begin.elapsed()
+    );
 }
 
 /// Takes a second and a half, because the client is idle for one of them before the signal.
 #[test]
 fn idle_client_that_closes_leaves_within_half_a_second() {
-    let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else { return };
+    let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else {
+        return;
+    };
     let client = server.connect();
     exchange(&client, b"hello");
     thread::sleep(Duration::from_secs(1));
@@ -63,13 +75,19 @@ fn idle_client_that_closes_leaves_within_half_a_second() {
     assert_eq!(read_until_fin(&client), b"");
     drop(client);
     assert_eq!(server.wait().code(), Some(0));
-    assert!(begin.elapsed() < Duration::from_millis(500), "{:?}", begin.elapsed());
+    assert!(
+        begin.elapsed() < Duration::from_millis(500),
+        "{:?}",
+        begin.elapsed()
+    );
 }
 
 #[test]
 fn a_client_that_was_looked_for_gets_fin_by_itself_like_any_other() {
     let flags = ["--busy-poll", "10ms", "--shutdown-timeout", "1h"];
-    let Some(mut server) = Server::start_to_signal(&flags) else { return };
+    let Some(mut server) = Server::start_to_signal(&flags) else {
+        return;
+    };
     let client = server.connect();
     for _ in 0..2000 {
         exchange(&client, b"hello");
@@ -82,7 +100,9 @@ fn a_client_that_was_looked_for_gets_fin_by_itself_like_any_other() {
 
 #[test]
 fn new_clients_are_refused_while_the_stop_waits_for_those_inside() {
-    let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else { return };
+    let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else {
+        return;
+    };
     let client = server.connect();
     let refused = AtomicBool::new(false);
     let end = Instant::now() + common::PATIENCE;
@@ -104,7 +124,10 @@ fn new_clients_are_refused_while_the_stop_waits_for_those_inside() {
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
                 Err(error) => break error,
             }
-            assert!(Instant::now() < end && !inside.is_finished(), "the listener stays open");
+            assert!(
+                Instant::now() < end && !inside.is_finished(),
+                "the listener stays open"
+            );
         };
         refused.store(true, Relaxed);
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
@@ -115,7 +138,9 @@ fn new_clients_are_refused_while_the_stop_waits_for_those_inside() {
 
 #[test]
 fn a_second_signal_ends_the_server_at_once_with_exit_code_130() {
-    let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else { return };
+    let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else {
+        return;
+    };
     let client = server.connect();
     fill(&client);
     server.signal(Signal::INT);
@@ -126,7 +151,9 @@ fn a_second_signal_ends_the_server_at_once_with_exit_code_130() {
 
 #[test]
 fn the_next_server_gets_the_port_at_once_though_connections_are_in_time_wait() {
-    let Some(mut first) = Server::start_to_signal(&[]) else { return };
+    let Some(mut first) = Server::start_to_signal(&[]) else {
+        return;
+    };
     let client = first.connect();
     exchange(&client, b"hello");
     first.signal(Signal::TERM);
@@ -162,7 +189,9 @@ fn a_stdout_whose_reader_is_gone_does_not_stop_the_service() {
     drop(reader);
     let mut command = echo_server();
     command.args(["--host", "127.0.0.1", "--port", "0", "-v"]);
-    serves(&mut Server::spawn_as_is(command.stdout(writer).stderr(Stdio::piped())));
+    serves(&mut Server::spawn_as_is(
+        command.stdout(writer).stderr(Stdio::piped()),
+    ));
 }
 
 #[test]
@@ -171,7 +200,9 @@ fn a_stderr_whose_reader_is_gone_does_not_stop_the_service() {
     drop(reader);
     let mut command = echo_server();
     command.args(["--host", "127.0.0.1", "--port", "0", "-vv"]);
-    serves(&mut Server::spawn_as_is(command.stdout(Stdio::piped()).stderr(writer)));
+    serves(&mut Server::spawn_as_is(
+        command.stdout(Stdio::piped()).stderr(writer),
+    ));
 }
 
 #[test]

@@ -26,10 +26,19 @@ fn lowered_limit(server: &Server, from: usize, setting: &str) -> usize {
     let start = format!("connection limit lowered from {from} to ");
     let line = server.wait_for_log(&start);
     assert!(line.contains("WARN") && line.contains(setting), "{line}");
-    let warnings = server.log().iter().filter(|line| line.contains("limit lowered")).count();
+    let warnings = server
+        .log()
+        .iter()
+        .filter(|line| line.contains("limit lowered"))
+        .count();
     assert_eq!(warnings, 1, "{:#?}", server.log());
-    let number = line.split(&start).last().and_then(|rest| rest.split(':').next());
-    number.and_then(|number| number.parse().ok()).expect("the warning names the new limit")
+    let number = line
+        .split(&start)
+        .last()
+        .and_then(|rest| rest.split(':').next());
+    number
+        .and_then(|number| number.parse().ok())
+        .expect("the warning names the new limit")
 }
 
 #[test]
@@ -47,9 +56,15 @@ fn connection_limit_is_lowered_to_the_open_files() {
     server.wait_for_log(&format!("connection limit reached ({limit})"));
     clients.pop();
     let mut echo = [0; 5];
-    waiting.read_exact(&mut echo).expect("the client is admitted");
+    waiting
+        .read_exact(&mut echo)
+        .expect("the client is admitted");
     assert_eq!(&echo, b"hello");
-    assert!(!server.log().iter().any(|line| line.contains("os error")), "{:#?}", server.log());
+    assert!(
+        !server.log().iter().any(|line| line.contains("os error")),
+        "{:#?}",
+        server.log()
+    );
 }
 
 #[test]
@@ -57,7 +72,11 @@ fn connection_limit_that_fits_is_not_lowered() {
     let server = start_under("ulimit -n 64", "--max-connections 32");
     exchange(&server.connect(), b"hello");
     server.wait_for_log(" disconnected: ");
-    assert!(!server.log().iter().any(|line| line.contains("lowered")), "{:#?}", server.log());
+    assert!(
+        !server.log().iter().any(|line| line.contains("lowered")),
+        "{:#?}",
+        server.log()
+    );
 }
 
 #[test]
@@ -104,7 +123,11 @@ fn survives(server: &mut Server, count: usize, what: &str) {
 
 fn assert_lives(server: &mut Server, what: &str) {
     let status = server.child.try_wait().expect("its status can be read");
-    assert!(status.is_none(), "{what}: {status:?}, log: {:#?}", server.log());
+    assert!(
+        status.is_none(),
+        "{what}: {status:?}, log: {:#?}",
+        server.log()
+    );
 }
 
 /// Takes a few seconds, because it takes as many clients to reach the default of 65,530 maps. Where
@@ -116,16 +139,27 @@ fn server_survives_more_clients_than_its_memory_maps() {
     let files = rlimit::increase_nofile_limit(u64::MAX).expect("the limit can be raised");
     // Other tests, in threads of the same process, need a few too.
     if files < CLIENTS as u64 + 1000 {
-        common::leave_out(format_args!("17,000 clients: this system allows {files} open files"));
+        common::leave_out(format_args!(
+            "17,000 clients: this system allows {files} open files"
+        ));
         return;
     }
     let maps = std::fs::read_to_string("/proc/sys/vm/max_map_count").expect("Linux has this limit");
     let maps: usize = maps.trim().parse().expect("a number");
     let mut command = echo_server();
-    command.args(["--host", "127.0.0.1", "--port", "0", "-q", "--max-connections", "17000"]);
+    command.args([
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "-q",
+        "--max-connections",
+        "17000",
+    ]);
     let mut server = Server::spawn(&mut command);
-    let clients: Vec<TcpStream> =
-        (0..CLIENTS).map_while(|_| TcpStream::connect(server.address).ok()).collect();
+    let clients: Vec<TcpStream> = (0..CLIENTS)
+        .map_while(|_| TcpStream::connect(server.address).ok())
+        .collect();
     assert_eq!(clients.len(), CLIENTS, "{:#?}", server.log());
     exchange(&clients[0], b"hello");
     let limit = if maps < CLIENTS * 4 {

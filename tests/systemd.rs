@@ -24,7 +24,10 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_echo-server");
 /// A server to which `socket` is handed over as a service manager does it, by the number 3 and the
 /// environment; the manager keeps it open.
 fn hand_over(socket: &impl AsFd) -> Command {
-    let socket = socket.as_fd().try_clone_to_owned().expect("it has one more name");
+    let socket = socket
+        .as_fd()
+        .try_clone_to_owned()
+        .expect("it has one more name");
     let script = r#"exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" --port 1"#;
     let mut shell = command("sh");
     shell.args(["-c", script, PROGRAM]).stdin(socket);
@@ -129,10 +132,16 @@ fn what_cannot_be_served_is_told_with_what_to_write_in_the_socket_unit() {
     assert!(connected.contains("it does not listen") && connected.contains("Accept= no"));
     let null = File::open("/dev/null").expect("it can be opened");
     let no_socket = fails(&mut hand_over(&null));
-    assert!(no_socket.contains("ListenStream= must be a TCP port"), "{no_socket}");
+    assert!(
+        no_socket.contains("ListenStream= must be a TCP port"),
+        "{no_socket}"
+    );
 
     let two = fails(command("sh").args(["-c", r#"LISTEN_FDS=2 LISTEN_PID=$$ exec "$0""#, PROGRAM]));
-    assert!(two.contains("inherited 2 sockets") && two.contains("ListenStream="), "{two}");
+    assert!(
+        two.contains("inherited 2 sockets") && two.contains("ListenStream="),
+        "{two}"
+    );
     let many = fails(echo_server().env("LISTEN_FDS", "2000000000"));
     assert!(many.contains("inherited 2000000000 sockets"), "{many}");
 }
@@ -156,7 +165,9 @@ impl Manager {
         let path = format!("echo-server-test-{}-{name}", std::process::id());
         let path = std::env::temp_dir().join(path);
         let socket = UnixDatagram::bind(&path).expect("a socket can be had");
-        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+        socket
+            .set_read_timeout(Some(PATIENCE))
+            .expect("a timeout can be set");
         Self { socket, path }
     }
 
@@ -177,7 +188,9 @@ impl Drop for Manager {
 fn the_manager_is_told_when_the_server_is_ready_and_when_it_stops() {
     let manager = Manager::new("news");
     let mut command = echo_server();
-    command.args(["--host", "127.0.0.1", "--port", "0"]).env("NOTIFY_SOCKET", &manager.path);
+    command
+        .args(["--host", "127.0.0.1", "--port", "0"])
+        .env("NOTIFY_SOCKET", &manager.path);
     let mut server = Server::spawn(&mut command);
     assert_eq!(manager.news(), "READY=1");
     exchange(&server.connect(), b"hello");
@@ -189,7 +202,9 @@ fn the_manager_is_told_when_the_server_is_ready_and_when_it_stops() {
 #[test]
 fn a_manager_that_is_gone_does_not_stop_the_service() {
     let mut command = echo_server();
-    command.args(["--host", "127.0.0.1", "--port", "0"]).env("NOTIFY_SOCKET", "/nowhere/at/all");
+    command
+        .args(["--host", "127.0.0.1", "--port", "0"])
+        .env("NOTIFY_SOCKET", "/nowhere/at/all");
     let mut server = Server::spawn(&mut command);
     server.wait_for_log("cannot send READY=1 to the service manager: ");
     exchange(&server.connect(), b"hello");
@@ -201,9 +216,13 @@ fn a_manager_with_an_abstract_name_is_told_too() {
     let name = format!("echo-server-test-{}", std::process::id());
     let address = SocketAddr::from_abstract_name(&name).expect("it is a name");
     let manager = UnixDatagram::bind_addr(&address).expect("it can be had");
-    manager.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+    manager
+        .set_read_timeout(Some(PATIENCE))
+        .expect("a timeout can be set");
     let mut command = echo_server();
-    command.args(["--host", "127.0.0.1", "--port", "0"]).env("NOTIFY_SOCKET", format!("@{name}"));
+    command
+        .args(["--host", "127.0.0.1", "--port", "0"])
+        .env("NOTIFY_SOCKET", format!("@{name}"));
     let _server = Server::spawn(&mut command);
     let mut news = [0; 100];
     let length = manager.recv(&mut news).expect("news come");
@@ -223,7 +242,9 @@ fn a_manager_that_does_not_read_holds_up_nothing() {
         })
         .collect();
     let mut command = echo_server();
-    command.args(["--host", "127.0.0.1", "--port", "0"]).env("NOTIFY_SOCKET", &manager.path);
+    command
+        .args(["--host", "127.0.0.1", "--port", "0"])
+        .env("NOTIFY_SOCKET", &manager.path);
     let mut server = Server::spawn(&mut command);
     server.wait_for_log("cannot send READY=1 to the service manager");
     exchange(&server.connect(), b"hello");

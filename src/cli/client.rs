@@ -51,7 +51,11 @@ impl ClientArgs {
     /// The server that these flags name.
     #[must_use]
     pub fn target(&self) -> Target {
-        Target { host: self.host.clone(), port: self.port, timeout: self.timeout }
+        Target {
+            host: self.host.clone(),
+            port: self.port,
+            timeout: self.timeout,
+        }
     }
 }
 
@@ -69,7 +73,10 @@ pub(crate) const DAY: Duration = Duration::from_secs(86_400);
 
 /// IPv6 addresses are often written in brackets, with a port behind them.
 fn parse_server_host(value: &str) -> Result<String, String> {
-    let host = value.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(value);
+    let host = value
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+        .unwrap_or(value);
     // A link-local address names its interface: fe80::1%eth0.
     let address = host.split('%').next().unwrap_or(host);
     let is_name =

@@ -83,7 +83,10 @@ fn write_man_page(program: &Command, out: &mut impl Write) -> io::Result<()> {
     page.render_synopsis_section(out)?;
     page.render_description_section(out)?;
     page.render_options_section(out)?;
-    for command in program.get_subcommands().filter(|command| command.get_name() != "help") {
+    for command in program
+        .get_subcommands()
+        .filter(|command| command.get_name() != "help")
+    {
         writeln!(out, ".SH \"{} {}\"", program.get_name(), command.get_name())?;
         let own = command.clone().mut_args(|arg| {
             let told_above = arg.is_global_set();
@@ -97,7 +100,9 @@ fn write_man_page(program: &Command, out: &mut impl Write) -> io::Result<()> {
         let text = String::from_utf8_lossy(&text).replace(".SH ", ".SS ");
         out.write_all(text.as_bytes())?;
     }
-    let variables = program.get_arguments().filter_map(|arg| arg.get_env().zip(arg.get_long()));
+    let variables = program
+        .get_arguments()
+        .filter_map(|arg| arg.get_env().zip(arg.get_long()));
     for (number, (variable, flag)) in variables.enumerate() {
         if number == 0 {
             writeln!(out, ".SH ENVIRONMENT")?;
@@ -105,11 +110,22 @@ fn write_man_page(program: &Command, out: &mut impl Write) -> io::Result<()> {
         let flag = flag.replace('-', "\\-");
         writeln!(out, ".TP\n{}\nstands for \\-\\-{flag}", variable.display())?;
     }
-    let help = program.get_after_help().map(ToString::to_string).unwrap_or_default();
+    let help = program
+        .get_after_help()
+        .map(ToString::to_string)
+        .unwrap_or_default();
     let (examples, notes) = help.split_once("\n\n").unwrap_or((&help, ""));
     // As they stand: a man page would fill the lines.
     let examples = examples.lines().skip(1).collect::<Vec<_>>().join("\n");
-    writeln!(out, ".SH EXAMPLES\n.nf\n{}\n.fi", examples.replace('-', "\\-"))?;
-    writeln!(out, ".SH NOTES\n{}", notes.replace('-', "\\-").replace("\n\n", "\n.PP\n"))?;
+    writeln!(
+        out,
+        ".SH EXAMPLES\n.nf\n{}\n.fi",
+        examples.replace('-', "\\-")
+    )?;
+    writeln!(
+        out,
+        ".SH NOTES\n{}",
+        notes.replace('-', "\\-").replace("\n\n", "\n.PP\n")
+    )?;
     page.render_version_section(out)
 }

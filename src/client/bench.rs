@@ -95,7 +95,11 @@ impl Mode {
 impl BenchOptions {
     /// The size of each message or, in bulk, of each write, in bytes.
     fn size(&self) -> usize {
-        self.size.unwrap_or(if self.mode == Mode::Bulk { BLOCK } else { MESSAGE })
+        self.size.unwrap_or(if self.mode == Mode::Bulk {
+            BLOCK
+        } else {
+            MESSAGE
+        })
     }
 }
 
@@ -112,12 +116,27 @@ pub fn run(target: &Target, options: &BenchOptions, stop: &AtomicBool) -> Result
     let (tally, elapsed) = conduct(&load, options, first, stop);
     // The next Ctrl+C ends the program, even if no process reads the report.
     stop.store(true, Ordering::Relaxed);
-    let report = Report { address, options, elapsed, tally: &tally };
-    let text = if options.json { format!("{}\n", report.json()) } else { report.to_string() };
+    let report = Report {
+        address,
+        options,
+        elapsed,
+        tally: &tally,
+    };
+    let text = if options.json {
+        format!("{}\n", report.json())
+    } else {
+        report.to_string()
+    };
     let mut stdout = io::stdout();
-    let said = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    let said = stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush());
     said.map_err(|error| explain_stdout_error(&error))?;
-    if tally.failures.is_empty() { Ok(()) } else { Err(Failure::Silent) }
+    if tally.failures.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::Silent)
+    }
 }
 
 /// Runs the load on all connections, of which `first` has been made; what they counted, and in how
@@ -148,9 +167,15 @@ fn conduct(
         drop((results, ready));
         wait_until_ready(&all_ready, stop);
         let window = load.start(options.warm_up, options.duration);
-        watch(load, &tallies, stop, &mut Progress::new(load, &lives, window), &mut total)
-            .min(window.end)
-            .saturating_duration_since(window.start)
+        watch(
+            load,
+            &tallies,
+            stop,
+            &mut Progress::new(load, &lives, window),
+            &mut total,
+        )
+        .min(window.end)
+        .saturating_duration_since(window.start)
     });
     (total, elapsed)
 }
@@ -200,7 +225,13 @@ impl<'a> Progress<'a> {
         if let Ok(style) = ProgressStyle::with_template("{bar:40} {percent:>3} %  {msg}") {
             bar.set_style(style);
         }
-        Self { bar, mode: load.mode, lives, began, shown: (began, 0) }
+        Self {
+            bar,
+            mode: load.mode,
+            lives,
+            began,
+            shown: (began, 0),
+        }
     }
 
     /// Shows the rate since the last time.
@@ -210,7 +241,8 @@ impl<'a> Progress<'a> {
         let (before, had) = self.shown;
         let rate = report::rate(done - had, now.saturating_duration_since(before));
         self.shown = (now, done);
-        self.bar.set_position(millis(now.saturating_duration_since(self.began)));
+        self.bar
+            .set_position(millis(now.saturating_duration_since(self.began)));
         self.bar.set_message(match self.mode {
             Mode::Rtt => format!("{} messages a second", HumanCount(rate)),
             Mode::Bulk => format!("{} a second", HumanBytes(rate)),
@@ -238,5 +270,9 @@ fn parse_connections(value: &str) -> Result<u16, String> {
 
 fn parse_warm_up(value: &str) -> Result<Duration, String> {
     let warm_up = parse_duration(value)?;
-    if warm_up <= DAY { Ok(warm_up) } else { Err("it must be at most 24h".to_owned()) }
+    if warm_up <= DAY {
+        Ok(warm_up)
+    } else {
+        Err("it must be at most 24h".to_owned())
+    }
 }

@@ -38,20 +38,31 @@ pub struct TestOptions {
 /// There is no such check, the server cannot be reached, or stdout fails. [`Failure::Silent`]: a
 /// check has failed, and its line says why.
 pub fn run(target: &Target, options: &TestOptions) -> Result<(), Failure> {
-    let checks: Vec<&Check> =
-        CHECKS.iter().filter(|check| check.name.contains(&options.name)).collect();
+    let checks: Vec<&Check> = CHECKS
+        .iter()
+        .filter(|check| check.name.contains(&options.name))
+        .collect();
     if checks.is_empty() {
         let names: Vec<&str> = CHECKS.iter().map(|check| check.name).collect();
         let names = names.join("; ");
-        return Err(
-            format!("no check has {:?} in its name; they are: {names}", options.name).into()
-        );
+        return Err(format!(
+            "no check has {:?} in its name; they are: {names}",
+            options.name
+        )
+        .into());
     }
     raise_file_limit();
     let (_, address) = target.connect()?;
-    let subject =
-        Subject { address, timeout: target.timeout, progress: ProgressBar::new_spinner() };
-    let passed = if options.json { as_json(&checks, &subject) } else { as_text(&checks, &subject) };
+    let subject = Subject {
+        address,
+        timeout: target.timeout,
+        progress: ProgressBar::new_spinner(),
+    };
+    let passed = if options.json {
+        as_json(&checks, &subject)
+    } else {
+        as_text(&checks, &subject)
+    };
     subject.progress.finish_and_clear();
     match passed {
         Ok(true) => Ok(()),
@@ -67,19 +78,30 @@ fn as_text(checks: &[&Check], subject: &Subject) -> io::Result<bool> {
     writeln!(stdout, "Testing {}", subject.address)?;
     let mut failed = 0;
     for check in checks {
-        let Verdict { name, outcome, took } = judge(check, subject);
+        let Verdict {
+            name,
+            outcome,
+            took,
+        } = judge(check, subject);
         subject.progress.suspend(|| match &outcome {
             Ok(()) => writeln!(stdout, "{} {name} ({took:.1?})", style("✓").green()),
             Err(Fault { expected, got }) => {
                 failed += 1;
                 let mark = style("✗").red();
-                writeln!(stdout, "{mark} {name} ({took:.1?}): expected {expected}; got {got}")
+                writeln!(
+                    stdout,
+                    "{mark} {name} ({took:.1?}): expected {expected}; got {got}"
+                )
             }
         })?;
     }
     let passed = checks.len() - failed;
     subject.progress.finish_and_clear();
-    writeln!(stdout, "{passed} passed, {failed} failed in {:.1?}", started.elapsed())?;
+    writeln!(
+        stdout,
+        "{passed} passed, {failed} failed in {:.1?}",
+        started.elapsed()
+    )?;
     Ok(failed == 0)
 }
 
@@ -87,7 +109,10 @@ fn as_text(checks: &[&Check], subject: &Subject) -> io::Result<bool> {
 fn as_json(checks: &[&Check], subject: &Subject) -> io::Result<bool> {
     let started = Instant::now();
     let verdicts: Vec<Verdict> = checks.iter().map(|check| judge(check, subject)).collect();
-    let failed = verdicts.iter().filter(|verdict| verdict.outcome.is_err()).count();
+    let failed = verdicts
+        .iter()
+        .filter(|verdict| verdict.outcome.is_err())
+        .count();
     let report = json!({
         "address": subject.address.to_string(),
         "passed": verdicts.len() - failed,
@@ -109,7 +134,11 @@ struct Verdict {
 
 impl Verdict {
     fn to_json(&self) -> Value {
-        let Self { name, outcome, took } = self;
+        let Self {
+            name,
+            outcome,
+            took,
+        } = self;
         let seconds = took.as_secs_f64();
         match outcome {
             Ok(()) => json!({ "name": name, "passed": true, "seconds": seconds }),
@@ -129,5 +158,9 @@ fn judge(check: &Check, subject: &Subject) -> Verdict {
     subject.progress.set_message(check.name);
     let started = Instant::now();
     let outcome = (check.run)(subject);
-    Verdict { name: check.name, outcome, took: started.elapsed() }
+    Verdict {
+        name: check.name,
+        outcome,
+        took: started.elapsed(),
+    }
 }

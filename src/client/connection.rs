@@ -19,7 +19,10 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) fn new(stream: TcpStream) -> Self {
-        Self { stream, write_error: Mutex::default() }
+        Self {
+            stream,
+            write_error: Mutex::default(),
+        }
     }
 
     /// The socket, for its options.
@@ -44,7 +47,11 @@ impl Read for &Connection {
         match (&self.stream).read(buffer) {
             // The socket is no longer connected: then a write returns at once and unlocks.
             Ok(0) if self.stream.peer_addr().is_err() => {
-                let error = self.write_error.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let error = self
+                    .write_error
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .take();
                 error.map_or(Ok(0), Err)
             }
             result => result,
@@ -56,7 +63,10 @@ impl Write for &Connection {
     /// Writes to the socket. After an error other than a timeout or an interruption, the next read
     /// returns how the connection ended.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut taken = self.write_error.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self
+            .write_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         match (&self.stream).write(bytes) {
             Err(error) if is_fatal(&error) => {
                 let kind = error.kind();
@@ -95,7 +105,9 @@ mod tests {
         let address = listener.local_addr().expect("it has an address");
         let stream = TcpStream::connect(address).expect("it listens");
         let (peer, _) = listener.accept().expect("the connection is there");
-        SockRef::from(&peer).set_linger(Some(Duration::ZERO)).expect("it can be set");
+        SockRef::from(&peer)
+            .set_linger(Some(Duration::ZERO))
+            .expect("it can be set");
         (Connection::new(stream), peer)
     }
 

@@ -123,7 +123,9 @@ struct Talk {
 impl Talk {
     fn run(mut self) -> Result<(), Failure> {
         loop {
-            let Some(event) = self.next_event()? else { return self.give_up() };
+            let Some(event) = self.next_event()? else {
+                return self.give_up();
+            };
             match event {
                 Event::Key(key) => {
                     let typed = self.screen.press(&key).map_err(explain_terminal_error)?;
@@ -158,9 +160,10 @@ impl Talk {
             self.screen.draw().map_err(explain_terminal_error)?;
             let until = [self.held_until, self.deadline].into_iter().flatten().min();
             let event = match until {
-                Some(until) => {
-                    self.events.recv_timeout(until.saturating_duration_since(Instant::now())).ok()
-                }
+                Some(until) => self
+                    .events
+                    .recv_timeout(until.saturating_duration_since(Instant::now()))
+                    .ok(),
                 // The reader of the socket ends with an event, and that ends the conversation.
                 None => self.events.recv().ok(),
             };
@@ -172,7 +175,9 @@ impl Talk {
 
     fn obey(&mut self, typed: Typed) -> Result<(), Failure> {
         // Whoever has left may still be typing.
-        let Some(lines) = &self.lines else { return Ok(()) };
+        let Some(lines) = &self.lines else {
+            return Ok(());
+        };
         match typed {
             Typed::Line(line) if line != b"quit" && line != b"exit" => {
                 let line = [line, b"\n".to_vec()].concat();
@@ -213,14 +218,19 @@ impl Talk {
             self.held = rest;
         }
         if !self.held.is_empty() {
-            self.held_until.get_or_insert_with(|| Instant::now() + BLINK);
+            self.held_until
+                .get_or_insert_with(|| Instant::now() + BLINK);
         }
         Ok(())
     }
 
     fn show_held(&mut self) -> Result<(), Failure> {
         // What ends a line whose beginning has been shown has a row already.
-        let rest = self.held.strip_prefix('\n').filter(|_| self.mid_line).unwrap_or(&self.held);
+        let rest = self
+            .held
+            .strip_prefix('\n')
+            .filter(|_| self.mid_line)
+            .unwrap_or(&self.held);
         let lines = rest.lines().map(|line| format!("Server: {line}"));
         self.screen.print(lines).map_err(explain_terminal_error)?;
         self.mid_line = !self.held.is_empty() && !self.held.ends_with('\n');
@@ -257,7 +267,13 @@ impl Talk {
     /// The server is out of time. One that owes nothing may keep its FIN.
     fn give_up(mut self) -> Result<(), Failure> {
         self.close()?;
-        let Self { address, timeout, owed, unsent, .. } = self;
+        let Self {
+            address,
+            timeout,
+            owed,
+            unsent,
+            ..
+        } = self;
         if unsent > 0 {
             return Err(format!(
                 "{address} has not taken {unsent} bytes within {timeout:?}; --timeout waits longer"
@@ -295,7 +311,13 @@ fn start_threads(
         let watcher = keys.clone();
         start(Box::new(move || watch_terminal(&watcher)))?;
     }
-    start(Box::new(move || if has_prompt { read_keys(&keys) } else { read_lines(&keys) }))?;
+    start(Box::new(move || {
+        if has_prompt {
+            read_keys(&keys)
+        } else {
+            read_lines(&keys)
+        }
+    }))?;
     Ok((lines, received))
 }
 

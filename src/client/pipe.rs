@@ -25,10 +25,19 @@ const BUFFER_SIZE: usize = 65_536;
 pub fn run(target: &Target) -> Result<(), Failure> {
     let (stream, address) = target.connect()?;
     let broke = |error| explain_lost_connection(address, &error);
-    stream.set_read_timeout(Some(target.timeout)).map_err(broke)?;
+    stream
+        .set_read_timeout(Some(target.timeout))
+        .map_err(broke)?;
     let connection = Arc::new(Connection::new(stream));
     let sending = Sending::start(Arc::clone(&connection))?;
-    Pipe { connection, address, timeout: target.timeout, sending, received: 0 }.receive()
+    Pipe {
+        connection,
+        address,
+        timeout: target.timeout,
+        sending,
+        received: 0,
+    }
+    .receive()
 }
 
 /// The direction from stdin to the server, which has a thread of its own.
@@ -44,13 +53,15 @@ impl Sending {
     fn start(connection: Arc<Connection>) -> Result<Arc<Self>, Failure> {
         let sending = Arc::new(Self::default());
         let this = Arc::clone(&sending);
-        let thread = thread::Builder::new().name("stdin".to_owned()).spawn(move || {
-            if let Some(outcome) = this.send(&connection) {
-                // Before the half-close, so that it is known when the server answers that with FIN.
-                this.outcome.get_or_init(|| outcome);
-                connection.half_close();
-            }
-        });
+        let thread = thread::Builder::new()
+            .name("stdin".to_owned())
+            .spawn(move || {
+                if let Some(outcome) = this.send(&connection) {
+                    // Before the half-close, so that it is known when the server answers that with FIN.
+                    this.outcome.get_or_init(|| outcome);
+                    connection.half_close();
+                }
+            });
         thread.map_err(|error| format!("the system gives no thread to read stdin: {error}"))?;
         Ok(sending)
     }
@@ -123,7 +134,12 @@ impl Pipe {
 
     /// Nothing more will come, or need come: was that all?
     fn judge_end(&self) -> Result<(), Failure> {
-        let Self { address, received, sending, .. } = self;
+        let Self {
+            address,
+            received,
+            sending,
+            ..
+        } = self;
         let sent = sending.sent.load(Relaxed);
         match sending.outcome.get() {
             Some(Err(failure)) => Err(failure.clone()),
@@ -142,7 +158,9 @@ impl Pipe {
     }
 
     fn explain_excess(&self, sent: u64) -> Failure {
-        let Self { address, received, .. } = self;
+        let Self {
+            address, received, ..
+        } = self;
         format!(
             "{address} is not an echo server: it sent {received} bytes when it had been sent \
              {sent}; check --host and --port"
@@ -151,7 +169,12 @@ impl Pipe {
     }
 
     fn explain_debt(&self, sent: u64) -> Failure {
-        let Self { address, timeout, received, .. } = self;
+        let Self {
+            address,
+            timeout,
+            received,
+            ..
+        } = self;
         let owed = sent - received;
         format!(
             "{address} owes {owed} of {sent} bytes, and none has come for {timeout:?}; --timeout waits \

@@ -70,7 +70,9 @@ pub fn raise_file_limit() -> io::Result<()> {
 pub(crate) fn capacity(size: ConnectionSize) -> Option<Capacity> {
     let mut capacities = system::capacities(size);
     capacities.extend(open_files());
-    capacities.into_iter().min_by_key(|capacity| capacity.connections)
+    capacities
+        .into_iter()
+        .min_by_key(|capacity| capacity.connections)
 }
 
 #[cfg(unix)]
@@ -100,7 +102,10 @@ pub(crate) struct MemoryLimit {
 impl MemoryLimit {
     /// Returns the limit, if there is one.
     pub(crate) fn find(size: ConnectionSize) -> Option<Self> {
-        system::available_memory().map(|_| Self { size, peak: AtomicUsize::new(0) })
+        system::available_memory().map(|_| Self {
+            size,
+            peak: AtomicUsize::new(0),
+        })
     }
 
     /// Returns an error if the memory may not suffice for one more connection beside the `active`

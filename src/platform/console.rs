@@ -18,7 +18,9 @@ pub fn on_close(stop: impl FnOnce() + Send + 'static) -> io::Result<()> {
     use signal_mod::{Coordinator, Signal, SignalSet};
 
     // By these names it knows the close, and log-off and shutdown.
-    let events = SignalSet::empty().with(Signal::Terminate).with(Signal::Hangup);
+    let events = SignalSet::empty()
+        .with(Signal::Terminate)
+        .with(Signal::Hangup);
     // To the end: one more event must not end the drain.
     let coordinator = Box::leak(Box::new(Coordinator::builder().signals(events).build()));
     coordinator.install().map_err(io::Error::other)?;
@@ -26,7 +28,10 @@ pub fn on_close(stop: impl FnOnce() + Send + 'static) -> io::Result<()> {
         coordinator.token().wait_blocking();
         stop();
     };
-    std::thread::Builder::new().name("console".to_owned()).spawn(wait).map(drop)
+    std::thread::Builder::new()
+        .name("console".to_owned())
+        .spawn(wait)
+        .map(drop)
 }
 
 /// Does nothing: `ctrlc` hears SIGHUP, and nothing ends the program before its time.

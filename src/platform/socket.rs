@@ -53,7 +53,9 @@ pub(crate) struct SocketOptions {
 impl SocketOptions {
     /// Makes the options for a server with this idle timeout: no call blocks for longer.
     pub(crate) fn new(idle_timeout: Option<Duration>) -> Self {
-        let longest = idle_timeout.unwrap_or(Duration::MAX).max(Duration::from_millis(1));
+        let longest = idle_timeout
+            .unwrap_or(Duration::MAX)
+            .max(Duration::from_millis(1));
         Self {
             receive_timeout: RECEIVE_TIMEOUT.min(longest),
             send_timeout: SEND_TIMEOUT.min(longest),

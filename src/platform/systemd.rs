@@ -61,7 +61,9 @@ pub fn listener() -> Result<Option<TcpListener>, String> {
 /// How many there are for this process; what was meant for another one may be inherited.
 fn sockets_handed_over() -> u64 {
     let ours = env::var("LISTEN_PID").map_or(true, |pid| pid == process::id().to_string());
-    let count = env::var("LISTEN_FDS").ok().and_then(|count| count.parse().ok());
+    let count = env::var("LISTEN_FDS")
+        .ok()
+        .and_then(|count| count.parse().ok());
     count.filter(|_| ours).unwrap_or(0)
 }
 

@@ -100,7 +100,10 @@ mod tests {
         client.write_all(b"x")?;
         server.read_exact(&mut [0])?;
         let info = TcpInfo::of(&server).expect("the kernel answers");
-        assert!(info.rtt > Duration::ZERO && info.rtt < Duration::from_secs(1), "{info:?}");
+        assert!(
+            info.rtt > Duration::ZERO && info.rtt < Duration::from_secs(1),
+            "{info:?}"
+        );
         assert!(info.rto >= Duration::from_millis(200), "{info:?}");
         assert!(info.last_received < Duration::from_secs(1), "{info:?}");
         server.shutdown(Shutdown::Write)?;

@@ -56,7 +56,11 @@ pub(crate) fn wait(
 /// Returns whether the socket is readable, at the cost of one system call. If the system does not
 /// say, returns true: the next `recv` will report the error.
 pub(crate) fn is_readable(socket: &impl AsFd) -> bool {
-    poll_first(&mut [PollFd::new(socket, PollFlags::IN)], Some(Duration::ZERO)).unwrap_or(true)
+    poll_first(
+        &mut [PollFd::new(socket, PollFlags::IN)],
+        Some(Duration::ZERO),
+    )
+    .unwrap_or(true)
 }
 
 /// Polls `fds` and returns whether the first one is ready.
@@ -88,11 +92,19 @@ mod waker {
     impl Waker {
         pub(crate) fn new() -> io::Result<Self> {
             let (reader, writer) = pipe()?;
-            Ok(Self { reader, writer: Mutex::new(Some(writer)) })
+            Ok(Self {
+                reader,
+                writer: Mutex::new(Some(writer)),
+            })
         }
 
         pub(crate) fn wake_all(&self) {
-            drop(self.writer.lock().unwrap_or_else(PoisonError::into_inner).take());
+            drop(
+                self.writer
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .take(),
+            );
         }
 
         pub(super) fn poll_with(

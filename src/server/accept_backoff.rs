@@ -32,7 +32,9 @@ mod tests {
     #[test]
     fn delays_double_from_the_shortest_to_the_longest() {
         let mut backoff = AcceptBackoff::default();
-        let delays: Vec<_> = (0..10).map(|_| backoff.record_failure().as_millis()).collect();
+        let delays: Vec<_> = (0..10)
+            .map(|_| backoff.record_failure().as_millis())
+            .collect();
         assert_eq!(delays, [5, 10, 20, 40, 80, 160, 320, 640, 1000, 1000]);
         backoff.reset();
         assert_eq!(backoff.record_failure(), SHORTEST);

@@ -73,7 +73,15 @@ enum Phase {
 impl BusyPoll {
     pub(crate) fn new(limit: Duration) -> Self {
         let (waited, worth) = (Duration::ZERO, Duration::ZERO);
-        Self { limit, since: None, phase: Phase::Sleep, left: STRETCH, waited, worth, rest: 0 }
+        Self {
+            limit,
+            since: None,
+            phase: Phase::Sleep,
+            left: STRETCH,
+            waited,
+            worth,
+            rest: 0,
+        }
     }
 
     /// Before a read that may sleep: looks for bytes, for the limit at most, where that pays.
@@ -126,7 +134,11 @@ impl BusyPoll {
     /// Looking does not pay, or not now.
     fn give_up(&mut self) {
         let lasted = self.phase == Phase::Look && self.left <= (LONGEST - LASTING) * STRETCH;
-        self.rest = if lasted { 1 } else { (self.rest * 4).clamp(1, LONGEST) };
+        self.rest = if lasted {
+            1
+        } else {
+            (self.rest * 4).clamp(1, LONGEST)
+        };
         self.enter(Phase::Rest, self.rest);
     }
 
@@ -169,7 +181,10 @@ mod tests {
     #[test]
     fn where_it_wins_nothing_or_little_almost_none_are() {
         for looking in [MIDDLING * 2, MIDDLING, MIDDLING * 4 / 5] {
-            assert!(looks(&mut fresh(), MIDDLING, looking) < 1_000, "{looking:?}");
+            assert!(
+                looks(&mut fresh(), MIDDLING, looking) < 1_000,
+                "{looking:?}"
+            );
         }
     }
 
@@ -241,7 +256,10 @@ mod tests {
         let mut busy_poll = BusyPoll::new(limit);
         busy_poll.enter(Phase::Look, LONGEST);
         busy_poll.spin(client);
-        (busy_poll.since.expect("it is timed").elapsed(), busy_poll.phase == Phase::Look)
+        (
+            busy_poll.since.expect("it is timed").elapsed(),
+            busy_poll.phase == Phase::Look,
+        )
     }
 
     /// Others may interrupt the test itself, but not each time.

@@ -182,7 +182,9 @@ impl Connection {
             _ => {}
         }
         self.shared.totals.count_close(&reason, self.bytes_echoed);
-        let Self { peer, bytes_echoed, .. } = self;
+        let Self {
+            peer, bytes_echoed, ..
+        } = self;
         // Release the per-IP permit before closing: the client may reconnect immediately. And
         // release everything before the log says that the connection is over.
         drop(self.per_ip_permit);
@@ -305,7 +307,9 @@ impl Connection {
         let shutdown = &self.shared.shutdown;
         let requested_at = shutdown.requested_at().unwrap_or(now);
         let quiet_at = requested_at + MIN_QUIET_PERIOD.max(rtt);
-        let Some(mut last_arrival) = last_arrival else { return quiet_at };
+        let Some(mut last_arrival) = last_arrival else {
+            return quiet_at;
+        };
         if last_arrival + ACTIVE_PERIOD > requested_at
             && let Some(arrival_of_any) = shutdown.last_arrival()
         {
@@ -405,8 +409,15 @@ impl Connection {
         if idle_at.is_some_and(|idle_at| Instant::now() >= idle_at) {
             return Break(CloseReason::IdleTimeout);
         }
-        let waker = if is_draining { None } else { Some(shutdown.waker()) };
-        let deadline = [deadline, idle_at, shutdown.deadline()].into_iter().flatten().min();
+        let waker = if is_draining {
+            None
+        } else {
+            Some(shutdown.waker())
+        };
+        let deadline = [deadline, idle_at, shutdown.deadline()]
+            .into_iter()
+            .flatten()
+            .min();
         match wait(&self.stream, interest, deadline, waker) {
             Ok(false)
                 if interest == Interest::Read
@@ -450,7 +461,12 @@ impl Connection {
                 thread::sleep(ACK_POLL_INTERVAL);
                 continue;
             }
-            match wait(&self.stream, Interest::Read, Some(now + ACK_POLL_INTERVAL), None) {
+            match wait(
+                &self.stream,
+                Interest::Read,
+                Some(now + ACK_POLL_INTERVAL),
+                None,
+            ) {
                 Ok(true) => match self.discard() {
                     Ok(0) => client_closed = true,
                     Ok(_) => {}
@@ -489,5 +505,9 @@ fn is_temporary(error: &io::Error) -> bool {
 fn excerpt(bytes: &[u8]) -> impl fmt::Display {
     let rest = bytes.len().saturating_sub(TRACE_LIMIT);
     let shown = bytes[..bytes.len() - rest].escape_ascii().to_string();
-    if rest == 0 { shown } else { format!("{shown}… and {rest} more") }
+    if rest == 0 {
+        shown
+    } else {
+        format!("{shown}… and {rest} more")
+    }
 }

@@ -81,7 +81,9 @@ impl ConnectionLimiter {
     }
 
     fn lock(&self) -> MutexGuard<'_, bool> {
-        self.has_waiters.lock().unwrap_or_else(PoisonError::into_inner)
+        self.has_waiters
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -116,7 +118,10 @@ struct IpEntry {
 
 impl PerIpLimiter {
     pub(crate) fn new(limit: NonZeroUsize) -> Self {
-        Self { limit, entries: Mutex::default() }
+        Self {
+            limit,
+            entries: Mutex::default(),
+        }
     }
 
     /// Takes a permit for `ip`, or returns `None` if the address is at its limit.
@@ -125,12 +130,18 @@ impl PerIpLimiter {
         let entry = entries.entry(ip).or_default();
         if entry.active < self.limit.get() {
             entry.active += 1;
-            return Some(PerIpPermit { limiter: Arc::clone(self), ip });
+            return Some(PerIpPermit {
+                limiter: Arc::clone(self),
+                ip,
+            });
         }
         let logged = mem::replace(&mut entry.logged, true);
         drop(entries);
         if !logged {
-            warn!("per-IP limit reached for {ip} ({}): rejecting its new connections", self.limit);
+            warn!(
+                "per-IP limit reached for {ip} ({}): rejecting its new connections",
+                self.limit
+            );
         }
         None
     }
@@ -193,9 +204,13 @@ mod tests {
     #[test]
     fn an_address_without_permits_has_no_entry() {
         let limiter = Arc::new(PerIpLimiter::new(NonZeroUsize::MIN));
-        let permit = limiter.try_acquire(Ipv4Addr::LOCALHOST.into()).expect("it is the first");
+        let permit = limiter
+            .try_acquire(Ipv4Addr::LOCALHOST.into())
+            .expect("it is the first");
         assert!(limiter.try_acquire(Ipv4Addr::LOCALHOST.into()).is_none());
-        let other = limiter.try_acquire(Ipv4Addr::BROADCAST.into()).expect("another address");
+        let other = limiter
+            .try_acquire(Ipv4Addr::BROADCAST.into())
+            .expect("another address");
         drop((permit, other));
         assert!(limiter.lock().is_empty());
     }

@@ -28,20 +28,30 @@ pub(crate) struct Listener {
 impl Listener {
     /// Binds and listens. On `::` it serves both IP versions.
     pub(crate) fn bind(address: SocketAddr, options: SocketOptions) -> io::Result<Self> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM,
+            Some(Protocol::TCP),
+        )?;
         if address.is_ipv6() {
             socket.set_only_v6(address.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED))?;
         }
         options.apply_to_listener(&SockRef::from(&socket))?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG.into())?;
-        Ok(Self { socket: socket.into(), adopted: false })
+        Ok(Self {
+            socket: socket.into(),
+            adopted: false,
+        })
     }
 
     /// Takes over a socket that somebody else has bound and listens on.
     pub(crate) fn adopt(listener: TcpListener, options: SocketOptions) -> io::Result<Self> {
         options.apply_to_listener(&SockRef::from(&listener))?;
-        Ok(Self { socket: listener, adopted: true })
+        Ok(Self {
+            socket: listener,
+            adopted: true,
+        })
     }
 
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -72,9 +82,17 @@ impl Listener {
     pub(crate) fn close(self, places: usize) -> Queue {
         // Those who keep coming cannot keep it open: no more than the queue can have held, which on
         // Linux is one more than it was asked for.
-        let room = if self.adopted { places } else { usize::from(BACKLOG) + 1 };
+        let room = if self.adopted {
+            places
+        } else {
+            usize::from(BACKLOG) + 1
+        };
         let listener = self.socket.set_nonblocking(true).is_ok().then_some(self);
-        let mut queue = Queue { listener, room, taken: VecDeque::new() };
+        let mut queue = Queue {
+            listener,
+            room,
+            taken: VecDeque::new(),
+        };
         queue.take();
         queue
     }

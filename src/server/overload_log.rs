@@ -53,9 +53,16 @@ mod tests {
         let begin = Instant::now();
         let recovers_at = overload.backlog_is_empty().expect("the overload goes on");
         assert!(recovers_at >= begin + RECOVERY_PERIOD);
-        assert_eq!(overload.backlog_is_empty(), Some(recovers_at), "the time does not move");
+        assert_eq!(
+            overload.backlog_is_empty(),
+            Some(recovers_at),
+            "the time does not move"
+        );
         overload.begin(format_args!("again"));
-        assert!(overload.backlog_is_empty() > Some(recovers_at), "the period begins anew");
+        assert!(
+            overload.backlog_is_empty() > Some(recovers_at),
+            "the period begins anew"
+        );
         overload.recovers_at = Some(begin);
         assert_eq!(overload.backlog_is_empty(), None);
         assert!(!overload.is_overloaded);

@@ -82,17 +82,24 @@ impl Shutdown {
 
     /// Returns whether the deadline has passed.
     pub(crate) fn is_overdue(&self) -> bool {
-        self.deadline().is_some_and(|deadline| Instant::now() >= deadline)
+        self.deadline()
+            .is_some_and(|deadline| Instant::now() >= deadline)
     }
 
     /// Records that data of a client has arrived during the drain.
     pub(crate) fn record_arrival(&self) {
-        *self.last_arrival.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *self
+            .last_arrival
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
     /// Returns when data of any client last arrived during the drain.
     pub(crate) fn last_arrival(&self) -> Option<Instant> {
-        *self.last_arrival.lock().unwrap_or_else(PoisonError::into_inner)
+        *self
+            .last_arrival
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn waker(&self) -> &Waker {

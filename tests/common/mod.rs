@@ -40,7 +40,10 @@ pub fn judge(address: SocketAddr, timeout: &str) -> (serde_json::Value, Option<i
     client.args(["test", "--json", "--timeout", timeout]);
     let output = client.output().expect("the client can be spawned");
     let report = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
-        panic!("no JSON ({error}): {}", String::from_utf8_lossy(&output.stderr))
+        panic!(
+            "no JSON ({error}): {}",
+            String::from_utf8_lossy(&output.stderr)
+        )
     });
     (report, output.status.code())
 }
@@ -48,10 +51,14 @@ pub fn judge(address: SocketAddr, timeout: &str) -> (serde_json::Value, Option<i
 /// Of each check that has failed its name, what was expected and what came.
 #[cfg(feature = "client")]
 pub fn failures(report: &serde_json::Value) -> Vec<[String; 3]> {
-    let checks = report["checks"].as_array().expect("there is a list of checks");
+    let checks = report["checks"]
+        .as_array()
+        .expect("there is a list of checks");
     let failed = checks.iter().filter(|check| check["passed"] == false);
     let text = |value: &serde_json::Value| value.as_str().expect("it is a text").to_owned();
-    failed.map(|check| ["name", "expected", "got"].map(|key| text(&check[key]))).collect()
+    failed
+        .map(|check| ["name", "expected", "got"].map(|key| text(&check[key])))
+        .collect()
 }
 
 /// Starts a program that is not ours. Where there is none, CI fails and others are told.
@@ -82,8 +89,14 @@ pub fn command(program: &str) -> Command {
             command.env_remove(name);
         }
     }
-    for name in ["RUST_LOG", "COLUMNS", "CLICOLOR_FORCE", "NO_COLOR", "NOTIFY_SOCKET", "LISTEN_FDS"]
-    {
+    for name in [
+        "RUST_LOG",
+        "COLUMNS",
+        "CLICOLOR_FORCE",
+        "NO_COLOR",
+        "NOTIFY_SOCKET",
+        "LISTEN_FDS",
+    ] {
         command.env_remove(name);
     }
     command.stdin(Stdio::null());
@@ -126,17 +139,31 @@ impl Server {
         let log = child.stderr.take().map(Log::read).unwrap_or_default();
         let stdout = child.stdout.take().map(BufReader::new);
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut server = Self { child, address: nowhere, ready_line: String::new(), stdout, log };
+        let mut server = Self {
+            child,
+            address: nowhere,
+            ready_line: String::new(),
+            stdout,
+            log,
+        };
         let address = if let Some(stdout) = server.stdout.take() {
             (server.ready_line, server.stdout) = first_line(stdout);
-            server.ready_line.strip_prefix("Server listening on ").map(str::to_owned)
+            server
+                .ready_line
+                .strip_prefix("Server listening on ")
+                .map(str::to_owned)
         } else {
             let line = server.log.wait_for(1, "listening on ").remove(0);
             line.split("listening on ").last().map(str::to_owned)
         };
-        server.address =
-            address.and_then(|address| address.trim_end().parse().ok()).unwrap_or_else(|| {
-                panic!("no ready line but {:?}, log: {:#?}", server.ready_line, server.log())
+        server.address = address
+            .and_then(|address| address.trim_end().parse().ok())
+            .unwrap_or_else(|| {
+                panic!(
+                    "no ready line but {:?}, log: {:#?}",
+                    server.ready_line,
+                    server.log()
+                )
             });
         server
     }
@@ -152,7 +179,11 @@ impl Server {
 
     /// All lines, to the end of stderr; only once the server has ended.
     pub fn rest_of_log(&mut self) -> Vec<String> {
-        let reader = self.log.reader.take().expect("the log is read to its end once");
+        let reader = self
+            .log
+            .reader
+            .take()
+            .expect("the log is read to its end once");
         reader.join().expect("the reader does not panic");
         self.log.lines()
     }
@@ -214,7 +245,10 @@ impl Server {
         let names = folder
             .expect("the server runs")
             .map(|entry| entry.ok()?.file_name().into_string().ok());
-        names.map(|name| name?.parse().ok()).map(|number| number.expect("a number")).collect()
+        names
+            .map(|name| name?.parse().ok())
+            .map(|number| number.expect("a number"))
+            .collect()
     }
 }
 
@@ -233,7 +267,10 @@ fn first_line(mut stdout: BufReader<ChildStdout>) -> (String, Option<BufReader<C
         let read = stdout.read_line(&mut line);
         told.send(read.map(|_| (line, Some(stdout))))
     });
-    line.recv_timeout(PATIENCE).ok().and_then(Result::ok).unwrap_or_default()
+    line.recv_timeout(PATIENCE)
+        .ok()
+        .and_then(Result::ok)
+        .unwrap_or_default()
 }
 
 /// Waits until `condition` holds, where nothing tells that it does.
@@ -267,13 +304,22 @@ pub fn end(mut child: Child) -> Output {
         let _ = child.kill().and_then(|()| child.wait());
     }
     let [stdout, stderr] = [stdout, stderr].map(|reader| {
-        reader.map_or_else(Vec::new, |reader| reader.join().expect("the reader does not panic"))
+        reader.map_or_else(Vec::new, |reader| {
+            reader.join().expect("the reader does not panic")
+        })
     });
     let status = status.unwrap_or_else(|| {
-        let (out, err) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+        let (out, err) = (
+            String::from_utf8_lossy(&stdout),
+            String::from_utf8_lossy(&stderr),
+        );
         panic!("it did not end; stdout: {out}, stderr: {err}")
     });
-    Output { status, stdout, stderr }
+    Output {
+        status,
+        stdout,
+        stderr,
+    }
 }
 
 fn read_all(mut source: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
@@ -286,7 +332,11 @@ fn read_all(mut source: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
 
 /// Runs `command` to its end; what it wrote.
 pub fn run(command: &mut Command) -> Output {
-    end(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it can be spawned"))
+    end(command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it can be spawned"))
 }
 
 /// The lines of a log, collected as they come.
@@ -310,7 +360,10 @@ impl Log {
                 line.clear();
             }
         });
-        Self { lines, reader: Some(reader) }
+        Self {
+            lines,
+            reader: Some(reader),
+        }
     }
 
     fn lines(&self) -> Vec<String> {
@@ -320,14 +373,21 @@ impl Log {
     pub fn wait_for(&self, count: usize, text: &str) -> Vec<String> {
         let (lines, more) = &*self.lines;
         let found = |lines: &[String]| -> Vec<String> {
-            lines.iter().filter(|line| line.contains(text)).cloned().collect()
+            lines
+                .iter()
+                .filter(|line| line.contains(text))
+                .cloned()
+                .collect()
         };
         let lines = lines.lock().expect("no reader panics");
         let (lines, _) = more
             .wait_timeout_while(lines, PATIENCE, |lines| found(lines).len() < count)
             .expect("no reader panics");
         let found = found(&lines);
-        assert!(found.len() >= count, "not {count} lines with {text:?} in the log: {lines:#?}");
+        assert!(
+            found.len() >= count,
+            "not {count} lines with {text:?} in the log: {lines:#?}"
+        );
         found
     }
 }
@@ -358,8 +418,12 @@ pub fn accept(listener: &TcpListener) -> TcpStream {
 }
 
 fn patient(stream: TcpStream) -> TcpStream {
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
-    stream.set_write_timeout(Some(PATIENCE)).expect("a timeout can be set");
+    stream
+        .set_read_timeout(Some(PATIENCE))
+        .expect("a timeout can be set");
+    stream
+        .set_write_timeout(Some(PATIENCE))
+        .expect("a timeout can be set");
     stream
 }
 
@@ -367,7 +431,9 @@ fn patient(stream: TcpStream) -> TcpStream {
 pub fn connect_with_buffer(address: SocketAddr, size: usize) -> TcpStream {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None);
     let socket = socket.expect("a socket can be had");
-    socket.set_recv_buffer_size(size).expect("the size can be set");
+    socket
+        .set_recv_buffer_size(size)
+        .expect("the size can be set");
     socket.connect(&address.into()).expect("the server accepts");
     patient(TcpStream::from(socket))
 }
@@ -376,7 +442,9 @@ pub fn connect_with_buffer(address: SocketAddr, size: usize) -> TcpStream {
 #[cfg(target_os = "linux")]
 pub fn connect_from(ip: [u8; 4], server: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket can be had");
-    socket.bind(&SocketAddr::from((ip, 0)).into()).expect("it is this machine's");
+    socket
+        .bind(&SocketAddr::from((ip, 0)).into())
+        .expect("it is this machine's");
     socket.connect(&server.into()).expect("the server accepts");
     patient(TcpStream::from(socket))
 }
@@ -395,10 +463,15 @@ pub fn reserve() -> (Socket, SocketAddr) {
 
 fn bound(reuse_address: bool) -> (Socket, SocketAddr) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket can be had");
-    socket.set_reuse_address(reuse_address).expect("the option can be set");
+    socket
+        .set_reuse_address(reuse_address)
+        .expect("the option can be set");
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     socket.bind(&any.into()).expect("a port can be had");
-    let address = socket.local_addr().ok().and_then(|address| address.as_socket());
+    let address = socket
+        .local_addr()
+        .ok()
+        .and_then(|address| address.as_socket());
     (socket, address.expect("it has an address"))
 }
 
@@ -427,7 +500,9 @@ pub fn send_and_read_all(stream: &TcpStream, chunks: &[&[u8]]) -> Vec<u8> {
 /// Reads until FIN; anything else that ends the stream, such as RST, fails the test.
 pub fn read_until_fin(mut stream: &TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
-    stream.read_to_end(&mut bytes).expect("the stream ends with FIN");
+    stream
+        .read_to_end(&mut bytes)
+        .expect("the stream ends with FIN");
     bytes
 }
 
@@ -440,7 +515,10 @@ pub fn fill(mut stream: &TcpStream) -> Vec<u8> {
     stream.set_nonblocking(true).expect("the mode can be set");
     while moved.elapsed() < Duration::from_millis(500) {
         // With a balancer on the way there are eight buffers, each of up to 32 MiB.
-        assert!(sent < 300_000_000, "the server takes all and is never blocked");
+        assert!(
+            sent < 300_000_000,
+            "the server takes all and is never blocked"
+        );
         match stream.write(&noise[sent % noise.len()..]) {
             Ok(written) => (sent, moved) = (sent + written, Instant::now()),
             Err(error) if error.kind() == ErrorKind::WouldBlock => thread::yield_now(),

@@ -41,7 +41,9 @@ pub fn pause(child: &Child) {
     send(child, Signal::STOP);
     // SIGCONT would take back a SIGSTOP that has not got through to every thread.
     let stopped = waitpid(Some(Pid::from_child(child)), WaitOptions::UNTRACED);
-    let (_, status) = stopped.expect("it can be waited for").expect("it has stopped");
+    let (_, status) = stopped
+        .expect("it can be waited for")
+        .expect("it has stopped");
     assert!(status.stopped(), "it has ended");
 }
 

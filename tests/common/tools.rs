@@ -51,12 +51,21 @@ impl Haproxy {
         let (listener, address) = listen();
         let mut command = Command::new("haproxy");
         command.args(["-db", "-f", "/dev/stdin"]);
-        command.stdin(Stdio::piped()).stdout(OwnedFd::from(listener)).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::piped())
+            .stdout(OwnedFd::from(listener))
+            .stderr(Stdio::piped());
         let mut tool = Tool::start(&mut command)?;
         let log = Log::read(tool.0.stderr.take().expect("stderr is piped"));
         let mut stdin = tool.0.stdin.take().expect("stdin is piped");
-        stdin.write_all(config.as_bytes()).expect("haproxy reads its configuration");
-        Some(Self { _tool: tool, address, log })
+        stdin
+            .write_all(config.as_bytes())
+            .expect("haproxy reads its configuration");
+        Some(Self {
+            _tool: tool,
+            address,
+            log,
+        })
     }
 
     /// Waits for a line of its log that contains `text`.

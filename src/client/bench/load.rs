@@ -66,13 +66,24 @@ impl Load {
             noise.extend_from_within(..PERIOD);
         }
         let (window, over) = (OnceLock::new(), AtomicBool::new(false));
-        Self { address, timeout, mode, size, noise, window, over }
+        Self {
+            address,
+            timeout,
+            mode,
+            size,
+            noise,
+            window,
+            over,
+        }
     }
 
     /// Starts all who wait in [`Self::work`].
     pub(super) fn start(&self, warm_up: Duration, duration: Duration) -> Window {
         let start = Instant::now() + warm_up;
-        *self.window.get_or_init(|| Window { start, end: start + duration })
+        *self.window.get_or_init(|| Window {
+            start,
+            end: start + duration,
+        })
     }
 
     /// Ends the run before its time.
@@ -93,7 +104,9 @@ impl Load {
             load: self,
             live,
             tally: Tally::default(),
-            outgoing: Outgoing { place: number * SPACING % PERIOD },
+            outgoing: Outgoing {
+                place: number * SPACING % PERIOD,
+            },
             incoming: Incoming {
                 place: number * SPACING % PERIOD,
                 buffer: vec![0; self.receive_size()],
@@ -121,7 +134,11 @@ impl Load {
     }
 
     fn receive_size(&self) -> usize {
-        if self.mode == Mode::Bulk { WINDOW } else { self.size.min(WINDOW) }
+        if self.mode == Mode::Bulk {
+            WINDOW
+        } else {
+            self.size.min(WINDOW)
+        }
     }
 
     /// Prepares `stream`, or a new connection: nothing on it blocks for longer than it may.
@@ -225,7 +242,9 @@ impl Worker<'_> {
                     Err(_) => break,
                 }
             }
-            received += self.incoming.receive(connection, size - received, self.load)?;
+            received += self
+                .incoming
+                .receive(connection, size - received, self.load)?;
             if received < size {
                 self.load.check_time_for_rest()?;
             }
@@ -257,7 +276,9 @@ impl Worker<'_> {
         thread::scope(|scope| {
             thread::Builder::new()
                 .stack_size(STACK_SIZE)
-                .spawn_scoped(scope, || outgoing.send_all(connection, window, &total, load))
+                .spawn_scoped(scope, || {
+                    outgoing.send_all(connection, window, &total, load)
+                })
                 .map_err(|error| End::Lost(Reason::NoThread(error.to_string())))?;
             let received = incoming.receive_all(connection, window, &total, load, |bytes, now| {
                 live.add(bytes as u64);

@@ -67,10 +67,24 @@ impl Report<'_> {
     }
 
     fn write_rates(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { options, elapsed, tally, .. } = self;
-        row(f, "connections", &HumanCount(options.connections.into()), "at once")?;
+        let Self {
+            options,
+            elapsed,
+            tally,
+            ..
+        } = self;
+        row(
+            f,
+            "connections",
+            &HumanCount(options.connections.into()),
+            "at once",
+        )?;
         // In this mode they are one and the same.
-        let messages = if options.mode == Mode::Connect { "connected" } else { "messages" };
+        let messages = if options.mode == Mode::Connect {
+            "connected"
+        } else {
+            "messages"
+        };
         if options.mode != Mode::Bulk {
             let a_second = format!("{} a second", HumanCount(rate(tally.messages, *elapsed)));
             row(f, messages, &HumanCount(tally.messages), &a_second)?;
@@ -82,7 +96,10 @@ impl Report<'_> {
     fn write_latencies(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let latencies = &self.tally.latencies;
         if self.options.mode == Mode::Bulk {
-            return writeln!(f, "\nlatency      not measured in bulk: a stream has no messages");
+            return writeln!(
+                f,
+                "\nlatency      not measured in bulk: a stream has no messages"
+            );
         }
         if latencies.is_empty() {
             let why = if self.elapsed.is_zero() {
@@ -116,9 +133,17 @@ impl Report<'_> {
 
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { address, options, elapsed, .. } = self;
+        let Self {
+            address,
+            options,
+            elapsed,
+            ..
+        } = self;
         let (mode, size) = (options.mode.name(), options.size());
-        writeln!(f, "{mode} on {address}: {size} bytes at a time, {elapsed:.1?} measured\n")?;
+        writeln!(
+            f,
+            "{mode} on {address}: {size} bytes at a time, {elapsed:.1?} measured\n"
+        )?;
         self.write_rates(f)?;
         self.write_latencies(f)?;
         self.write_failures(f)
@@ -175,7 +200,12 @@ fn buckets(latencies: &Histogram<u64>) -> Vec<(Duration, u64)> {
 
 /// The longest bar is that of the most messages; a row that has any has a bar.
 fn write_bars(f: &mut fmt::Formatter<'_>, buckets: &[(Duration, u64)]) -> fmt::Result {
-    let most = buckets.iter().map(|(_, count)| *count).max().unwrap_or(0).max(1);
+    let most = buckets
+        .iter()
+        .map(|(_, count)| *count)
+        .max()
+        .unwrap_or(0)
+        .max(1);
     for (from, count) in buckets {
         let length = u128::from(*count) * u128::from(BAR) / u128::from(most);
         let bar = match usize::try_from(length).unwrap_or(0) {
@@ -196,7 +226,9 @@ mod tests {
     /// A histogram of these latencies, in microseconds.
     fn histogram(latencies: impl IntoIterator<Item = u64>) -> Histogram<u64> {
         let mut tally = Tally::default();
-        latencies.into_iter().for_each(|micros| tally.time(Duration::from_micros(micros)));
+        latencies
+            .into_iter()
+            .for_each(|micros| tally.time(Duration::from_micros(micros)));
         tally.latencies
     }
 
@@ -255,8 +287,13 @@ mod tests {
     fn latencies_are_within_one_percent() {
         let latencies = histogram(1..=10_000);
         for (quantile, expected) in [(0.5, 5_000.0), (0.99, 9_900.0), (1.0, 10_000.0)] {
-            let shown = latency(&latencies, quantile).map(micros).expect("some were recorded");
-            assert!((expected..expected * 1.01).contains(&shown), "{quantile}: {shown}");
+            let shown = latency(&latencies, quantile)
+                .map(micros)
+                .expect("some were recorded");
+            assert!(
+                (expected..expected * 1.01).contains(&shown),
+                "{quantile}: {shown}"
+            );
         }
         assert_eq!(latency(&histogram([]), 0.5), None);
     }

@@ -49,7 +49,12 @@ pub(super) struct Tally {
 impl Default for Tally {
     fn default() -> Self {
         let latencies = Histogram::new_with_max(LONGEST, DIGITS).expect("the bounds are in order");
-        Self { messages: 0, bytes: 0, latencies, failures: BTreeMap::new() }
+        Self {
+            messages: 0,
+            bytes: 0,
+            latencies,
+            failures: BTreeMap::new(),
+        }
     }
 }
 
@@ -68,7 +73,9 @@ impl Tally {
     pub(super) fn add(&mut self, other: Self) {
         self.messages += other.messages;
         self.bytes += other.bytes;
-        self.latencies.add(other.latencies).expect("all have the same bounds");
+        self.latencies
+            .add(other.latencies)
+            .expect("all have the same bounds");
         for (reason, count) in other.failures {
             *self.failures.entry(reason).or_default() += count;
         }
@@ -127,7 +134,10 @@ impl fmt::Display for Reason {
                  --connections",
             ),
             Self::NoThread(error) => {
-                write!(f, "no thread: the system gives no more ({error}); lower --connections")
+                write!(
+                    f,
+                    "no thread: the system gives no more ({error}); lower --connections"
+                )
             }
             Self::Failed(error) => write!(f, "failed: {error}"),
         }

@@ -44,12 +44,18 @@ pub(super) struct Check {
 
 /// All of them, the simple ones first: where those fail, the others have no better reason to.
 pub(super) const CHECKS: &[Check] = &[
-    Check { name: "one byte", run: |subject| exchange(subject, b"a") },
+    Check {
+        name: "one byte",
+        run: |subject| exchange(subject, b"a"),
+    },
     Check {
         name: "every byte value",
         run: |subject| exchange(subject, &(0..=255).collect::<Vec<u8>>()),
     },
-    Check { name: "NUL", run: |subject| exchange(subject, b"\0before\0\0after\0") },
+    Check {
+        name: "NUL",
+        run: |subject| exchange(subject, b"\0before\0\0after\0"),
+    },
     Check {
         name: "CR LF, LF and CR",
         run: |subject| exchange(subject, b"a\r\nb\nc\rd\r\n\r\n\n\n"),
@@ -58,29 +64,74 @@ pub(super) const CHECKS: &[Check] = &[
         name: "bytes that are not UTF-8",
         run: |subject| exchange(subject, b"\xff\xff\xfe\x80\xc3(\xed\xa0\x80\xf8\x88"),
     },
-    Check { name: "text in several scripts", run: |subject| exchange(subject, SCRIPTS.as_bytes()) },
+    Check {
+        name: "text in several scripts",
+        run: |subject| exchange(subject, SCRIPTS.as_bytes()),
+    },
     Check {
         name: "silence until the client speaks",
         run: |subject| subject.connect()?.expect_silence(PAUSE),
     },
-    Check { name: "nothing beyond what was sent", run: nothing_beyond_what_was_sent },
-    Check { name: "nothing sent, half-closed: FIN", run: nothing_sent_then_half_closed },
-    Check { name: "a message without a newline", run: |subject| exchange(subject, b"no newline") },
-    Check { name: "bytes sent one by one", run: bytes_sent_one_by_one },
+    Check {
+        name: "nothing beyond what was sent",
+        run: nothing_beyond_what_was_sent,
+    },
+    Check {
+        name: "nothing sent, half-closed: FIN",
+        run: nothing_sent_then_half_closed,
+    },
+    Check {
+        name: "a message without a newline",
+        run: |subject| exchange(subject, b"no newline"),
+    },
+    Check {
+        name: "bytes sent one by one",
+        run: bytes_sent_one_by_one,
+    },
     Check {
         name: "two messages in one segment",
         run: |subject| exchange(subject, b"first\nsecond\n"),
     },
-    Check { name: "a message cut by a pause", run: a_message_cut_by_a_pause },
-    Check { name: "words that other servers obey", run: words_that_other_servers_obey },
-    Check { name: "sizes around the edges of buffers", run: sizes_around_the_edges_of_buffers },
-    Check { name: "64 MiB both ways at once", run: both_ways_at_once },
-    Check { name: "half-close with megabytes owed", run: half_close_with_megabytes_owed },
-    Check { name: "a connection that stays open", run: a_connection_that_stays_open },
-    Check { name: "64 clients at once", run: clients_at_once },
-    Check { name: "a client that resets", run: a_client_that_resets },
-    Check { name: "a client that never reads", run: a_client_that_never_reads },
-    Check { name: "100 connections closed at once", run: connections_closed_at_once },
+    Check {
+        name: "a message cut by a pause",
+        run: a_message_cut_by_a_pause,
+    },
+    Check {
+        name: "words that other servers obey",
+        run: words_that_other_servers_obey,
+    },
+    Check {
+        name: "sizes around the edges of buffers",
+        run: sizes_around_the_edges_of_buffers,
+    },
+    Check {
+        name: "64 MiB both ways at once",
+        run: both_ways_at_once,
+    },
+    Check {
+        name: "half-close with megabytes owed",
+        run: half_close_with_megabytes_owed,
+    },
+    Check {
+        name: "a connection that stays open",
+        run: a_connection_that_stays_open,
+    },
+    Check {
+        name: "64 clients at once",
+        run: clients_at_once,
+    },
+    Check {
+        name: "a client that resets",
+        run: a_client_that_resets,
+    },
+    Check {
+        name: "a client that never reads",
+        run: a_client_that_never_reads,
+    },
+    Check {
+        name: "100 connections closed at once",
+        run: connections_closed_at_once,
+    },
 ];
 
 const SCRIPTS: &str =
@@ -117,8 +168,15 @@ fn a_message_cut_by_a_pause(subject: &Subject) -> Result<(), Fault> {
 
 fn words_that_other_servers_obey(subject: &Subject) -> Result<(), Fault> {
     let peer = subject.connect()?;
-    let words: [&[u8]; 7] =
-        [b"quit\r\n", b"exit\n", b"\x04", b"\x03", b".\r\n", b"\n", b"GET / HTTP/1.0\r\n\r\n"];
+    let words: [&[u8]; 7] = [
+        b"quit\r\n",
+        b"exit\n",
+        b"\x04",
+        b"\x03",
+        b".\r\n",
+        b"\n",
+        b"GET / HTTP/1.0\r\n\r\n",
+    ];
     words.iter().try_for_each(|word| peer.exchange(word))
 }
 
@@ -141,7 +199,11 @@ fn both_ways_at_once(subject: &Subject) -> Result<(), Fault> {
     while_sending(&peer, STREAM, |_| {
         noise(STREAM).enumerate().try_for_each(|(i, chunk)| {
             subject.progress.set_position((i * CHUNK) as u64);
-            peer.expect_part(&Part { bytes: &chunk, offset: i * CHUNK, whole: STREAM })
+            peer.expect_part(&Part {
+                bytes: &chunk,
+                offset: i * CHUNK,
+                whole: STREAM,
+            })
         })
     })?;
     peer.expect_fin()
@@ -158,7 +220,11 @@ fn half_close_with_megabytes_owed(subject: &Subject) -> Result<(), Fault> {
             if received >= due {
                 due = usize::midpoint(received, wait_for_stall(sent, OWED));
             }
-            peer.expect_part(&Part { bytes: &chunk, offset: received, whole: OWED })?;
+            peer.expect_part(&Part {
+                bytes: &chunk,
+                offset: received,
+                whole: OWED,
+            })?;
         }
         Ok(())
     })?;
@@ -175,7 +241,9 @@ fn a_connection_that_stays_open(subject: &Subject) -> Result<(), Fault> {
 }
 
 fn clients_at_once(subject: &Subject) -> Result<(), Fault> {
-    let crowd = (0..CROWD).map(|_| subject.connect()).collect::<Result<Vec<_>, _>>()?;
+    let crowd = (0..CROWD)
+        .map(|_| subject.connect())
+        .collect::<Result<Vec<_>, _>>()?;
     for round in 1..=3 {
         let message = |i: usize| format!("message {round} of client {i}");
         for (i, peer) in crowd.iter().enumerate() {
@@ -254,10 +322,15 @@ fn while_sending(
         } else {
             peer.abandon();
         }
-        let all_sent = sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let all_sent = sender
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         received?;
         if !all_sent {
-            return Err(Fault::new("bytes after they were sent", "all of them before"));
+            return Err(Fault::new(
+                "bytes after they were sent",
+                "all of them before",
+            ));
         }
         Ok(())
     })

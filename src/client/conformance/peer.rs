@@ -31,7 +31,10 @@ impl Subject {
         let connected = connect(self.address, self.timeout).and_then(|stream| {
             stream.set_read_timeout(Some(self.timeout))?;
             stream.set_write_timeout(Some(self.timeout))?;
-            Ok(Peer { connection: Connection::new(stream), timeout: self.timeout })
+            Ok(Peer {
+                connection: Connection::new(stream),
+                timeout: self.timeout,
+            })
         });
         connected.map_err(|error| Fault::new("a connection", error))
     }
@@ -46,7 +49,10 @@ pub(super) struct Fault {
 
 impl Fault {
     pub(super) fn new(expected: impl fmt::Display, got: impl fmt::Display) -> Self {
-        Self { expected: expected.to_string(), got: got.to_string() }
+        Self {
+            expected: expected.to_string(),
+            got: got.to_string(),
+        }
     }
 }
 
@@ -63,7 +69,11 @@ enum End {
 
 impl From<io::Error> for End {
     fn from(error: io::Error) -> Self {
-        if is_reset(&error) { Self::Reset } else { Self::Failed(error) }
+        if is_reset(&error) {
+            Self::Reset
+        } else {
+            Self::Failed(error)
+        }
     }
 }
 
@@ -120,7 +130,11 @@ impl Peer {
 
     /// Expects `bytes` to come. What comes behind them is left for the next call.
     pub(super) fn expect(&self, bytes: &[u8]) -> Result<(), Fault> {
-        self.expect_part(&Part { bytes, offset: 0, whole: bytes.len() })
+        self.expect_part(&Part {
+            bytes,
+            offset: 0,
+            whole: bytes.len(),
+        })
     }
 
     /// The same for a part of something longer. The whole part must come within the timeout.
@@ -146,14 +160,20 @@ impl Peer {
     /// Expects that nothing comes for `duration`, be it bytes or an end.
     pub(super) fn expect_silence(&self, duration: Duration) -> Result<(), Fault> {
         let failed = |error| Fault::new("silence", End::from(error));
-        self.connection.stream().set_read_timeout(Some(duration)).map_err(failed)?;
+        self.connection
+            .stream()
+            .set_read_timeout(Some(duration))
+            .map_err(failed)?;
         let mut came = [0; QUOTED + 1];
         match self.read(&mut came) {
             Err(End::Silence(_)) => {}
             Err(end) => return Err(Fault::new("nothing", end)),
             Ok(n) => return Err(Fault::new("nothing", quote(&came[..n]))),
         }
-        self.connection.stream().set_read_timeout(Some(self.timeout)).map_err(failed)
+        self.connection
+            .stream()
+            .set_read_timeout(Some(self.timeout))
+            .map_err(failed)
     }
 
     /// Expects the end of the stream, and no byte before it.
@@ -187,7 +207,10 @@ impl Peer {
     pub(super) fn fill(&self, most: usize, patience: Duration) -> Result<(), Fault> {
         let mut chunk = [b'x'; 16_384];
         let failed = |error| Fault::new("room to send", End::from(error));
-        self.connection.stream().set_write_timeout(Some(patience)).map_err(failed)?;
+        self.connection
+            .stream()
+            .set_write_timeout(Some(patience))
+            .map_err(failed)?;
         let mut sent = 0;
         while sent < most {
             match (&self.connection).write(&chunk) {
@@ -218,7 +241,11 @@ impl Peer {
     }
 
     fn end(&self, error: io::Error) -> End {
-        if is_timeout(&error) { End::Silence(self.timeout) } else { error.into() }
+        if is_timeout(&error) {
+            End::Silence(self.timeout)
+        } else {
+            error.into()
+        }
     }
 }
 
@@ -236,7 +263,11 @@ impl Part<'_> {
         if self.whole <= QUOTED {
             return Fault::new(quote(self.bytes), quote(came));
         }
-        let same = came.iter().zip(self.bytes).take_while(|(came, sent)| came == sent).count();
+        let same = came
+            .iter()
+            .zip(self.bytes)
+            .take_while(|(came, sent)| came == sent)
+            .count();
         let (expected, got) = (self.bytes[same], came[same]);
         Fault::new(
             format!("0x{expected:02x} at offset {}", self.offset + same),
@@ -247,10 +278,17 @@ impl Part<'_> {
     fn cut_short(&self, came: &[u8], end: &End) -> Fault {
         let before = self.offset + came.len();
         if self.whole <= QUOTED {
-            let came = if before == 0 { String::new() } else { format!("{}, then ", quote(came)) };
+            let came = if before == 0 {
+                String::new()
+            } else {
+                format!("{}, then ", quote(came))
+            };
             return Fault::new(quote(self.bytes), format!("{came}{end}"));
         }
-        Fault::new(format!("{} bytes", self.whole), format!("{before} bytes, then {end}"))
+        Fault::new(
+            format!("{} bytes", self.whole),
+            format!("{before} bytes, then {end}"),
+        )
     }
 }
 
@@ -268,7 +306,13 @@ mod tests {
     #[test]
     fn what_is_long_is_cut_and_what_is_not_is_quoted_whole() {
         assert_eq!(quote(b"a\r\n"), "\"a\\r\\n\"");
-        assert_eq!(quote(&[b'x'; QUOTED]), format!("\"{}\"", "x".repeat(QUOTED)));
-        assert_eq!(quote(&[b'x'; QUOTED + 1]), format!("\"{}\"…", "x".repeat(QUOTED)));
+        assert_eq!(
+            quote(&[b'x'; QUOTED]),
+            format!("\"{}\"", "x".repeat(QUOTED))
+        );
+        assert_eq!(
+            quote(&[b'x'; QUOTED + 1]),
+            format!("\"{}\"…", "x".repeat(QUOTED))
+        );
     }
 }

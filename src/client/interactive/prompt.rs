@@ -75,7 +75,9 @@ impl Prompt {
 
     /// Puts a line of the history, or the new one, in the place of the line.
     fn recall(&mut self, at: Option<usize>) {
-        let Some(at) = at.filter(|at| *at <= self.history.len()) else { return };
+        let Some(at) = at.filter(|at| *at <= self.history.len()) else {
+            return;
+        };
         if self.at == self.history.len() {
             self.line.value().clone_into(&mut self.new);
         }
@@ -86,7 +88,9 @@ impl Prompt {
 
     /// Whether the key belongs to a search. Any other key ends it, and works on what was found.
     fn search(&mut self, key: KeyEvent) -> bool {
-        let Some(mut needle) = self.needle.take() else { return false };
+        let Some(mut needle) = self.needle.take() else {
+            return false;
+        };
         let control = key.modifiers == KeyModifiers::CONTROL;
         let end = match key.code {
             KeyCode::Char('r') if control => self.at,
@@ -102,7 +106,9 @@ impl Prompt {
             }
             _ => return false,
         };
-        let found = self.history[..end].iter().rposition(|line| line.contains(&needle));
+        let found = self.history[..end]
+            .iter()
+            .rposition(|line| line.contains(&needle));
         self.recall(found);
         self.needle = Some(needle);
         true
@@ -192,7 +198,11 @@ mod tests {
     use super::*;
 
     fn row(line: &str, columns: u16) -> (String, u16) {
-        Prompt { line: line.into(), ..Prompt::default() }.row(columns)
+        Prompt {
+            line: line.into(),
+            ..Prompt::default()
+        }
+        .row(columns)
     }
 
     /// What these keys make of "one two", with the cursor at its end.
@@ -207,7 +217,9 @@ mod tests {
     #[test]
     fn the_keys_are_those_of_a_shell() {
         let control = |keys: &str| {
-            let keys = keys.chars().map(|key| (KeyCode::Char(key), KeyModifiers::CONTROL));
+            let keys = keys
+                .chars()
+                .map(|key| (KeyCode::Char(key), KeyModifiers::CONTROL));
             edited(&keys.collect::<Vec<_>>())
         };
         for (keys, line) in [
@@ -226,18 +238,37 @@ mod tests {
         let delete = (KeyCode::Delete, none);
         for (keys, line) in [
             (vec![(KeyCode::Left, none), delete], "one tw"),
-            (vec![(KeyCode::Home, none), (KeyCode::Right, none), delete], "oe two"),
             (
-                vec![(KeyCode::Home, none), (KeyCode::End, none), (KeyCode::Backspace, none)],
+                vec![(KeyCode::Home, none), (KeyCode::Right, none), delete],
+                "oe two",
+            ),
+            (
+                vec![
+                    (KeyCode::Home, none),
+                    (KeyCode::End, none),
+                    (KeyCode::Backspace, none),
+                ],
                 "one tw",
             ),
             (vec![(KeyCode::Left, alt), delete], "one wo"),
             (vec![(KeyCode::Char('b'), alt), delete], "one wo"),
-            (vec![(KeyCode::Home, none), (KeyCode::Right, alt), delete], "one wo"),
-            (vec![(KeyCode::Home, none), (KeyCode::Char('f'), alt), delete], "one wo"),
-            (vec![(KeyCode::Home, none), (KeyCode::Char('d'), alt)], "two"),
+            (
+                vec![(KeyCode::Home, none), (KeyCode::Right, alt), delete],
+                "one wo",
+            ),
+            (
+                vec![(KeyCode::Home, none), (KeyCode::Char('f'), alt), delete],
+                "one wo",
+            ),
+            (
+                vec![(KeyCode::Home, none), (KeyCode::Char('d'), alt)],
+                "two",
+            ),
             (vec![(KeyCode::Backspace, alt)], "one "),
-            (vec![(KeyCode::Tab, none), (KeyCode::Char('!'), none)], "one two\t!"),
+            (
+                vec![(KeyCode::Tab, none), (KeyCode::Char('!'), none)],
+                "one two\t!",
+            ),
         ] {
             assert_eq!(edited(&keys), line, "{keys:?}");
         }
@@ -246,14 +277,21 @@ mod tests {
     /// What stands in the line after these keys, with three lines in the history.
     fn recalled(keys: &str) -> String {
         let history = ["twofold", "one", "two"].map(str::to_owned).to_vec();
-        let mut prompt = Prompt { at: history.len(), history, ..Prompt::default() };
+        let mut prompt = Prompt {
+            at: history.len(),
+            history,
+            ..Prompt::default()
+        };
         for key in keys.chars() {
             let (code, modifiers) = match key {
                 '↑' => (KeyCode::Up, KeyModifiers::NONE),
                 '↓' => (KeyCode::Down, KeyModifiers::NONE),
                 '⌫' => (KeyCode::Backspace, KeyModifiers::NONE),
                 '⎋' => (KeyCode::Esc, KeyModifiers::NONE),
-                'A'..='Z' => (KeyCode::Char(key.to_ascii_lowercase()), KeyModifiers::CONTROL),
+                'A'..='Z' => (
+                    KeyCode::Char(key.to_ascii_lowercase()),
+                    KeyModifiers::CONTROL,
+                ),
                 _ => (KeyCode::Char(key), KeyModifiers::NONE),
             };
             assert_eq!(prompt.press(KeyEvent::new(code, modifiers)), None);
@@ -281,7 +319,10 @@ mod tests {
             prompt.line = line.into();
             assert_eq!(prompt.enter(), line.as_bytes());
         }
-        assert_eq!((prompt.history.join(" "), prompt.at), ("one two one".to_owned(), 3));
+        assert_eq!(
+            (prompt.history.join(" "), prompt.at),
+            ("one two one".to_owned(), 3)
+        );
     }
 
     #[test]
@@ -335,7 +376,10 @@ mod tests {
     #[test]
     fn a_line_that_is_too_long_is_shown_where_the_cursor_is() {
         assert_eq!(row("0123456789", 10), ("> 3456789".to_owned(), 9));
-        assert_eq!(row(&("👩‍👩‍👧".repeat(20) + "END"), 12), ("> 👩‍👩‍👧👩‍👩‍👧👩‍👩‍👧END".to_owned(), 11));
+        assert_eq!(
+            row(&("👩‍👩‍👧".repeat(20) + "END"), 12),
+            ("> 👩‍👩‍👧👩‍👩‍👧👩‍👩‍👧END".to_owned(), 11)
+        );
     }
 
     #[test]

@@ -35,7 +35,10 @@ impl Screen {
         if has_prompt {
             terminal::enable_raw_mode()?;
         }
-        Ok(Self { prompt: has_prompt.then(Prompt::default), stale: true })
+        Ok(Self {
+            prompt: has_prompt.then(Prompt::default),
+            stale: true,
+        })
     }
 
     pub(super) fn has_prompt(&self) -> bool {
@@ -58,7 +61,9 @@ impl Screen {
 
     /// Lets the key do its work. A line that it ends stays on the screen.
     pub(super) fn press(&mut self, event: &Event) -> io::Result<Option<Typed>> {
-        let Some(prompt) = &mut self.prompt else { return Ok(None) };
+        let Some(prompt) = &mut self.prompt else {
+            return Ok(None);
+        };
         // Also after a change of the window's size.
         self.stale = true;
         let typed = event.as_key_event().and_then(|key| prompt.press(key));
@@ -70,7 +75,9 @@ impl Screen {
 
     /// Brings the prompt up to date. After many keys at once, such as a paste, once is enough.
     pub(super) fn draw(&mut self) -> io::Result<()> {
-        let Some(prompt) = self.prompt.as_ref().filter(|_| self.stale) else { return Ok(()) };
+        let Some(prompt) = self.prompt.as_ref().filter(|_| self.stale) else {
+            return Ok(());
+        };
         let (row, cursor) = prompt.row(columns());
         let mut out = Vec::new();
         queue!(out, MoveToColumn(0), Clear(ClearType::FromCursorDown))?;
@@ -81,7 +88,9 @@ impl Screen {
 
     /// Ends the prompt; what comes later stands below what has been typed, if anything.
     pub(super) fn close(&mut self) -> io::Result<()> {
-        let Some(prompt) = &self.prompt else { return Ok(()) };
+        let Some(prompt) = &self.prompt else {
+            return Ok(());
+        };
         let drawn = if prompt.is_empty() {
             self.print([])
         } else {
@@ -94,7 +103,11 @@ impl Screen {
 
     /// In raw mode the terminal does not add the carriage return.
     fn line_end(&self) -> &'static [u8] {
-        if self.prompt.is_some() { b"\r\n" } else { b"\n" }
+        if self.prompt.is_some() {
+            b"\r\n"
+        } else {
+            b"\n"
+        }
     }
 }
 
@@ -122,7 +135,11 @@ pub(super) fn give_back() {
 
 /// The width of the terminal. Some do not know theirs, and say 0.
 fn columns() -> u16 {
-    terminal::size().ok().map(|(columns, _)| columns).filter(|columns| *columns > 0).unwrap_or(80)
+    terminal::size()
+        .ok()
+        .map(|(columns, _)| columns)
+        .filter(|columns| *columns > 0)
+        .unwrap_or(80)
 }
 
 /// In one piece, so that nothing half done is ever seen.

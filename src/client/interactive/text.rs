@@ -82,9 +82,18 @@ mod tests {
 
     #[test]
     fn what_could_drive_the_terminal_is_escaped() {
-        assert_eq!(decode(&[b"\x1b[2J\x07\r\0\x7f\n"]), "\\x1b[2J\\x07\\r\\x00\\x7f\n");
-        assert_eq!(decode(&["\u{9b}2J \u{80}\u{9f}".as_bytes()]), "\\u{9b}2J \\u{80}\\u{9f}");
-        assert_eq!(decode(&["\u{202e}abc\u{2066}".as_bytes()]), "\\u{202e}abc\\u{2066}");
+        assert_eq!(
+            decode(&[b"\x1b[2J\x07\r\0\x7f\n"]),
+            "\\x1b[2J\\x07\\r\\x00\\x7f\n"
+        );
+        assert_eq!(
+            decode(&["\u{9b}2J \u{80}\u{9f}".as_bytes()]),
+            "\\u{9b}2J \\u{80}\\u{9f}"
+        );
+        assert_eq!(
+            decode(&["\u{202e}abc\u{2066}".as_bytes()]),
+            "\\u{202e}abc\\u{2066}"
+        );
     }
 
     #[test]
@@ -98,7 +107,11 @@ mod tests {
         let mut decoder = Decoder::default();
         assert_eq!(decoder.decode(b"\xe2\x82"), "");
         assert_eq!(decoder.decode(b"\xac"), "€");
-        assert_eq!(decoder.decode(b"\xff"), "\\xff", "it is not half of anything");
+        assert_eq!(
+            decoder.decode(b"\xff"),
+            "\\xff",
+            "it is not half of anything"
+        );
         assert_eq!(decoder.finish(), "");
     }
 

@@ -10,7 +10,10 @@ use super::{Capacity, ConnectionSize};
 
 /// Returns what each limited resource allows.
 pub(super) fn capacities(size: ConnectionSize) -> Vec<Capacity> {
-    [memory_maps(size), threads(), memory(size)].into_iter().flatten().collect()
+    [memory_maps(size), threads(), memory(size)]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// Returns how many connections the kernel's limit on memory maps allows.
@@ -42,7 +45,10 @@ fn threads() -> Option<Capacity> {
     let limits = [
         (per_user, "ulimit -u"),
         (pids_max(), "pids.max of the cgroup, TasksMax= in systemd"),
-        (read_number("/proc/sys/kernel/threads-max"), "kernel.threads-max"),
+        (
+            read_number("/proc/sys/kernel/threads-max"),
+            "kernel.threads-max",
+        ),
         (read_number("/proc/sys/kernel/pid_max"), "kernel.pid_max"),
     ];
     let (limit, setting) = limits
@@ -82,7 +88,11 @@ fn memory_limits() -> impl Iterator<Item = (u64, u64, &'static str)> {
         if limit == rlimit::INFINITY {
             return None;
         }
-        Some((limit, status_field::<u64>(field)?.saturating_mul(1024), setting))
+        Some((
+            limit,
+            status_field::<u64>(field)?.saturating_mul(1024),
+            setting,
+        ))
     };
     let address_space = resource(Resource::AS, "VmSize:", "ulimit -v");
     let data = resource(Resource::DATA, "VmData:", "ulimit -d");
@@ -103,7 +113,10 @@ fn pids_max() -> Option<usize> {
             _ => continue,
         };
         let group = Path::new(root).join(path.trim_start_matches('/'));
-        for ancestor in group.ancestors().take_while(|ancestor| ancestor.starts_with(root)) {
+        for ancestor in group
+            .ancestors()
+            .take_while(|ancestor| ancestor.starts_with(root))
+        {
             if let Some(limit) = read_number::<usize>(ancestor.join("pids.max")) {
                 lowest = Some(lowest.map_or(limit, |lowest: usize| lowest.min(limit)));
             }
@@ -119,7 +132,9 @@ fn ignores_resource_limits() -> bool {
     if status_field::<u32>("Uid:") == Some(0) {
         return true;
     }
-    let Some(effective) = status_field::<String>("CapEff:") else { return false };
+    let Some(effective) = status_field::<String>("CapEff:") else {
+        return false;
+    };
     u64::from_str_radix(&effective, 16).is_ok_and(|effective| effective & CAPABILITIES != 0)
 }
 

@@ -88,17 +88,25 @@ impl Start {
         match (*command, bytes.get(..length)) {
             (LOCAL | PROXY, None) => Self::Partial,
             // Whatever else it says means nothing.
-            (LOCAL, Some(_)) => Self::Header { length, client: None },
+            (LOCAL, Some(_)) => Self::Header {
+                length,
+                client: None,
+            },
             (PROXY, Some(header)) => Self::parse_whole(header),
             _ => Self::Other,
         }
     }
 
     fn parse_whole(header: &[u8]) -> Self {
-        let config = ParseConfig { include_tlvs: false, ..ParseConfig::default() };
+        let config = ParseConfig {
+            include_tlvs: false,
+            ..ParseConfig::default()
+        };
         match ProxyHeader::parse(header, config) {
             Ok((parsed, length)) => {
-                let client = parsed.proxied_address().map(|address| canonical(address.source));
+                let client = parsed
+                    .proxied_address()
+                    .map(|address| canonical(address.source));
                 Self::Header { length, client }
             }
             Err(_) => Self::Other,
