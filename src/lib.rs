@@ -74,7 +74,7 @@
 //! assert_eq!(echo, "hello");
 //!
 //! stop.shutdown();
-//! running.join().expect("the server does not panic")?;
+//! running.join().expect("the server does not panic");
 //! # Ok(())
 //! # }
 //! ```

@@ -112,9 +112,8 @@ fn run(args: &ServerArgs, writing: Sender<()>) -> Result<(), String> {
     debug!("listening on {address}");
     write_ready_line(address, writing)?;
     systemd::ready();
-    server
-        .run()
-        .map_err(|error| format!("gave up on {address}: {error}"))
+    server.run();
+    Ok(())
 }
 
 /// On the socket that systemd has handed over, else on one of its own.

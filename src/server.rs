@@ -216,13 +216,10 @@ impl Server {
 
     /// Serves until shutdown is requested, and returns when it is complete: everything that
     /// clients sent before the request has been echoed, or the shutdown timeout has passed.
-    ///
-    /// # Errors
-    /// Returns an error if the system lacks the memory to wait for clients.
-    pub fn run(self) -> io::Result<()> {
+    pub fn run(self) {
         let Self { listener, shared } = self;
         let started = Instant::now();
-        shared.accept_until_shutdown(&listener)?;
+        shared.accept_until_shutdown(&listener);
         info!(
             "shutting down: waiting up to {:?} for {}",
             shared.config.shutdown_timeout,
@@ -230,7 +227,6 @@ impl Server {
         );
         shared.drain(listener);
         info!("shut down: {} in {:.1?}", shared.totals, started.elapsed());
-        Ok(())
     }
 }
 
@@ -258,7 +254,7 @@ struct Shared {
 
 impl Shared {
     /// Accepts clients and spawns a thread for each.
-    fn accept_until_shutdown(self: &Arc<Self>, listener: &Listener) -> io::Result<()> {
+    fn accept_until_shutdown(self: &Arc<Self>, listener: &Listener) {
         let mut backoff = AcceptBackoff::default();
         let mut overload = OverloadLog::default();
         while !self.shutdown.is_requested() {
@@ -270,20 +266,13 @@ impl Shared {
                 self.wait_for_permit(POLL_INTERVAL);
                 continue;
             }
-            match self.accept(listener) {
-                Ok((stream, peer)) => {
+            match self.accept(listener, &mut overload) {
+                Ok(Some((stream, peer))) => {
                     backoff.reset();
                     self.spawn(stream, peer);
                 }
+                Ok(None) => {}
                 Err(error) => match error.kind() {
-                    // A wait that a signal interrupts is repeated: `accept` might block while the
-                    // handler of that signal requests shutdown.
-                    ErrorKind::WouldBlock => {
-                        while !self.shutdown.is_requested()
-                            && !listener.wait(overload.backlog_is_empty(), self.shutdown.waker())?
-                        {
-                        }
-                    }
                     // The client gave up while it was in the listen backlog.
                     ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset => {}
                     _ => {
@@ -294,12 +283,28 @@ impl Shared {
                 },
             }
         }
-        Ok(())
     }
 
-    fn accept(&self, listener: &Listener) -> io::Result<(TcpStream, SocketAddr)> {
+    /// Accepts a client, or returns `None` after it has waited for one.
+    fn accept(
+        &self,
+        listener: &Listener,
+        overload: &mut OverloadLog,
+    ) -> io::Result<Option<(TcpStream, SocketAddr)>> {
         self.check_memory()?;
-        listener.accept()
+        match listener.accept() {
+            Ok(client) => Ok(Some(client)),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                // A wait that a signal interrupts is repeated: `accept` might block while the
+                // handler of that signal requests shutdown.
+                while !self.shutdown.is_requested()
+                    && !listener.wait(overload.backlog_is_empty(), self.shutdown.waker())?
+                {
+                }
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn check_memory(&self) -> io::Result<()> {

@@ -1,0 +1,60 @@
+//! Errors of system calls that a healthy machine seldom reports. `strace` injects them.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::signal::Signal;
+use common::{Server, exchange, read_until_fin};
+
+/// Starts a server whose system calls fail as `injection` says, if `strace` may trace it.
+fn start_with(injection: &str) -> Option<Server> {
+    // The process that is spawned becomes the server. A grandchild traces it.
+    let strace = ["-D", "-f", "-qq", "-o", "/dev/null", "-e", injection];
+    let probe = Command::new("strace").args(strace).arg("true").output();
+    let error = match probe {
+        Ok(output) if output.status.success() => {
+            let mut command = common::command("strace");
+            command
+                .args(strace)
+                .arg(env!("CARGO_BIN_EXE_echo-server"))
+                .args(["--host", "127.0.0.1", "--port", "0"]);
+            return Some(Server::spawn(&mut command));
+        }
+        Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
+        Err(error) => error.to_string(),
+    };
+    common::leave_out(format_args!("strace cannot trace the server: {error}"));
+    None
+}
+
+#[test]
+fn interrupted_waits_do_not_shorten_the_drain() {
+    // In each thread every second call fails, beginning with the first.
+    let Some(mut server) = start_with("inject=poll,ppoll:error=EINTR:when=1+2") else {
+        return;
+    };
+    let client = server.connect();
+    let address = client.local_addr().expect("the client has an address");
+    exchange(&client, b"hello");
+    let begin = Instant::now();
+    server.signal(Signal::TERM);
+    assert_eq!(read_until_fin(&client), b"");
+    // What the client sent before the signal may take that long to arrive.
+    assert!(begin.elapsed() >= Duration::from_millis(100));
+    drop(client);
+    assert_eq!(server.wait().code(), Some(0));
+    server.wait_for_log(&format!("{address} disconnected: server shutting down"));
+}
+
+#[test]
+fn lack_of_memory_in_the_accept_loop_is_retried() {
+    let Some(server) = start_with("inject=poll,ppoll:error=ENOMEM:when=1..3") else {
+        return;
+    };
+    server
+        .wait_for_log("cannot accept new clients: Cannot allocate memory (os error 12); retrying");
+    exchange(&server.connect(), b"hello");
+}
