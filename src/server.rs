@@ -3,17 +3,19 @@
 
 mod accept_backoff;
 mod busy_poll;
+mod config;
 mod connection;
 mod limits;
 mod listener;
-mod overload_log;
+mod proxy_protocol;
 mod shutdown;
 mod totals;
 
 use std::cell::Cell;
-use std::io::{self, ErrorKind};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::num::NonZeroUsize;
+use std::io;
+use std::mem;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,10 +28,10 @@ use crate::platform::wait::POLL_INTERVAL;
 use crate::plural::plural;
 use accept_backoff::AcceptBackoff;
 use busy_poll::max_spinning_clients;
+pub use config::{Config, MAX_BUFFER_SIZE, MAX_BUSY_POLL};
 use connection::Connection;
-use limits::{ConnectionLimiter, PerIpLimiter, Permit};
-use listener::Listener;
-use overload_log::OverloadLog;
+use limits::{ConnectionLimiter, PerIpLimiter};
+use listener::{Accepted, Listener};
 use shutdown::Shutdown;
 pub use shutdown::ShutdownHandle;
 use totals::Totals;
@@ -43,73 +45,10 @@ const THREAD_EXIT_GRACE: Duration = Duration::from_millis(500);
 thread_local! {
     /// The permit of this thread. A thread-local variable is dropped after the memory of the
     /// thread's signal stack is released, so that the limiter never counts too few threads.
-    static THREAD_PERMIT: Cell<Option<Permit>> = const { Cell::new(None) };
+    static THREAD_PERMIT: Cell<Option<limits::Permit>> = const { Cell::new(None) };
 }
 
-/// The largest buffer that a client may have, in bytes, 16 MiB: what the network holds for one client is
-/// less than that, and the buffers of thousands must fit into memory.
-pub const MAX_BUFFER_SIZE: usize = 16_777_216;
-
-/// The longest that a client's thread may look for bytes before it sleeps: a stop waits for it.
-pub const MAX_BUSY_POLL: Duration = Duration::from_millis(10);
-
-/// How a server is set up.
-///
-/// ```
-/// use std::num::NonZeroUsize;
-/// use std::time::Duration;
-///
-/// use echo_server::Config;
-///
-/// // For strangers: no more than 16 from one address, and none that does nothing for 5 minutes.
-/// let config = Config {
-///     max_connections_per_ip: NonZeroUsize::new(16),
-///     idle_timeout: Some(Duration::from_secs(300)),
-///     ..Config::default()
-/// };
-/// assert_eq!(config.address.to_string(), "0.0.0.0:54000");
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Where to listen. Port 0 lets the system choose; `::` serves IPv6 and IPv4 both.
-    pub address: SocketAddr,
-    /// Each connection begins with a PROXY header, which tells the client's address. Anyone can
-    /// forge it: it is for servers that only a balancer can reach.
-    pub proxy_protocol: bool,
-    /// How many clients are served at once; the next ones wait in the kernel's queue.
-    pub max_connections: usize,
-    /// How many clients of one IP address are served at once; the next ones are closed.
-    pub max_connections_per_ip: Option<NonZeroUsize>,
-    /// Closes a client when no byte has moved, in or out, for that long.
-    pub idle_timeout: Option<Duration>,
-    /// How long a stop waits for clients that are still owed bytes.
-    pub shutdown_timeout: Duration,
-    /// The size of each client's buffer, in bytes, from 1 to [`MAX_BUFFER_SIZE`].
-    pub buffer_size: usize,
-    /// How long a client's thread looks for the next bytes before it sleeps, up to
-    /// [`MAX_BUSY_POLL`]; only while that has been paying and clients are fewer than processors.
-    /// Zero: never.
-    pub busy_poll: Duration,
-}
-
-impl Default for Config {
-    /// `0.0.0.0:54000`, no PROXY header, 10,000 clients from wherever, no idle timeout, 5 s for a
-    /// stop, buffers of 64 KiB, 50 µs of looking.
-    fn default() -> Self {
-        Self {
-            address: (Ipv4Addr::UNSPECIFIED, 54000).into(),
-            proxy_protocol: false,
-            max_connections: 10_000,
-            max_connections_per_ip: None,
-            idle_timeout: None,
-            shutdown_timeout: Duration::from_secs(5),
-            buffer_size: 65_536,
-            busy_poll: Duration::from_micros(50),
-        }
-    }
-}
-
-/// An echo server that listens, and serves once it [runs](Self::run).
+/// An echo server that listens, and serves clients while it [runs](Self::run).
 #[derive(Debug)]
 pub struct Server {
     listener: Listener,
@@ -117,7 +56,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds and listens. Clients can connect from now on, and wait for [`run`](Self::run).
+    /// Binds and listens. Clients can connect from now on; [`run`](Self::run) serves them.
     ///
     /// If the system cannot hold `max_connections`, the limit is lowered to what it can hold, and
     /// a warning is logged.
@@ -130,7 +69,7 @@ impl Server {
         Self::new(Listener::bind(config.address, options)?, config, options)
     }
 
-    /// Serves from a socket that listens already, such as one that a service manager holds and
+    /// Serves from an inherited socket that listens already, such as one that a service manager
     /// keeps open during a restart. The configuration's address is ignored. Graceful shutdown
     /// leaves clients without a permit in the listen backlog for the next server.
     ///
@@ -152,18 +91,11 @@ impl Server {
     /// bounds.
     pub fn from_listener(listener: TcpListener, config: Config) -> io::Result<Self> {
         let options = SocketOptions::new(config.idle_timeout);
-        Self::new(Listener::adopt(listener, options)?, config, options)
+        Self::new(Listener::inherit(listener, options)?, config, options)
     }
 
     fn new(listener: Listener, config: Config, socket_options: SocketOptions) -> io::Result<Self> {
-        if config.max_connections == 0
-            || !(1..=MAX_BUFFER_SIZE).contains(&config.buffer_size)
-            || config.busy_poll > MAX_BUSY_POLL
-        {
-            let message = "max_connections must be at least 1, buffer_size from 1 byte to 16 MiB, \
-                           busy_poll at most 10 ms";
-            return Err(io::Error::new(ErrorKind::InvalidInput, message));
-        }
+        config.validate()?;
         let connection_size = ConnectionSize {
             stack: STACK_SIZE,
             buffer: config.buffer_size,
@@ -180,23 +112,23 @@ impl Server {
                 max_connections = max_threads;
             }
         }
+        let per_ip_limiter = config.max_connections_per_ip.map(PerIpLimiter::new);
+        let shared = Shared {
+            max_connections,
+            limiter: Arc::new(ConnectionLimiter::new(max_connections)),
+            threads: Arc::new(ConnectionLimiter::new(max_threads)),
+            memory_limit: MemoryLimit::find(connection_size),
+            per_ip_limiter: per_ip_limiter.map(Arc::new),
+            max_spinning_clients: max_spinning_clients(config.busy_poll),
+            shutdown: Arc::new(Shutdown::new(config.shutdown_timeout)?),
+            socket_options,
+            options_inherited: listener.options_inherited(),
+            totals: Totals::default(),
+            config,
+        };
         Ok(Self {
-            shared: Arc::new(Shared {
-                memory_limit: MemoryLimit::find(connection_size),
-                max_connections,
-                max_spinning_clients: max_spinning_clients(config.busy_poll),
-                limiter: Arc::new(ConnectionLimiter::new(max_connections)),
-                threads: Arc::new(ConnectionLimiter::new(max_threads)),
-                per_ip_limiter: config
-                    .max_connections_per_ip
-                    .map(|limit| Arc::new(PerIpLimiter::new(limit))),
-                shutdown: Arc::new(Shutdown::new(config.shutdown_timeout)?),
-                socket_options,
-                options_inherited: listener.options_inherited(),
-                totals: Totals::default(),
-                config,
-            }),
             listener,
+            shared: Arc::new(shared),
         })
     }
 
@@ -236,15 +168,15 @@ struct Shared {
     config: Config,
     /// The configured limit, or what the system can hold.
     max_connections: usize,
-    /// Checked before each new connection, if there is one.
-    memory_limit: Option<MemoryLimit>,
-    /// Maximum number of connected clients at which threads may busy-poll.
-    max_spinning_clients: usize,
     /// One permit for each client that is served.
     limiter: Arc<ConnectionLimiter>,
     /// One permit for each thread. Threads in a lingering close serve no client any more.
     threads: Arc<ConnectionLimiter>,
+    /// Checked before each new connection, if there is one.
+    memory_limit: Option<MemoryLimit>,
     per_ip_limiter: Option<Arc<PerIpLimiter>>,
+    /// Maximum number of connected clients at which threads may busy-poll.
+    max_spinning_clients: usize,
     shutdown: Arc<Shutdown>,
     socket_options: SocketOptions,
     /// Whether a client's socket inherits the listener's options.
@@ -256,55 +188,46 @@ impl Shared {
     /// Accepts clients and spawns a thread for each.
     fn accept_until_shutdown(self: &Arc<Self>, listener: &Listener) {
         let mut backoff = AcceptBackoff::default();
-        let mut overload = OverloadLog::default();
+        // Whether the log says that new clients must wait in the listen backlog.
+        let mut is_overloaded = false;
         while !self.shutdown.is_requested() {
             if !self.wait_for_permit(Duration::ZERO) {
-                overload.begin(format_args!(
-                    "connection limit reached ({}): new clients wait in the listen backlog",
-                    self.max_connections
-                ));
+                if !mem::replace(&mut is_overloaded, true) {
+                    let limit = self.max_connections;
+                    warn!(
+                        "connection limit reached ({limit}): new clients wait in the listen backlog"
+                    );
+                }
                 self.wait_for_permit(POLL_INTERVAL);
                 continue;
             }
-            match self.accept(listener, &mut overload) {
+            let mut accepted = self.accept(listener);
+            if let Ok(None) = accepted {
+                if mem::take(&mut is_overloaded) {
+                    info!("accepting new clients again");
+                }
+                accepted = self.wait_for_client(listener).map(|()| None);
+            }
+            match accepted {
                 Ok(Some((stream, peer))) => {
                     backoff.reset();
                     self.spawn(stream, peer);
                 }
                 Ok(None) => {}
-                Err(error) => match error.kind() {
-                    // The client gave up while it was in the listen backlog.
-                    ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset => {}
-                    _ => {
-                        overload
-                            .begin(format_args!("cannot accept new clients: {error}; retrying"));
-                        self.pause(backoff.record_failure());
+                Err(error) => {
+                    if !mem::replace(&mut is_overloaded, true) {
+                        warn!("cannot accept new clients: {error}; retrying");
                     }
-                },
+                    self.pause(backoff.record_failure());
+                }
             }
         }
     }
 
-    /// Accepts a client, or returns `None` after it has waited for one.
-    fn accept(
-        &self,
-        listener: &Listener,
-        overload: &mut OverloadLog,
-    ) -> io::Result<Option<(TcpStream, SocketAddr)>> {
+    /// Accepts a client. Returns `None` if the listen backlog is empty.
+    fn accept(&self, listener: &Listener) -> io::Result<Option<Accepted>> {
         self.check_memory()?;
-        match listener.accept() {
-            Ok(client) => Ok(Some(client)),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                // A wait that a signal interrupts is repeated: `accept` might block while the
-                // handler of that signal requests shutdown.
-                while !self.shutdown.is_requested()
-                    && !listener.wait(overload.backlog_is_empty(), self.shutdown.waker())?
-                {
-                }
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
+        listener.accept()
     }
 
     fn check_memory(&self) -> io::Result<()> {
@@ -318,6 +241,14 @@ impl Shared {
     /// whether it does.
     fn wait_for_permit(&self, timeout: Duration) -> bool {
         self.threads.wait_until_available(timeout) && self.limiter.wait_until_available(timeout)
+    }
+
+    /// Blocks until a client connects or shutdown is requested.
+    fn wait_for_client(&self, listener: &Listener) -> io::Result<()> {
+        // A wait that a signal interrupts is repeated: `accept` might block while the handler of
+        // that signal requests shutdown.
+        while !self.shutdown.is_requested() && !listener.wait(self.shutdown.waker())? {}
+        Ok(())
     }
 
     /// Blocks for `delay`, or until a connection ends, which may free what `accept` lacked.
@@ -345,48 +276,49 @@ impl Shared {
                 return;
             }
         };
-        let (started, has_started) = self
-            .memory_limit
-            .as_ref()
-            .map(|_| mpsc::channel::<()>())
-            .unzip();
+        let (started, has_started) = mpsc::channel::<()>();
         let thread = thread::Builder::new()
             .name(peer.to_string())
-            .stack_size(STACK_SIZE);
-        let spawned = thread.spawn(move || {
-            THREAD_PERMIT.set(Some(thread_permit));
-            drop(started);
-            connection.serve();
-        });
-        if let Err(error) = spawned {
-            warn!("{peer} rejected: cannot spawn a thread ({error})");
-        }
-        // A check for memory is of use only once this thread has taken what it needs. The thread
-        // drops its end of the channel then.
-        if let Some(has_started) = has_started {
-            let _ = has_started.recv();
+            .stack_size(STACK_SIZE)
+            .spawn(move || {
+                THREAD_PERMIT.set(Some(thread_permit));
+                drop(started);
+                connection.serve();
+            });
+        match thread {
+            // The next check for memory must see what this thread takes, so wait until it has
+            // started: then it drops its end of the channel.
+            Ok(_) if self.memory_limit.is_some() => {
+                let _ = has_started.recv();
+            }
+            Ok(_) => {}
+            Err(error) => warn!("{peer} rejected: cannot spawn a thread ({error})"),
         }
     }
 
     /// Refuses new clients, serves those in the listen backlog, and waits for all connections.
     fn drain(self: &Arc<Self>, listener: Listener) {
         let mut pending = listener.close(self.limiter.available());
-        while !pending.is_empty() {
+        loop {
             match pending.next() {
-                Some((stream, peer)) if self.permit_before_deadline() => self.spawn(stream, peer),
-                Some((_, peer)) => {
-                    warn!("{peer} forcibly closed in the listen backlog");
-                    self.totals.count_unserved();
+                Ok(Some((stream, peer))) => {
+                    if self.permit_before_deadline() {
+                        self.spawn(stream, peer);
+                    } else {
+                        warn!("{peer} forcibly closed in the listen backlog");
+                        self.totals.forcibly_closed.fetch_add(1, Relaxed);
+                    }
                 }
-                None if self.shutdown.is_overdue() => break,
-                // There is no file descriptor to accept with until a connection ends.
-                None => {
+                Ok(None) => break,
+                Err(_) if self.shutdown.is_overdue() => break,
+                // No file descriptor is left to accept with until a connection ends.
+                Err(_) => {
                     self.threads.wait_for_release(POLL_INTERVAL);
                 }
             }
         }
-        self.threads
-            .wait_until_idle(self.shutdown.time_left() + THREAD_EXIT_GRACE);
+        let timeout = self.shutdown.time_left() + THREAD_EXIT_GRACE;
+        self.threads.wait_while(timeout, |active| active > 0);
     }
 
     /// Blocks until the connection limit and the memory allow one more client. Returns false if

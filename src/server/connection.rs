@@ -5,8 +5,6 @@
 //! sends each piece completely before it receives the next. If a client does not read its echoes,
 //! the server stops reading from it (backpressure), so it costs one buffer at most.
 
-mod proxy;
-
 use std::convert::Infallible;
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
@@ -14,6 +12,7 @@ use std::mem;
 use std::net::{Shutdown as Half, SocketAddr, TcpStream};
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,32 +22,23 @@ use socket2::SockRef;
 use super::Shared;
 use super::busy_poll::BusyPoll;
 use super::limits::{PerIpPermit, Permit};
+use super::proxy_protocol::{self, MAX_LENGTH, Parsed};
 use crate::platform::socket::receive;
 use crate::platform::tcp_info::TcpInfo;
 use crate::platform::wait::{Interest, wait};
 use crate::plural::plural;
 
-/// After the shutdown request, how long data that was in flight may take to arrive at least. A
-/// round trip, if that is longer.
-const MIN_QUIET_PERIOD: Duration = Duration::from_millis(100);
+/// How long a PROXY header may take. It comes with the connection's first bytes, and the
+/// specification asks for at least 3 s, so that a lost packet can be sent again.
+const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The shortest retransmission timeout on Linux, which dominates on fast links.
-const MIN_RTO: Duration = Duration::from_millis(200);
-
-/// A client counts as active if its last data arrived so shortly before the shutdown request.
-const ACTIVE_PERIOD: Duration = Duration::from_secs(1);
-
-/// For how long after the shutdown request an active client is kept because data of others still
-/// arrives: time for three retransmissions (RFC 6298), or a quarter of the shutdown timeout.
-const SHARED_LINK_TIMEOUT: Duration = Duration::from_secs(4);
-
-/// How long a lingering close waits for the client's FIN once the client has acknowledged ours.
+/// How long a lingering close waits for the client's FIN.
 const LINGER_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// How often a lingering close checks for acknowledgements: no event reports them.
 const ACK_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How many bytes of one `recv` the log shows at level trace.
+/// The number of bytes of one `recv` that the log shows at level trace.
 const TRACE_LIMIT: usize = 64;
 
 /// What ended a connection.
@@ -120,7 +110,7 @@ pub(crate) struct Connection {
     /// clock.
     moved: bool,
     idle_since: Instant,
-    /// When data last arrived during the drain.
+    /// When data last arrived during the drain, as far as this thread has noticed.
     last_arrival: Option<Instant>,
     bytes_echoed: u64,
 }
@@ -155,36 +145,28 @@ impl Connection {
         })
     }
 
-    /// Serves the client until its connection is closed, and logs that.
+    /// Serves the client until the connection is over, closes it and logs that.
     pub(crate) fn serve(mut self) {
         let started = self.idle_since;
         let mut reason = match self.admit() {
             Continue(()) => {
-                self.shared.totals.count_client();
+                self.shared.totals.clients_served.fetch_add(1, Relaxed);
                 let Break(reason) = self.echo();
                 reason
             }
             Break(reason) => reason,
         };
-        match reason {
-            CloseReason::IdleTimeout => {
-                self.lingering_close(false);
-            }
-            CloseReason::ServerShuttingDown if !self.lingering_close(true) => {
-                reason = CloseReason::ForciblyClosed;
-            }
-            // Before shutdown, the kernel delivers the rest after the close.
-            CloseReason::ClosedByClient
-                if self.shared.shutdown.is_requested() && !self.lingering_close(true) =>
-            {
-                reason = CloseReason::ForciblyClosed;
-            }
-            _ => {}
+        let lingers = match reason {
+            CloseReason::IdleTimeout | CloseReason::ServerShuttingDown => true,
+            // Before shutdown, the kernel delivers the last echoes after the close.
+            CloseReason::ClosedByClient => self.shared.shutdown.is_requested(),
+            _ => false,
+        };
+        let until_acknowledged = !matches!(reason, CloseReason::IdleTimeout);
+        if lingers && !self.lingering_close(until_acknowledged) {
+            reason = CloseReason::ForciblyClosed;
         }
-        self.shared.totals.count_close(&reason, self.bytes_echoed);
-        let Self {
-            peer, bytes_echoed, ..
-        } = self;
+        self.shared.totals.record_close(&reason, self.bytes_echoed);
         // Release the per-IP permit before closing: the client may reconnect immediately. And
         // release everything before the log says that the connection is over.
         drop(self.per_ip_permit);
@@ -196,8 +178,9 @@ impl Connection {
         };
         log!(
             level,
-            "{peer} disconnected: {reason}, {} echoed in {:.1?}",
-            plural(bytes_echoed, "byte"),
+            "{} disconnected: {reason}, {} echoed in {:.1?}",
+            self.peer,
+            plural(self.bytes_echoed, "byte"),
             started.elapsed()
         );
     }
@@ -229,18 +212,56 @@ impl Connection {
         Continue(())
     }
 
-    /// Echoes until the client half-closes, the drain is complete or something else ends the
-    /// connection.
+    /// Removes the PROXY header from the stream. Returns the client's address if the header has
+    /// one.
+    fn read_proxy_header(&mut self) -> ControlFlow<CloseReason, Option<SocketAddr>> {
+        let deadline = Instant::now() + PROXY_HEADER_TIMEOUT;
+        let mut header = Vec::new();
+        if let Err(error) = header.try_reserve_exact(MAX_LENGTH) {
+            return Break(io::Error::from(error).into());
+        }
+        while Instant::now() < deadline {
+            if self.shared.shutdown.is_requested() {
+                self.wait_unless_quiet()?;
+            }
+            match self.receive_or_wait(Some(deadline))? {
+                None => continue,
+                Some(0) => {
+                    return Break(CloseReason::InvalidProxyHeader(
+                        "the client closed the connection before its end",
+                    ));
+                }
+                Some(_) => {}
+            }
+            let length_before = header.len();
+            let piece = &self.buffer[..self.buffer.len().min(MAX_LENGTH - header.len())];
+            header.extend_from_slice(piece);
+            match proxy_protocol::parse(&header) {
+                Parsed::Incomplete => {}
+                Parsed::Complete { length, client } => {
+                    // What follows the header is echoed.
+                    self.sent = length - length_before;
+                    return Continue(client);
+                }
+                Parsed::Invalid => {
+                    return Break(CloseReason::InvalidProxyHeader(
+                        "the connection begins with other bytes",
+                    ));
+                }
+            }
+        }
+        Break(CloseReason::InvalidProxyHeader("none arrived within 5s"))
+    }
+
+    /// Echoes until the connection is over.
     fn echo(&mut self) -> ControlFlow<CloseReason, Infallible> {
         // If the connection began with a PROXY header, the buffer holds what followed it.
         self.send_all()?;
         loop {
-            let received = if self.shared.shutdown.is_requested() {
-                self.receive_unless_quiet()?
-            } else {
-                self.receive_or_wait(None)?
-            };
-            match received {
+            if self.shared.shutdown.is_requested() {
+                self.wait_unless_quiet()?;
+            }
+            match self.receive_or_wait(None)? {
                 None => {} // Nothing has arrived yet.
                 Some(0) => return Break(CloseReason::ClosedByClient),
                 Some(_) => {
@@ -252,85 +273,62 @@ impl Connection {
         }
     }
 
-    /// Receives the next piece, or blocks until there may be one, `deadline` passes or shutdown is
-    /// requested.
+    /// The drain: blocks until the client has sent more, or ends the connection once the client is
+    /// quiet. Everything it sent is echoed then.
+    fn wait_unless_quiet(&mut self) -> ControlFlow<CloseReason> {
+        let shutdown = &self.shared.shutdown;
+        loop {
+            if shutdown.is_overdue() {
+                return Break(CloseReason::ForciblyClosed);
+            }
+            let started = Instant::now();
+            let quiet_at = shutdown.quiet_at(TcpInfo::of(&self.stream), self.last_arrival);
+            let deadline = [Some(quiet_at), shutdown.deadline()]
+                .into_iter()
+                .flatten()
+                .min();
+            match wait(&self.stream, Interest::Read, deadline, None) {
+                Ok(true) => {
+                    if started.elapsed() > Duration::from_millis(1) {
+                        // The data was not there before: it has just arrived.
+                        self.last_arrival = Some(Instant::now());
+                    }
+                    shutdown.record_arrival();
+                    return Continue(());
+                }
+                Ok(false) if started >= quiet_at => {
+                    return Break(CloseReason::ServerShuttingDown);
+                }
+                // Data may have arrived in the meantime, or a signal has interrupted the wait.
+                Ok(false) => {}
+                Err(error) => return Break(error.into()),
+            }
+        }
+    }
+
+    /// Receives the next piece into the empty buffer and returns its size; 0 means FIN. If nothing
+    /// has arrived, blocks until something may have, `deadline` passes or shutdown is requested,
+    /// and returns `None`.
     fn receive_or_wait(
         &mut self,
         deadline: Option<Instant>,
     ) -> ControlFlow<CloseReason, Option<usize>> {
-        match self.receive() {
-            Ok(received) => Continue(Some(received)),
+        self.buffer.clear();
+        self.sent = 0;
+        match receive(&self.stream, &mut self.buffer) {
+            Ok(received) => {
+                if received > 0 {
+                    debug!("{} sent {}", self.peer, plural(received as u64, "byte"));
+                    trace!("{} sent {}", self.peer, excerpt(&self.buffer));
+                    self.moved = true;
+                }
+                Continue(Some(received))
+            }
             Err(error) => {
                 self.wait_if_blocked(error, Interest::Read, deadline)?;
                 Continue(None)
             }
         }
-    }
-
-    /// The drain: receives the next piece, or ends the connection once the client is quiet.
-    /// Everything it sent is echoed then.
-    fn receive_unless_quiet(&mut self) -> ControlFlow<CloseReason, Option<usize>> {
-        let quiet_at = self.quiet_at();
-        let started = Instant::now();
-        if self.wait(Interest::Read, Some(quiet_at), true)? {
-            if started.elapsed() > Duration::from_millis(1) {
-                // The data was not there before: it has just arrived.
-                self.last_arrival = Some(Instant::now());
-            }
-            match self.receive() {
-                Ok(received) => {
-                    self.shared.shutdown.record_arrival();
-                    Continue(Some(received))
-                }
-                Err(error) if is_temporary(&error) => Continue(None),
-                Err(error) => Break(error.into()),
-            }
-        } else if started >= quiet_at {
-            Break(CloseReason::ServerShuttingDown)
-        } else {
-            // More may have arrived in the meantime, or a signal has interrupted the wait.
-            Continue(None)
-        }
-    }
-
-    /// Returns when the client counts as quiet, if nothing more arrives.
-    ///
-    /// What the client sent before the shutdown request may still be in flight. On a slow link it
-    /// arrives with pauses as long as the connection's round trips and retransmissions, so these
-    /// decide. If the system does not report them, the last arrival and fixed times do.
-    fn quiet_at(&self) -> Instant {
-        let now = Instant::now();
-        let (rtt, rto, last_arrival) = match TcpInfo::of(&self.stream) {
-            Some(info) => (info.rtt, info.rto, now.checked_sub(info.last_received)),
-            None => (Duration::ZERO, MIN_RTO, self.last_arrival),
-        };
-        let shutdown = &self.shared.shutdown;
-        let requested_at = shutdown.requested_at().unwrap_or(now);
-        let quiet_at = requested_at + MIN_QUIET_PERIOD.max(rtt);
-        let Some(mut last_arrival) = last_arrival else {
-            return quiet_at;
-        };
-        if last_arrival + ACTIVE_PERIOD > requested_at
-            && let Some(arrival_of_any) = shutdown.last_arrival()
-        {
-            // Other clients may fill the link so that all data of this one is lost for a while.
-            let timeout = SHARED_LINK_TIMEOUT.min(self.shared.config.shutdown_timeout / 4);
-            last_arrival = last_arrival.max(arrival_of_any.min(requested_at + timeout));
-        }
-        quiet_at.max(last_arrival + quiet_period(rto))
-    }
-
-    /// Receives the next piece into the empty buffer. Returns its size; 0 means FIN.
-    fn receive(&mut self) -> io::Result<usize> {
-        self.buffer.clear();
-        self.sent = 0;
-        let received = receive(&self.stream, &mut self.buffer)?;
-        if received > 0 {
-            debug!("{} sent {}", self.peer, plural(received as u64, "byte"));
-            trace!("{} sent {}", self.peer, excerpt(&self.buffer));
-            self.moved = true;
-        }
-        Ok(received)
     }
 
     /// Sends everything that is in the buffer. This is `Write::write_all`, except that shutdown
@@ -360,55 +358,44 @@ impl Connection {
         }
     }
 
-    /// Handles an error of `recv` or `send`. If the call had nothing to do, blocks until it may
-    /// have, or until `deadline`. Any other error ends the connection.
+    /// Handles an error of `recv` or `send`. If the call had nothing to do, blocks until the socket
+    /// is ready, `deadline` passes or shutdown is requested. May return early. The idle timeout,
+    /// the shutdown timeout and any other error end the connection.
+    ///
+    /// On Linux the call has blocked for a short time before it fails. A busy connection is served
+    /// by that alone, with one system call per message.
     fn wait_if_blocked(
         &mut self,
         error: io::Error,
         interest: Interest,
         deadline: Option<Instant>,
     ) -> ControlFlow<CloseReason> {
-        if !is_temporary(&error) {
-            return Break(error.into());
+        match error.kind() {
+            ErrorKind::WouldBlock => {}
+            ErrorKind::Interrupted => return Continue(()),
+            _ => return Break(error.into()),
         }
-        if error.kind() == ErrorKind::WouldBlock {
-            if mem::take(&mut self.moved) {
-                // While the call blocked, nothing moved.
-                let blocked_for = self.shared.socket_options.blocked_for(interest);
-                let now = Instant::now();
-                self.idle_since = now.checked_sub(blocked_for).unwrap_or(now);
-            }
-            // A `recv` returns to the caller's loop when shutdown is requested, also if that
-            // happened during the call. A `send` must go on.
-            let is_draining = interest == Interest::Write && self.shared.shutdown.is_requested();
-            self.wait(interest, deadline, is_draining)?;
-        }
-        Continue(())
-    }
-
-    /// Blocks until the socket is ready or `deadline` passes, and unless `is_draining`, until
-    /// shutdown is requested. Returns whether the socket is ready. The idle timeout and the
-    /// shutdown timeout end the connection.
-    fn wait(
-        &mut self,
-        interest: Interest,
-        deadline: Option<Instant>,
-        is_draining: bool,
-    ) -> ControlFlow<CloseReason, bool> {
-        if mem::take(&mut self.moved) {
-            self.idle_since = Instant::now();
-        }
-        let idle_at = match self.shared.config.idle_timeout {
-            Some(timeout) => self.idle_since.checked_add(timeout),
-            None => None,
-        };
         let shutdown = &self.shared.shutdown;
         if shutdown.is_overdue() {
             return Break(CloseReason::ForciblyClosed);
         }
-        if idle_at.is_some_and(|idle_at| Instant::now() >= idle_at) {
+        let now = Instant::now();
+        if mem::take(&mut self.moved) {
+            // Nothing moved while the call blocked.
+            let blocked_for = self.shared.socket_options.blocked_for(interest);
+            self.idle_since = now.checked_sub(blocked_for).unwrap_or(now);
+        }
+        let mut idle_at = None;
+        if let Some(timeout) = self.shared.config.idle_timeout {
+            idle_at = self.idle_since.checked_add(timeout);
+        }
+        let is_idle = |now| idle_at.is_some_and(|idle_at| now >= idle_at);
+        if is_idle(now) {
             return Break(CloseReason::IdleTimeout);
         }
+        // A `recv` returns to the loop of its caller when shutdown is requested, also if that
+        // happened during the call. A `send` must go on.
+        let is_draining = interest == Interest::Write && shutdown.is_requested();
         let waker = if is_draining {
             None
         } else {
@@ -419,20 +406,17 @@ impl Connection {
             .flatten()
             .min();
         match wait(&self.stream, interest, deadline, waker) {
-            Ok(false)
-                if interest == Interest::Read
-                    && idle_at.is_some_and(|idle_at| Instant::now() >= idle_at) =>
-            {
+            Ok(false) if interest == Interest::Read && is_idle(Instant::now()) => {
                 Break(CloseReason::IdleTimeout)
             }
-            Ok(is_ready) => Continue(is_ready),
+            Ok(_) => Continue(()),
             Err(error) => Break(error.into()),
         }
     }
 
-    /// Half-closes, then reads and discards until the client's FIN. With `until_acknowledged` it
-    /// also waits until the client has acknowledged everything, and returns false if the shutdown
-    /// timeout passes first.
+    /// Half-closes, then reads and discards until the client's FIN or for 0.3 s. With
+    /// `until_acknowledged` it also waits until the client has acknowledged everything, and returns
+    /// false if the shutdown timeout passes first.
     ///
     /// Closing a socket with unread data sends RST, which destroys data in flight (RFC 1122,
     /// section 4.2.2.13). And after shutdown the host may be gone before the kernel could send
@@ -443,6 +427,7 @@ impl Connection {
             return true; // The client has reset the connection.
         }
         self.permit = None;
+        let shutdown = &self.shared.shutdown;
         let mut linger_until = Instant::now() + LINGER_TIMEOUT;
         let mut client_closed = false;
         loop {
@@ -454,7 +439,7 @@ impl Connection {
             } else if client_closed || now >= linger_until {
                 return true;
             }
-            if self.shared.shutdown.is_overdue() {
+            if shutdown.is_overdue() {
                 return !is_unacknowledged;
             }
             if client_closed {
@@ -467,37 +452,20 @@ impl Connection {
                 Some(now + ACK_POLL_INTERVAL),
                 None,
             ) {
-                Ok(true) => match self.discard() {
-                    Ok(0) => client_closed = true,
-                    Ok(_) => {}
-                    Err(error) if is_temporary(&error) => {}
-                    Err(_) => return true, // The client has reset the connection.
-                },
-                Ok(false) => {}
+                Ok(true) => {}
+                Ok(false) => continue,
                 Err(_) => return true,
+            }
+            self.buffer.clear();
+            match receive(&self.stream, &mut self.buffer) {
+                Ok(0) => client_closed = true,
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return true, // The client has reset the connection.
             }
         }
     }
-
-    /// Receives data that is not echoed. Returns its size; 0 means FIN.
-    fn discard(&mut self) -> io::Result<usize> {
-        self.buffer.clear();
-        receive(&self.stream, &mut self.buffer)
-    }
-}
-
-/// Returns for how long a client must have sent nothing to count as quiet.
-///
-/// On slow links that is up to six retransmission timeouts: time to lose a segment and its first
-/// retransmissions, since RFC 6298 doubles the timeout. On fast links, where the timeout is the
-/// system's minimum and loss is rare, two must do, so that shutdown is quick.
-fn quiet_period(rto: Duration) -> Duration {
-    (rto * 6).saturating_sub(MIN_RTO * 4).max(MIN_RTO * 2)
-}
-
-/// Returns whether the call that failed may succeed later.
-fn is_temporary(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
 /// Returns the beginning of `bytes` for the log. It is escaped, so that payload cannot forge a log

@@ -15,11 +15,9 @@ use log::warn;
 #[derive(Debug)]
 pub(crate) struct ConnectionLimiter {
     limit: usize,
-    /// Decreases only under the mutex, so that no release is missed.
+    /// Decreases only under the mutex, so that no thread misses a release.
     active: AtomicUsize,
-    /// Whether a thread waits for a release. A notification costs a system call, so there is none
-    /// without a waiting thread.
-    has_waiters: Mutex<bool>,
+    mutex: Mutex<()>,
     released: Condvar,
 }
 
@@ -28,17 +26,17 @@ impl ConnectionLimiter {
         Self {
             limit,
             active: AtomicUsize::new(0),
-            has_waiters: Mutex::new(false),
+            mutex: Mutex::new(()),
             released: Condvar::new(),
         }
     }
 
-    /// Returns how many permits exist, at the cost of one load.
+    /// Returns the number of permits that exist, at the cost of one load.
     pub(crate) fn active(&self) -> usize {
         self.active.load(Relaxed)
     }
 
-    /// Returns how many permits are left.
+    /// Returns the number of permits that are left.
     pub(crate) fn available(&self) -> usize {
         self.limit.saturating_sub(self.active())
     }
@@ -64,26 +62,16 @@ impl ConnectionLimiter {
         self.active() < before
     }
 
-    /// Blocks until all permits are released or `timeout` passes.
-    pub(crate) fn wait_until_idle(&self, timeout: Duration) {
-        self.wait_while(timeout, |active| active > 0);
-    }
-
     /// Blocks while `condition` holds for the number of permits, or until `timeout` passes.
-    fn wait_while(&self, timeout: Duration, condition: impl Fn(usize) -> bool) {
-        let mut has_waiters = self.lock();
-        *has_waiters = true;
-        let (mut has_waiters, _) = self
+    pub(crate) fn wait_while(&self, timeout: Duration, condition: impl Fn(usize) -> bool) {
+        let guard = self.lock();
+        let _ = self
             .released
-            .wait_timeout_while(has_waiters, timeout, |_| condition(self.active()))
-            .unwrap_or_else(PoisonError::into_inner);
-        *has_waiters = false;
+            .wait_timeout_while(guard, timeout, |()| condition(self.active()));
     }
 
-    fn lock(&self) -> MutexGuard<'_, bool> {
-        self.has_waiters
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.mutex.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -93,11 +81,9 @@ pub(crate) struct Permit(Arc<ConnectionLimiter>);
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let has_waiters = self.0.lock();
+        let _guard = self.0.lock();
         self.0.active.fetch_sub(1, Relaxed);
-        if *has_waiters {
-            self.0.released.notify_all();
-        }
+        self.0.released.notify_all();
     }
 }
 
@@ -189,10 +175,7 @@ mod tests {
         assert!(!limiter.wait_until_available(Duration::ZERO));
         assert!(!limiter.wait_for_release(Duration::ZERO));
         thread::scope(|scope| {
-            let waiting = scope.spawn(|| limiter.wait_for_release(LONG));
-            while !*limiter.lock() && !waiting.is_finished() {
-                thread::yield_now();
-            }
+            let waiting = scope.spawn(|| limiter.wait_until_available(LONG));
             drop(first);
             assert!(waiting.join().expect("it does not panic"));
         });

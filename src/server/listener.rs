@@ -1,38 +1,37 @@
-//! The listening socket: made with `socket2`, since `std`'s `TcpListener::bind` has a backlog of
-//! only 128 and no say over IP versions, then handed to `std`.
+//! The listening socket. It is created with `socket2`, because `TcpListener::bind` has a backlog of
+//! only 128 and does not choose between IPv6 and both IP versions.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::time::Instant;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::platform::socket::{OPTIONS_INHERITED, SocketOptions, accept};
 use crate::platform::wait::{Interest, Waker, wait};
 
-/// How many clients the kernel keeps in its queue until they are accepted, the most that Linux
-/// gives by default (`net.core.somaxconn`). When it is full, a client's SYN is dropped and sent
-/// again a second later: with `std`'s 128, 2,000 clients at once take seconds to get in.
+/// The length of the listen backlog, the most that Linux allows by default
+/// (`net.core.somaxconn`). When the backlog is full, the kernel drops SYNs, and clients retry only
+/// after a second.
 const BACKLOG: u16 = 4096;
 
-/// A socket that listens, and whose `accept` never blocks for long (see `platform/wait.rs`).
+/// A client that has been accepted, with its address.
+pub(crate) type Accepted = (TcpStream, SocketAddr);
+
+/// A listening socket whose `accept` never blocks for long (see `platform/wait.rs`).
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: TcpListener,
-    /// Whether somebody else bound it, and may hold it still. Clients may have been in its queue
-    /// before it had our options.
-    adopted: bool,
+    /// Whether the socket is inherited from another process, which may still hold it. Clients may
+    /// have connected before the socket had our options.
+    inherited: bool,
 }
 
 impl Listener {
     /// Binds and listens. On `::` it serves both IP versions.
     pub(crate) fn bind(address: SocketAddr, options: SocketOptions) -> io::Result<Self> {
-        let socket = Socket::new(
-            Domain::for_address(address),
-            Type::STREAM,
-            Some(Protocol::TCP),
-        )?;
+        let domain = Domain::for_address(address);
+        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
         if address.is_ipv6() {
             socket.set_only_v6(address.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED))?;
         }
@@ -41,16 +40,16 @@ impl Listener {
         socket.listen(BACKLOG.into())?;
         Ok(Self {
             socket: socket.into(),
-            adopted: false,
+            inherited: false,
         })
     }
 
-    /// Takes over a socket that somebody else has bound and listens on.
-    pub(crate) fn adopt(listener: TcpListener, options: SocketOptions) -> io::Result<Self> {
-        options.apply_to_listener(&SockRef::from(&listener))?;
+    /// Takes over an inherited socket that listens already.
+    pub(crate) fn inherit(socket: TcpListener, options: SocketOptions) -> io::Result<Self> {
+        options.apply_to_listener(&SockRef::from(&socket))?;
         Ok(Self {
-            socket: listener,
-            adopted: true,
+            socket,
+            inherited: true,
         })
     }
 
@@ -58,89 +57,95 @@ impl Listener {
         self.socket.local_addr()
     }
 
-    /// Whether each client's socket has the listener's options from the start.
+    /// Returns whether each client's socket has the listener's options from the start.
     pub(crate) fn options_inherited(&self) -> bool {
-        OPTIONS_INHERITED && !self.adopted
+        OPTIONS_INHERITED && !self.inherited
     }
 
-    /// The next client in the queue, with its address.
-    ///
-    /// # Errors
-    /// `WouldBlock` if none came for a moment; what else `accept(2)` can meet.
-    pub(crate) fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        accept(&self.socket).map(|(stream, peer)| (stream, canonical(peer)))
+    /// Accepts a client. Returns `None` if none has connected for a moment.
+    pub(crate) fn accept(&self) -> io::Result<Option<Accepted>> {
+        loop {
+            match accept(&self.socket) {
+                Ok((stream, peer)) => return Ok(Some((stream, canonical(peer)))),
+                Err(error) => match error.kind() {
+                    ErrorKind::WouldBlock => return Ok(None),
+                    // The client gave up while it was in the listen backlog.
+                    ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset => {}
+                    _ => return Err(error),
+                },
+            }
+        }
     }
 
-    /// Blocks until a client is in the queue, as [`wait()`] does.
-    pub(crate) fn wait(&self, until: Option<Instant>, waker: &Waker) -> io::Result<bool> {
-        wait(&self.socket, Interest::Read, until, Some(waker))
+    /// Blocks until a client connects or `waker` wakes the thread. May return early. Returns
+    /// whether a client has connected.
+    pub(crate) fn wait(&self, waker: &Waker) -> io::Result<bool> {
+        wait(&self.socket, Interest::Read, None, Some(waker))
     }
 
-    /// Refuses new clients from now on; those in the queue are still to be had. From a socket that
-    /// somebody else may hold they are only as many as there are places: the next server can serve
-    /// the others, and who comes from now on.
-    pub(crate) fn close(self, places: usize) -> Queue {
-        // Those who keep coming cannot keep it open: no more than the queue can have held, which on
-        // Linux is one more than it was asked for.
-        let room = if self.adopted {
-            places
+    /// Refuses new clients and returns those in the listen backlog. Of an inherited socket, it
+    /// returns `permits` clients at most: the next server can serve the others.
+    pub(crate) fn close(self, permits: usize) -> PendingConnections {
+        let remaining = if self.inherited {
+            permits
         } else {
+            // Linux admits one more than the backlog. Clients that keep connecting must not keep
+            // the listener open.
             usize::from(BACKLOG) + 1
         };
-        let listener = self.socket.set_nonblocking(true).is_ok().then_some(self);
-        let mut queue = Queue {
-            listener,
-            room,
-            taken: VecDeque::new(),
-        };
-        queue.take();
-        queue
-    }
-}
-
-/// The clients who were in the queue of a listener when it closed.
-#[derive(Debug)]
-pub(crate) struct Queue {
-    /// Open only as long as the system has no file for those who are still in its queue.
-    listener: Option<Listener>,
-    room: usize,
-    taken: VecDeque<(TcpStream, SocketAddr)>,
-}
-
-impl Queue {
-    /// The next client, where there is one and the system has a file for it.
-    pub(crate) fn next(&mut self) -> Option<(TcpStream, SocketAddr)> {
-        self.take();
-        self.taken.pop_front()
-    }
-
-    /// Whether there is no next client, and none to come.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.listener.is_none() && self.taken.is_empty()
-    }
-
-    /// Takes over as many as there are files for, and closes the listener behind the last.
-    fn take(&mut self) {
-        while let Some(listener) = &self.listener {
-            if self.room == 0 {
-                self.listener = None;
-                return;
-            }
-            match listener.accept() {
-                Ok(client) => {
-                    self.room -= 1;
-                    self.taken.push_back(client);
-                }
-                Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => self.listener = None,
-                Err(_) => return,
-            }
+        let is_nonblocking = self.socket.set_nonblocking(true).is_ok();
+        PendingConnections {
+            listener: is_nonblocking.then_some(self),
+            remaining,
+            accepted: VecDeque::new(),
         }
     }
 }
 
-/// On a socket for both versions an IPv4 peer is told as `::ffff:192.0.2.1`; people know it
-/// without the prefix.
+/// The clients that were in the listen backlog at shutdown.
+#[derive(Debug)]
+pub(crate) struct PendingConnections {
+    /// Open until all clients in its backlog are accepted.
+    listener: Option<Listener>,
+    /// How many more clients may be accepted.
+    remaining: usize,
+    accepted: VecDeque<Accepted>,
+}
+
+impl PendingConnections {
+    /// Accepts all clients, closes the listener, and returns the next client, if there is one.
+    ///
+    /// # Errors
+    /// Returns an error if the next client cannot be accepted now, such as for lack of file
+    /// descriptors.
+    pub(crate) fn next(&mut self) -> io::Result<Option<Accepted>> {
+        let result = self.accept_all();
+        match self.accepted.pop_front() {
+            Some(client) => Ok(Some(client)),
+            None => result.map(|()| None),
+        }
+    }
+
+    fn accept_all(&mut self) -> io::Result<()> {
+        while let Some(listener) = &self.listener {
+            let mut accepted = None;
+            if self.remaining > 0 {
+                accepted = listener.accept()?;
+            }
+            match accepted {
+                Some(client) => {
+                    self.remaining -= 1;
+                    self.accepted.push_back(client);
+                }
+                None => self.listener = None,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Removes the prefix that an IPv4 address has on a socket for both IP versions:
+/// `::ffff:192.0.2.1` is `192.0.2.1`.
 pub(crate) fn canonical(peer: SocketAddr) -> SocketAddr {
     match peer.ip().to_canonical() {
         ip @ IpAddr::V4(_) => SocketAddr::new(ip, peer.port()),
@@ -159,10 +164,10 @@ mod tests {
     }
 
     #[test]
-    fn a_client_has_no_delay_and_keepalive() -> io::Result<()> {
+    fn client_sockets_have_no_delay_and_keepalive() -> io::Result<()> {
         let listener = Listener::bind(([127, 0, 0, 1], 0).into(), options())?;
         let _client = TcpStream::connect(listener.local_addr()?)?;
-        let (stream, _) = listener.accept()?;
+        let (stream, _) = listener.accept()?.expect("a client has connected");
         let socket = SockRef::from(&stream);
         if !listener.options_inherited() {
             options().apply_to_client(&socket)?;
@@ -173,38 +178,36 @@ mod tests {
     }
 
     #[test]
-    fn accept_gives_up_when_nobody_comes() -> io::Result<()> {
+    fn accept_returns_if_no_client_connects() -> io::Result<()> {
         let listener = Listener::bind(([127, 0, 0, 1], 0).into(), options())?;
-        let error = listener.accept().expect_err("nobody came");
-        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        assert!(listener.accept()?.is_none());
         Ok(())
     }
 
     #[test]
-    fn closing_gives_those_in_the_queue_in_their_order_and_refuses_the_next() -> io::Result<()> {
+    fn close_refuses_new_clients_and_keeps_the_backlog_in_order() -> io::Result<()> {
         let listener = Listener::bind(([127, 0, 0, 1], 0).into(), options())?;
         let address = listener.local_addr()?;
         let clients = [TcpStream::connect(address)?, TcpStream::connect(address)?];
-        let mut queue = listener.close(0);
-        let error = TcpStream::connect(address).expect_err("it is closed");
-        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        let mut pending = listener.close(0);
         for client in clients {
-            assert!(!queue.is_empty());
-            let (_, peer) = queue.next().expect("it was in the queue");
+            let (_, peer) = pending.next()?.expect("the client is in the backlog");
             assert_eq!(peer, client.local_addr()?);
+            let error = TcpStream::connect(address).expect_err("the listener is closed");
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
         }
-        assert!(queue.next().is_none() && queue.is_empty());
+        assert!(pending.next()?.is_none());
         Ok(())
     }
 
     #[test]
-    fn closing_a_socket_of_somebody_else_takes_as_many_as_there_are_places() -> io::Result<()> {
+    fn close_leaves_the_rest_of_an_inherited_backlog() -> io::Result<()> {
         let manager = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = manager.local_addr()?;
         let [_first, _second, third] = [(); 3].map(|()| TcpStream::connect(address));
-        let mut queue = Listener::adopt(manager.try_clone()?, options())?.close(2);
-        assert!(queue.next().is_some() && queue.next().is_some());
-        assert!(queue.next().is_none() && queue.is_empty());
+        let mut pending = Listener::inherit(manager.try_clone()?, options())?.close(2);
+        assert!(pending.next()?.is_some() && pending.next()?.is_some());
+        assert!(pending.next()?.is_none());
         let (_, peer) = manager.accept()?;
         assert_eq!(peer, third?.local_addr()?);
         Ok(())

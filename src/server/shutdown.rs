@@ -1,12 +1,27 @@
-//! Graceful shutdown: one `AtomicBool` that every loop checks, a waker for threads that wait, and
-//! the deadline at which remaining connections are forcibly closed.
+//! Graceful shutdown: one `AtomicBool` that every loop checks, a waker for threads that block, and
+//! the times that the drain allows.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::platform::tcp_info::TcpInfo;
 use crate::platform::wait::Waker;
+
+/// How long data that was in flight at the shutdown request may take to arrive, if a round trip is
+/// shorter.
+const MIN_QUIET_PERIOD: Duration = Duration::from_millis(100);
+
+/// The shortest retransmission timeout on Linux. It applies to all fast links.
+const MIN_RTO: Duration = Duration::from_millis(200);
+
+/// A client is active if its last data arrived within this time before the shutdown request.
+const ACTIVE_PERIOD: Duration = Duration::from_secs(1);
+
+/// How long after the shutdown request an active client may be kept because data of other clients
+/// arrives: enough for three retransmissions (RFC 6298).
+const SHARED_LINK_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Shuts a running [`Server`](super::Server) down, from a signal handler or any other thread.
 #[derive(Clone, Debug)]
@@ -26,7 +41,7 @@ impl ShutdownHandle {
     }
 }
 
-/// The shutdown signal that the accept loop and all connections share.
+/// The state of graceful shutdown, which the accept loop and all connections share.
 #[derive(Debug)]
 pub(crate) struct Shutdown {
     requested: AtomicBool,
@@ -60,15 +75,15 @@ impl Shutdown {
         self.requested.load(Ordering::Acquire)
     }
 
-    /// Returns when shutdown was requested, if it was.
-    pub(crate) fn requested_at(&self) -> Option<Instant> {
-        self.requested_at.get().copied()
+    /// Returns what wakes a blocked thread when shutdown is requested.
+    pub(crate) fn waker(&self) -> &Waker {
+        &self.waker
     }
 
     /// Returns when remaining connections are forcibly closed: `None` before shutdown, or if that
     /// is too far in the future for an `Instant`.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.requested_at()?.checked_add(self.timeout)
+        self.requested_at.get()?.checked_add(self.timeout)
     }
 
     /// Returns the time until the deadline, or a year if there is none.
@@ -82,27 +97,53 @@ impl Shutdown {
 
     /// Returns whether the deadline has passed.
     pub(crate) fn is_overdue(&self) -> bool {
-        self.deadline()
-            .is_some_and(|deadline| Instant::now() >= deadline)
+        self.time_left().is_zero()
     }
 
     /// Records that data of a client has arrived during the drain.
     pub(crate) fn record_arrival(&self) {
-        *self
-            .last_arrival
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *self.last_arrival() = Some(Instant::now());
     }
 
-    /// Returns when data of any client last arrived during the drain.
-    pub(crate) fn last_arrival(&self) -> Option<Instant> {
-        *self
-            .last_arrival
+    /// Returns when a client counts as quiet, if nothing more arrives from it.
+    ///
+    /// What the client sent before the shutdown request may still be in flight. On a slow link it
+    /// arrives with pauses as long as the connection's round trips and retransmissions, so these
+    /// decide. If the system does not report them in `info`, fixed times and `last_arrival` do:
+    /// when data of this client last arrived during the drain.
+    pub(crate) fn quiet_at(&self, info: Option<TcpInfo>, last_arrival: Option<Instant>) -> Instant {
+        let now = Instant::now();
+        let (rtt, rto, last_arrival) = match info {
+            Some(info) => (info.rtt, info.rto, now.checked_sub(info.last_received)),
+            None => (Duration::ZERO, MIN_RTO, last_arrival),
+        };
+        let requested_at = self.requested_at.get().copied().unwrap_or(now);
+        let earliest = requested_at + MIN_QUIET_PERIOD.max(rtt);
+        let Some(mut last_arrival) = last_arrival else {
+            return earliest;
+        };
+        if last_arrival + ACTIVE_PERIOD > requested_at
+            && let Some(arrival_of_any) = *self.last_arrival()
+        {
+            // Other clients may fill the link so that all data of this one is lost for a while.
+            let limit = requested_at + SHARED_LINK_TIMEOUT.min(self.timeout / 4);
+            last_arrival = last_arrival.max(arrival_of_any.min(limit));
+        }
+        earliest.max(last_arrival + quiet_period(rto))
+    }
+
+    fn last_arrival(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.last_arrival
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    pub(crate) fn waker(&self) -> &Waker {
-        &self.waker
-    }
+/// Returns how long an active client must have sent nothing to count as quiet.
+///
+/// On slow links that is up to six retransmission timeouts: time to lose a segment and its first
+/// retransmissions, since RFC 6298 doubles the timeout. On fast links, where the timeout is the
+/// system's minimum and loss is rare, two must do, so that shutdown is quick.
+fn quiet_period(rto: Duration) -> Duration {
+    (rto * 6).saturating_sub(MIN_RTO * 4).max(MIN_RTO * 2)
 }

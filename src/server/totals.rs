@@ -9,28 +9,19 @@ use crate::plural::plural;
 /// Counts since the server started.
 #[derive(Debug, Default)]
 pub(crate) struct Totals {
-    clients_served: AtomicU64,
-    forcibly_closed: AtomicU64,
+    /// Clients that were admitted.
+    pub(crate) clients_served: AtomicU64,
+    /// Clients that were forcibly closed, in the listen backlog too.
+    pub(crate) forcibly_closed: AtomicU64,
     bytes_echoed: AtomicU64,
 }
 
 impl Totals {
-    /// Counts a client that was admitted.
-    pub(crate) fn count_client(&self) {
-        self.clients_served.fetch_add(1, Relaxed);
-    }
-
-    /// Counts the end of a connection.
-    pub(crate) fn count_close(&self, reason: &CloseReason, bytes_echoed: u64) {
+    pub(crate) fn record_close(&self, reason: &CloseReason, bytes_echoed: u64) {
         self.bytes_echoed.fetch_add(bytes_echoed, Relaxed);
         if matches!(reason, CloseReason::ForciblyClosed) {
             self.forcibly_closed.fetch_add(1, Relaxed);
         }
-    }
-
-    /// Counts a client that was forcibly closed in the listen backlog.
-    pub(crate) fn count_unserved(&self) {
-        self.forcibly_closed.fetch_add(1, Relaxed);
     }
 }
 
