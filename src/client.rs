@@ -28,16 +28,16 @@ pub struct Target {
 
 /// Why a command did not succeed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
+pub enum Error {
     /// A sentence for the person at the terminal: what failed, on which address, what to do.
-    Because(String),
+    Message(String),
     /// All has been said, or nobody listens any more: only the exit code is left.
-    Silent,
+    AlreadyReported,
 }
 
-impl From<String> for Failure {
+impl From<String> for Error {
     fn from(sentence: String) -> Self {
-        Self::Because(sentence)
+        Self::Message(sentence)
     }
 }
 
@@ -64,7 +64,7 @@ impl Target {
     ///
     /// # Errors
     /// The name is not known, or no address has accepted the connection within the timeout.
-    pub fn connect(&self) -> Result<(TcpStream, SocketAddr), Failure> {
+    pub fn connect(&self) -> Result<(TcpStream, SocketAddr), Error> {
         let Self {
             host,
             port,
@@ -158,9 +158,9 @@ fn is_timeout(error: &io::Error) -> bool {
 }
 
 /// What a failed write to stdout means: a reader that has gone, as `head` goes, need not be told.
-fn explain_stdout_error(error: &io::Error) -> Failure {
+fn explain_stdout_error(error: &io::Error) -> Error {
     match error.kind() {
-        ErrorKind::BrokenPipe => Failure::Silent,
+        ErrorKind::BrokenPipe => Error::AlreadyReported,
         _ => format!("cannot write to stdout: {error}").into(),
     }
 }

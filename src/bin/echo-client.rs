@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use echo_server::cli::{self, ClientArgs, ClientCommand};
-use echo_server::client::{Failure, bench, conformance, interactive, pipe};
+use echo_server::client::{Error, bench, conformance, interactive, pipe};
 
 /// The exit code of an end that was forced by a signal: 128 and the number of SIGINT, as shells have
 /// it.
@@ -21,12 +21,12 @@ const FORCED: i32 = 130;
 fn main() -> ExitCode {
     let outcome = match cli::print_document::<ClientArgs>() {
         Ok(false) => talk(cli::parse()),
-        printed => printed.map(drop).map_err(Failure::Because),
+        printed => printed.map(drop).map_err(Error::Message),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            if let Failure::Because(message) = failure {
+            if let Error::Message(message) = failure {
                 // Whoever closed stderr does not want to know; the exit code still tells.
                 let _ = writeln!(io::stderr(), "echo-client: {message}");
             }
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
 }
 
 /// Hands over to the command, or to what is meant without one.
-fn talk(args: ClientArgs) -> Result<(), Failure> {
+fn talk(args: ClientArgs) -> Result<(), Error> {
     let target = args.target();
     match args.command {
         Some(ClientCommand::Test(options)) => conformance::run(&target, &options),
@@ -51,7 +51,7 @@ fn talk(args: ClientArgs) -> Result<(), Failure> {
 }
 
 /// The flag that the first Ctrl+C sets.
-fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>, Failure> {
+fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>, Error> {
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
     on_signal(move || {
@@ -70,7 +70,7 @@ fn end_conversation() {
 
 /// It is the program that has signals, not the library: a process has one handler, and that is for
 /// its `main` to give away.
-fn on_signal(handler: impl FnMut() + Send + 'static) -> Result<(), Failure> {
+fn on_signal(handler: impl FnMut() + Send + 'static) -> Result<(), Error> {
     let set = ctrlc::set_handler(handler);
     set.map_err(|error| format!("cannot listen for Ctrl+C: {error}").into())
 }

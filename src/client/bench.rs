@@ -24,7 +24,7 @@ use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
 use self::load::{Load, Window};
 use self::report::Report;
 use self::tally::{Live, Reason, Tally};
-use super::{Failure, Target, explain_stdout_error, raise_file_limit};
+use super::{Error, Target, explain_stdout_error, raise_file_limit};
 use crate::cli::{DAY, parse_buffer_size, parse_duration, parse_timeout};
 
 /// How often the run looks for Ctrl+C and moves the progress bar.
@@ -108,8 +108,8 @@ impl BenchOptions {
 ///
 /// # Errors
 /// The server cannot be reached, or stdout fails. Where a connection failed later, or an echo was wrong, the report
-/// says so, and [`Failure::Silent`] is left; so it is where nobody reads the report.
-pub fn run(target: &Target, options: &BenchOptions, stop: &AtomicBool) -> Result<(), Failure> {
+/// says so, and [`Error::AlreadyReported`] is left; so it is where nobody reads the report.
+pub fn run(target: &Target, options: &BenchOptions, stop: &AtomicBool) -> Result<(), Error> {
     raise_file_limit();
     let (first, address) = target.connect()?;
     let load = Load::new(address, target.timeout, options.mode, options.size());
@@ -135,7 +135,7 @@ pub fn run(target: &Target, options: &BenchOptions, stop: &AtomicBool) -> Result
     if tally.failures.is_empty() {
         Ok(())
     } else {
-        Err(Failure::Silent)
+        Err(Error::AlreadyReported)
     }
 }
 

@@ -16,7 +16,7 @@ use console::style;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::{Failure, Target, explain_stdout_error, raise_file_limit};
+use super::{Error, Target, explain_stdout_error, raise_file_limit};
 use checks::{CHECKS, Check};
 use peer::{Fault, Subject};
 
@@ -35,9 +35,9 @@ pub struct TestOptions {
 /// Runs the checks and prints a line for each; one that fails or hangs does not stop the others.
 ///
 /// # Errors
-/// There is no such check, the server cannot be reached, or stdout fails. [`Failure::Silent`]: a
+/// There is no such check, the server cannot be reached, or stdout fails. [`Error::AlreadyReported`]: a
 /// check has failed, and its line says why.
-pub fn run(target: &Target, options: &TestOptions) -> Result<(), Failure> {
+pub fn run(target: &Target, options: &TestOptions) -> Result<(), Error> {
     let checks: Vec<&Check> = CHECKS
         .iter()
         .filter(|check| check.name.contains(&options.name))
@@ -66,7 +66,7 @@ pub fn run(target: &Target, options: &TestOptions) -> Result<(), Failure> {
     subject.progress.finish_and_clear();
     match passed {
         Ok(true) => Ok(()),
-        Ok(false) => Err(Failure::Silent),
+        Ok(false) => Err(Error::AlreadyReported),
         Err(error) => Err(explain_stdout_error(&error)),
     }
 }

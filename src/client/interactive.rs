@@ -22,7 +22,7 @@ use self::prompt::Typed;
 use self::screen::Screen;
 use self::text::Decoder;
 use super::connection::Connection;
-use super::{Failure, Target, explain_lost_connection, explain_stdout_error, is_timeout};
+use super::{Error, Target, explain_lost_connection, explain_stdout_error, is_timeout};
 use crate::platform::terminal::{BEFORE_NEWLINE, wait_until_gone};
 
 /// How long the beginning of a line waits for its rest before it is shown.
@@ -58,8 +58,8 @@ enum Event {
 ///
 /// # Errors
 /// The server cannot be reached, has left, or does not send what it owes; or the terminal failed. A
-/// terminal that is gone is [`Failure::Silent`].
-pub fn run(target: &Target) -> Result<(), Failure> {
+/// terminal that is gone is [`Error::AlreadyReported`].
+pub fn run(target: &Target) -> Result<(), Error> {
     let (stream, address) = target.connect()?;
     stream
         .set_write_timeout(Some(target.timeout))
@@ -121,7 +121,7 @@ struct Talk {
 }
 
 impl Talk {
-    fn run(mut self) -> Result<(), Failure> {
+    fn run(mut self) -> Result<(), Error> {
         loop {
             let Some(event) = self.next_event()? else {
                 return self.give_up();
@@ -146,7 +146,7 @@ impl Talk {
     }
 
     /// Waits for what happens next; nothing does where the server is out of time.
-    fn next_event(&mut self) -> Result<Option<Event>, Failure> {
+    fn next_event(&mut self) -> Result<Option<Event>, Error> {
         loop {
             if self.held_until.is_some_and(is_over) {
                 self.show_held()?;
@@ -173,7 +173,7 @@ impl Talk {
         }
     }
 
-    fn obey(&mut self, typed: Typed) -> Result<(), Failure> {
+    fn obey(&mut self, typed: Typed) -> Result<(), Error> {
         // Whoever has left may still be typing.
         let Some(lines) = &self.lines else {
             return Ok(());
@@ -193,7 +193,7 @@ impl Talk {
 
     /// Half-closes once all lines have gone out. The terminal is given back, so that Ctrl+C can end
     /// the wait for what is still owed.
-    fn leave(&mut self) -> Result<(), Failure> {
+    fn leave(&mut self) -> Result<(), Error> {
         self.lines = None;
         self.deadline = Some(Instant::now() + self.timeout);
         self.screen.close().map_err(explain_terminal_error)
@@ -208,7 +208,7 @@ impl Talk {
         }
     }
 
-    fn receive(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+    fn receive(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.bytes_moved();
         self.owed = self.owed.saturating_sub(bytes.len() as u64);
         self.held += &self.decoder.decode(bytes);
@@ -224,7 +224,7 @@ impl Talk {
         Ok(())
     }
 
-    fn show_held(&mut self) -> Result<(), Failure> {
+    fn show_held(&mut self) -> Result<(), Error> {
         // What ends a line whose beginning has been shown has a row already.
         let rest = self
             .held
@@ -240,14 +240,14 @@ impl Talk {
     }
 
     /// Shows what is left, and gives the terminal back.
-    fn close(&mut self) -> Result<(), Failure> {
+    fn close(&mut self) -> Result<(), Error> {
         self.held += &self.decoder.finish();
         self.show_held()?;
         self.screen.close().map_err(explain_terminal_error)
     }
 
     /// The server has sent its last.
-    fn end(mut self, end: io::Result<()>) -> Result<(), Failure> {
+    fn end(mut self, end: io::Result<()>) -> Result<(), Error> {
         self.close()?;
         let Self { address, owed, .. } = self;
         match end {
@@ -265,7 +265,7 @@ impl Talk {
     }
 
     /// The server is out of time. One that owes nothing may keep its FIN.
-    fn give_up(mut self) -> Result<(), Failure> {
+    fn give_up(mut self) -> Result<(), Error> {
         self.close()?;
         let Self {
             address,
@@ -289,7 +289,7 @@ impl Talk {
         .into())
     }
 
-    fn say_goodbye(&mut self) -> Result<(), Failure> {
+    fn say_goodbye(&mut self) -> Result<(), Error> {
         let line = format!("Disconnected from {}", self.address);
         self.screen.print([line]).map_err(explain_terminal_error)
     }
@@ -403,9 +403,9 @@ fn is_over(time: Instant) -> bool {
 
 /// A terminal that is gone has nobody before it to hear why.
 #[expect(clippy::needless_pass_by_value, reason = "it is for map_err")]
-fn explain_terminal_error(error: io::Error) -> Failure {
+fn explain_terminal_error(error: io::Error) -> Error {
     match error.kind() {
-        ErrorKind::BrokenPipe => Failure::Silent,
+        ErrorKind::BrokenPipe => Error::AlreadyReported,
         // No terminal reports this: stdout is a file.
         ErrorKind::StorageFull => explain_stdout_error(&error),
         _ => format!("the terminal failed: {error}").into(),

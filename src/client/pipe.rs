@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::connection::Connection;
-use super::{Failure, Target, explain_lost_connection, explain_stdout_error, is_timeout};
+use super::{Error, Target, explain_lost_connection, explain_stdout_error, is_timeout};
 
 /// The buffer of each direction, in bytes: all that a stream of any length takes here.
 const BUFFER_SIZE: usize = 65_536;
@@ -21,8 +21,8 @@ const BUFFER_SIZE: usize = 65_536;
 ///
 /// # Errors
 /// The server cannot be reached, has left, or has sent back more or fewer bytes than it got; or
-/// stdin or stdout failed. A stdout that nobody reads any more is [`Failure::Silent`].
-pub fn run(target: &Target) -> Result<(), Failure> {
+/// stdin or stdout failed. A stdout that nobody reads any more is [`Error::AlreadyReported`].
+pub fn run(target: &Target) -> Result<(), Error> {
     let (stream, address) = target.connect()?;
     let broke = |error| explain_lost_connection(address, &error);
     stream
@@ -46,11 +46,11 @@ struct Sending {
     /// Bytes, including those of the write in progress.
     sent: AtomicU64,
     /// How stdin ended, once it has and the connection has not.
-    outcome: OnceLock<Result<(), Failure>>,
+    outcome: OnceLock<Result<(), Error>>,
 }
 
 impl Sending {
-    fn start(connection: Arc<Connection>) -> Result<Arc<Self>, Failure> {
+    fn start(connection: Arc<Connection>) -> Result<Arc<Self>, Error> {
         let sending = Arc::new(Self::default());
         let this = Arc::clone(&sending);
         let thread = thread::Builder::new()
@@ -67,7 +67,7 @@ impl Sending {
     }
 
     /// Sends stdin and returns how it ended, or `None` if the connection ended before.
-    fn send(&self, mut connection: &Connection) -> Option<Result<(), Failure>> {
+    fn send(&self, mut connection: &Connection) -> Option<Result<(), Error>> {
         let mut stdin = io::stdin().lock();
         let mut buffer = vec![0; BUFFER_SIZE];
         loop {
@@ -97,7 +97,7 @@ struct Pipe {
 }
 
 impl Pipe {
-    fn receive(mut self) -> Result<(), Failure> {
+    fn receive(mut self) -> Result<(), Error> {
         let mut stdout = io::stdout().lock();
         let mut buffer = vec![0; BUFFER_SIZE];
         loop {
@@ -133,7 +133,7 @@ impl Pipe {
     }
 
     /// Nothing more will come, or need come: was that all?
-    fn judge_end(&self) -> Result<(), Failure> {
+    fn judge_end(&self) -> Result<(), Error> {
         let Self {
             address,
             received,
@@ -157,7 +157,7 @@ impl Pipe {
         }
     }
 
-    fn explain_excess(&self, sent: u64) -> Failure {
+    fn explain_excess(&self, sent: u64) -> Error {
         let Self {
             address, received, ..
         } = self;
@@ -168,7 +168,7 @@ impl Pipe {
         .into()
     }
 
-    fn explain_debt(&self, sent: u64) -> Failure {
+    fn explain_debt(&self, sent: u64) -> Error {
         let Self {
             address,
             timeout,
