@@ -1,19 +1,21 @@
-//! A connection that one thread reads while another one writes.
+//! A connection that one thread reads while another thread writes: whichever of them meets an error
+//! first, the reader learns how the connection ended.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::is_timeout;
 
-/// A connection whose reads return how it ended, even if a write was the first to fail.
+/// A connection whose reads report a reset as a reset, even if a write met it first.
 ///
-/// Linux reports a connection's error once, to whichever call comes first. If that is a write, the
-/// next read returns 0, as it does after FIN. So a write keeps its error for the next read.
+/// Linux reports a socket's error once, to whichever call comes first. If that is a write, the next
+/// read returns 0, as it does after FIN. So a write stores its error for the next read.
+///
+/// Calls that a signal interrupts are retried.
 pub(super) struct Connection {
     stream: TcpStream,
-    /// The error that a write has taken. Locked during each write: while it is locked, a write may
-    /// have taken an error that is not stored yet.
+    /// Locked during each write, because a write takes the socket's error before it stores it.
     write_error: Mutex<Option<io::Error>>,
 }
 
@@ -25,7 +27,7 @@ impl Connection {
         }
     }
 
-    /// The socket, for its options.
+    /// Returns the socket, for its options.
     pub(super) fn stream(&self) -> &TcpStream {
         &self.stream
     }
@@ -35,24 +37,25 @@ impl Connection {
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
-    /// Closes both directions, which also wakes a thread that is blocked in a read or a write.
+    /// Closes both directions, which wakes a thread that is blocked in a read or a write.
     pub(super) fn close(&self) {
         let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
+    fn lock_write_error(&self) -> MutexGuard<'_, Option<io::Error>> {
+        self.write_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Read for &Connection {
     /// Reads from the socket. Returns 0 only if the peer has sent FIN.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match (&self.stream).read(buffer) {
-            // The socket is no longer connected: then a write returns at once and unlocks.
+        match retry_if_interrupted(|| (&self.stream).read(buffer)) {
+            // On a socket that is no longer connected, a write returns at once and unlocks.
             Ok(0) if self.stream.peer_addr().is_err() => {
-                let error = self
-                    .write_error
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .take();
-                error.map_or(Ok(0), Err)
+                self.lock_write_error().take().map_or(Ok(0), Err)
             }
             result => result,
         }
@@ -60,20 +63,15 @@ impl Read for &Connection {
 }
 
 impl Write for &Connection {
-    /// Writes to the socket. After an error other than a timeout or an interruption, the next read
-    /// returns how the connection ended.
+    /// Writes to the socket. After an error other than a timeout, the next read returns how the
+    /// connection ended.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut taken = self
-            .write_error
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        match (&self.stream).write(bytes) {
-            Err(error) if is_fatal(&error) => {
+        let mut write_error = self.lock_write_error();
+        match retry_if_interrupted(|| (&self.stream).write(bytes)) {
+            // EPIPE only says that the connection has ended; the next read returns how.
+            Err(error) if !is_timeout(&error) && error.kind() != ErrorKind::BrokenPipe => {
                 let kind = error.kind();
-                // EPIPE only reports that the connection has ended; reads return how.
-                if kind != ErrorKind::BrokenPipe {
-                    *taken = Some(error);
-                }
+                *write_error = Some(error);
                 Err(kind.into())
             }
             result => result,
@@ -85,8 +83,13 @@ impl Write for &Connection {
     }
 }
 
-fn is_fatal(error: &io::Error) -> bool {
-    !is_timeout(error) && error.kind() != ErrorKind::Interrupted
+fn retry_if_interrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -99,15 +102,15 @@ mod tests {
     use super::*;
     use crate::client::is_reset;
 
-    /// A connection, and its peer, which resets it when dropped.
+    /// Returns a connection and its peer, which resets the connection when dropped.
     fn connect() -> (Connection, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-        let address = listener.local_addr().expect("it has an address");
-        let stream = TcpStream::connect(address).expect("it listens");
-        let (peer, _) = listener.accept().expect("the connection is there");
+        let address = listener.local_addr().expect("the listener has an address");
+        let stream = TcpStream::connect(address).expect("the listener accepts");
+        let (peer, _) = listener.accept().expect("a connection is pending");
         SockRef::from(&peer)
             .set_linger(Some(Duration::ZERO))
-            .expect("it can be set");
+            .expect("the option can be set");
         (Connection::new(stream), peer)
     }
 
@@ -116,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_returns_the_reset_that_a_write_has_met() {
+    fn a_read_returns_the_reset_that_a_write_met() {
         let (connection, peer) = connect();
         drop(peer);
         write_until_error(&connection);
@@ -124,12 +127,12 @@ mod tests {
         assert!(is_reset(&error), "{error}");
     }
 
-    /// Other systems report the reset.
+    /// Other systems report the reset instead.
     #[test]
     #[cfg(target_os = "linux")]
     fn linux_a_read_returns_fin_if_the_reset_came_after_it() {
         let (connection, peer) = connect();
-        peer.shutdown(Shutdown::Write).expect("FIN goes out");
+        peer.shutdown(Shutdown::Write).expect("FIN can be sent");
         drop(peer);
         write_until_error(&connection);
         assert_eq!((&connection).read(&mut [0]).expect("FIN came first"), 0);
