@@ -1,5 +1,5 @@
-//! The client: where the server is, how to connect to it, and the sentences for what can fail on
-//! the way. What it does once it is connected is in the files of its commands.
+//! The client's foundation: which server to talk to, how to connect to it, and the messages for
+//! errors that every command can meet. Each command has a module of its own.
 
 pub mod bench;
 pub mod conformance;
@@ -13,37 +13,35 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
-use crate::platform;
-
 /// The server to talk to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// A name or an IP address.
+    /// A host name or an IP address.
     pub host: String,
     /// The port.
     pub port: u16,
-    /// How long the server may take to accept a connection, and to go on while it owes bytes.
+    /// How long the server may take to accept a connection, and how long it may send nothing while
+    /// echoes are pending.
     pub timeout: Duration,
 }
 
-/// Why a command did not succeed.
+/// Why a command failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {
-    /// A sentence for the person at the terminal: what failed, on which address, what to do.
+    /// The line to print on stderr: what failed, for which address, and what to do.
     Message(String),
-    /// All has been said, or nobody listens any more: only the exit code is left.
+    /// The report shows the failure, or the reader of stdout has gone: only the exit code is left.
     AlreadyReported,
 }
 
 impl From<String> for Error {
-    fn from(sentence: String) -> Self {
-        Self::Message(sentence)
+    fn from(message: String) -> Self {
+        Self::Message(message)
     }
 }
 
 impl Target {
-    /// Connects to the first of the host's addresses that answers. Small writes then go out at
-    /// once (`TCP_NODELAY`).
+    /// Connects to the first of the host's addresses that accepts, with `TCP_NODELAY` set.
     ///
     /// ```
     /// use std::net::TcpListener;
@@ -56,48 +54,44 @@ impl Target {
     /// let port = server.local_addr()?.port();
     /// let timeout = Duration::from_secs(5);
     /// let target = Target { host: "127.0.0.1".to_owned(), port, timeout };
-    /// let (_stream, address) = target.connect().expect("it listens");
+    /// let (_stream, address) = target.connect().expect("the server is listening");
     /// assert_eq!(address, server.local_addr()?);
     /// # Ok(())
     /// # }
     /// ```
     ///
     /// # Errors
-    /// The name is not known, or no address has accepted the connection within the timeout.
+    /// Returns an error if the host name cannot be resolved, or if none of its addresses accepts
+    /// within the timeout.
     pub fn connect(&self) -> Result<(TcpStream, SocketAddr), Error> {
-        let Self {
-            host,
-            port,
-            timeout,
-        } = self;
-        let addresses: Vec<SocketAddr> = (host.as_str(), *port)
+        let host = &self.host;
+        let addresses = (host.as_str(), self.port)
             .to_socket_addrs()
             .map_err(|error| {
                 format!(
-                    "cannot find the host {host}: {error}; look at its spelling, or give an IP \
+                    "cannot find the host {host}: {error}; check its spelling, or give an IP \
                      address with --host"
                 )
-            })?
-            .collect();
-        let mut failure = format!("cannot connect to {host}: the name has no address").into();
+            })?;
+        let mut message = format!("cannot connect to {host}: the name has no address");
         for address in addresses {
-            match connect(address, *timeout) {
+            match connect(address, self.timeout) {
                 Ok(stream) => return Ok((stream, address)),
-                Err(error) => failure = explain_connect_error(address, *timeout, &error).into(),
+                Err(error) => message = explain_connect_error(address, self.timeout, &error),
             }
         }
-        Err(failure)
+        Err(message.into())
     }
 }
 
-/// Connects to `address`; small writes then go out at once.
+/// Connects to `address` and sets `TCP_NODELAY`.
 ///
-/// Where nobody listens, and the system happens to choose the very port that is connected to, TCP
-/// connects a socket to itself (RFC 9293, simultaneous open), and that one echoes well.
+/// If no server listens there, the system can pick that port as the local one. TCP then connects
+/// the socket to itself (RFC 9293, simultaneous open), and such a connection echoes perfectly.
 fn connect(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&address, timeout)?;
     if stream.local_addr()? == stream.peer_addr()? {
-        // Closed with RST, or it would keep the server's port for a while (`TIME_WAIT`).
+        // Closes with RST: TIME_WAIT would block the server's port.
         SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
         return Err(ErrorKind::ConnectionRefused.into());
     }
@@ -105,22 +99,16 @@ fn connect(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Each connection takes a file. Where the limit stays too low, those that find none fail.
-fn raise_file_limit() {
-    let _ = platform::raise_file_limit();
-}
-
-/// The sentence for a connection that could not be had.
+/// Returns the message for a connection attempt that failed.
 fn explain_connect_error(address: SocketAddr, timeout: Duration, error: &io::Error) -> String {
-    let port = address.port();
-    let why = match error.kind() {
+    let reason = match error.kind() {
         ErrorKind::ConnectionRefused => format!(
-            "connection refused; is the server running there? Start it with: echo-server --port \
-             {port}"
+            "connection refused; is the server running there? Start it with: echo-server --port {}",
+            address.port()
         ),
-        // It is the system that gave up, before the timeout.
+        // The system gave up before the timeout.
         ErrorKind::TimedOut if error.raw_os_error().is_some() => format!(
-            "no answer, and the system asks no more ({error}); is the address right, and no \
+            "no answer, and the system stopped trying ({error}); is the address right, and no \
              firewall in between?"
         ),
         ErrorKind::TimedOut => format!(
@@ -128,19 +116,28 @@ fn explain_connect_error(address: SocketAddr, timeout: Duration, error: &io::Err
              --timeout waits longer"
         ),
         ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable => {
-            "no way there; is the address right, and this machine's network up?".to_owned()
+            "no route to it; is the address right, and this machine's network up?".to_owned()
         }
         _ => format!("{error}; are --host and --port right?"),
     };
-    format!("cannot connect to {address}: {why}")
+    format!("cannot connect to {address}: {reason}")
 }
 
-/// The sentence for a connection that broke while it was in use.
+/// Returns the message for an established connection that failed.
 fn explain_lost_connection(address: SocketAddr, error: &io::Error) -> String {
     if is_reset(error) {
         format!("{address} reset the connection; its log may say why")
     } else {
-        format!("the connection to {address} broke: {error}")
+        format!("the connection to {address} failed: {error}")
+    }
+}
+
+/// Returns the error for a failed write to stdout. A reader that closed the pipe, as `head` does,
+/// needs no message.
+fn explain_stdout_error(error: &io::Error) -> Error {
+    match error.kind() {
+        ErrorKind::BrokenPipe => Error::AlreadyReported,
+        _ => format!("cannot write to stdout: {error}").into(),
     }
 }
 
@@ -152,17 +149,9 @@ fn is_reset(error: &io::Error) -> bool {
     )
 }
 
-/// Whether a call on a socket came to the end of its timeout: Unix and Windows name it differently.
+/// Returns whether a read or write timed out. Unix and Windows name that error differently.
 fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
-}
-
-/// What a failed write to stdout means: a reader that has gone, as `head` goes, need not be told.
-fn explain_stdout_error(error: &io::Error) -> Error {
-    match error.kind() {
-        ErrorKind::BrokenPipe => Error::AlreadyReported,
-        _ => format!("cannot write to stdout: {error}").into(),
-    }
 }
 
 #[cfg(test)]
@@ -170,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_way_not_to_get_there_has_its_advice() {
+    fn each_connect_error_has_its_advice() {
         let address = SocketAddr::from(([192, 0, 2, 1], 54000));
         for (kind, advice) in [
             (
@@ -178,33 +167,33 @@ mod tests {
                 "Start it with: echo-server --port 54000",
             ),
             (ErrorKind::TimedOut, "no answer within 5s"),
-            (ErrorKind::NetworkUnreachable, "no way there"),
-            (ErrorKind::HostUnreachable, "no way there"),
+            (ErrorKind::NetworkUnreachable, "no route to it"),
+            (ErrorKind::HostUnreachable, "no route to it"),
             (ErrorKind::PermissionDenied, "are --host and --port right?"),
         ] {
-            let sentence = explain_connect_error(address, Duration::from_secs(5), &kind.into());
+            let message = explain_connect_error(address, Duration::from_secs(5), &kind.into());
             assert!(
-                sentence.starts_with("cannot connect to 192.0.2.1:54000: "),
-                "{sentence}"
+                message.starts_with("cannot connect to 192.0.2.1:54000: "),
+                "{message}"
             );
-            assert!(sentence.contains(advice), "{kind:?}: {sentence}");
+            assert!(message.contains(advice), "{kind:?}: {message}");
         }
-        let given_up = rustix::io::Errno::TIMEDOUT.into();
-        let sentence = explain_connect_error(address, Duration::from_secs(600), &given_up);
-        assert!(sentence.contains("the system asks no more"), "{sentence}");
+        let system_timeout = rustix::io::Errno::TIMEDOUT.into();
+        let message = explain_connect_error(address, Duration::from_secs(600), &system_timeout);
+        assert!(message.contains("the system stopped trying"), "{message}");
         assert!(
-            !sentence.contains("--timeout"),
-            "it would not help: {sentence}"
+            !message.contains("--timeout"),
+            "--timeout would not help: {message}"
         );
     }
 
     #[test]
-    fn only_a_reset_is_told_as_one() {
+    fn only_a_reset_is_reported_as_one() {
         let address = SocketAddr::from(([192, 0, 2, 1], 54000));
-        let told = |kind: ErrorKind| explain_lost_connection(address, &kind.into());
+        let message = |kind: ErrorKind| explain_lost_connection(address, &kind.into());
         for kind in [ErrorKind::ConnectionReset, ErrorKind::ConnectionAborted] {
-            assert!(told(kind).contains("reset the connection"), "{kind:?}");
+            assert!(message(kind).contains("reset the connection"), "{kind:?}");
         }
-        assert!(told(ErrorKind::HostUnreachable).contains("192.0.2.1:54000 broke: "));
+        assert!(message(ErrorKind::HostUnreachable).contains("192.0.2.1:54000 failed: "));
     }
 }

@@ -62,7 +62,7 @@ fn an_address_without_a_way_to_it_is_told_with_the_address_and_what_to_do() {
         "{message}"
     );
     assert!(
-        message.contains("no way there") || message.contains("no answer within"),
+        message.contains("no route to it") || message.contains("no answer within"),
         "{message}"
     );
 }

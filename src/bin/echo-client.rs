@@ -1,9 +1,9 @@
-//! The `echo-client` program: parse the flags, hand over to the command, exit code.
+//! The `echo-client` binary: parses the arguments, runs the command, and sets the exit code.
 
 #![warn(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "they panic where the stream is closed"
+    reason = "they panic if the stream is closed"
 )]
 
 use std::io::{self, IsTerminal, Write};
@@ -14,20 +14,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use echo_server::cli::{self, ClientArgs, ClientCommand};
 use echo_server::client::{Error, bench, conformance, interactive, pipe};
 
-/// The exit code of an end that was forced by a signal: 128 and the number of SIGINT, as shells have
-/// it.
-const FORCED: i32 = 130;
+/// The exit code after Ctrl+C: 128 plus the number of SIGINT, as in shells.
+const EXIT_SIGINT: i32 = 130;
 
 fn main() -> ExitCode {
-    let outcome = match cli::print_document::<ClientArgs>() {
-        Ok(false) => talk(cli::parse()),
-        printed => printed.map(drop).map_err(Error::Message),
-    };
-    match outcome {
+    match run() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            if let Error::Message(message) = failure {
-                // Whoever closed stderr does not want to know; the exit code still tells.
+        Err(error) => {
+            if let Error::Message(message) = error {
+                // If stderr is closed, the exit code still reports the failure.
                 let _ = writeln!(io::stderr(), "echo-client: {message}");
             }
             ExitCode::FAILURE
@@ -35,42 +30,43 @@ fn main() -> ExitCode {
     }
 }
 
-/// Hands over to the command, or to what is meant without one.
-fn talk(args: ClientArgs) -> Result<(), Error> {
+fn run() -> Result<(), Error> {
+    if cli::print_document::<ClientArgs>()? {
+        return Ok(());
+    }
+    let args: ClientArgs = cli::parse();
     let target = args.target();
     match args.command {
         Some(ClientCommand::Test(options)) => conformance::run(&target, &options),
         Some(ClientCommand::Bench(options)) => {
-            stop_on_ctrl_c().and_then(|stop| bench::run(&target, &options, &stop))
+            let stop = stop_on_ctrl_c()?;
+            bench::run(&target, &options, &stop)
         }
         None if io::stdin().is_terminal() => {
-            on_signal(end_conversation).and_then(|()| interactive::run(&target))
+            on_signal(|| {
+                interactive::give_terminal_back();
+                process::exit(EXIT_SIGINT);
+            })?;
+            interactive::run(&target)
         }
         None => pipe::run(&target),
     }
 }
 
-/// The flag that the first Ctrl+C sets.
+/// Returns a flag that the first Ctrl+C sets. If it is set already, Ctrl+C ends the process.
 fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>, Error> {
     let stop = Arc::new(AtomicBool::new(false));
-    let stopped = Arc::clone(&stop);
+    let flag = Arc::clone(&stop);
     on_signal(move || {
-        if stopped.swap(true, Ordering::Relaxed) {
-            process::exit(FORCED);
+        if flag.swap(true, Ordering::Relaxed) {
+            process::exit(EXIT_SIGINT);
         }
     })?;
     Ok(stop)
 }
 
-/// Whatever else is under way, the person gets the terminal back.
-fn end_conversation() {
-    interactive::give_terminal_back();
-    process::exit(FORCED);
-}
-
-/// It is the program that has signals, not the library: a process has one handler, and that is for
-/// its `main` to give away.
+/// Sets the signal handler. A process has only one, so `main` sets it rather than the library.
 fn on_signal(handler: impl FnMut() + Send + 'static) -> Result<(), Error> {
-    let set = ctrlc::set_handler(handler);
-    set.map_err(|error| format!("cannot listen for Ctrl+C: {error}").into())
+    ctrlc::set_handler(handler)
+        .map_err(|error| format!("cannot set the signal handler: {error}").into())
 }

@@ -24,8 +24,9 @@ use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
 use self::load::{Load, Window};
 use self::report::Report;
 use self::tally::{Live, Reason, Tally};
-use super::{Error, Target, explain_stdout_error, raise_file_limit};
+use super::{Error, Target, explain_stdout_error};
 use crate::cli::{DAY, parse_buffer_size, parse_duration, parse_timeout};
+use crate::platform;
 
 /// How often the run looks for Ctrl+C and moves the progress bar.
 const TICK: Duration = Duration::from_millis(100);
@@ -110,7 +111,8 @@ impl BenchOptions {
 /// The server cannot be reached, or stdout fails. Where a connection failed later, or an echo was wrong, the report
 /// says so, and [`Error::AlreadyReported`] is left; so it is where nobody reads the report.
 pub fn run(target: &Target, options: &BenchOptions, stop: &AtomicBool) -> Result<(), Error> {
-    raise_file_limit();
+    // Each connection takes a file. If the limit stays too low, the report counts the failures.
+    let _ = platform::raise_file_limit();
     let (first, address) = target.connect()?;
     let load = Load::new(address, target.timeout, options.mode, options.size());
     let (tally, elapsed) = conduct(&load, options, first, stop);

@@ -313,9 +313,9 @@ fn start_threads(
     }
     start(Box::new(move || {
         if has_prompt {
-            read_keys(&keys)
+            read_keys(&keys);
         } else {
-            read_lines(&keys)
+            read_lines(&keys);
         }
     }))?;
     Ok((lines, received))

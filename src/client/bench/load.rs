@@ -277,7 +277,7 @@ impl Worker<'_> {
             thread::Builder::new()
                 .stack_size(STACK_SIZE)
                 .spawn_scoped(scope, || {
-                    outgoing.send_all(connection, window, &total, load)
+                    outgoing.send_all(connection, window, &total, load);
                 })
                 .map_err(|error| End::Lost(Reason::NoThread(error.to_string())))?;
             let received = incoming.receive_all(connection, window, &total, load, |bytes, now| {
