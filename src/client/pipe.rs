@@ -1,7 +1,7 @@
-//! A pipe through the server: stdin goes out, what comes back goes to stdout, both at once.
+//! Pipe mode: copies stdin to the server and the echoes to stdout, both at the same time.
 //!
-//! A thread for each direction: a client that sends all before it reads is stuck as soon as its
-//! echoes fill every buffer on the way, since a server that cannot write does not read.
+//! Each direction has a thread. A client that sends everything before it reads would block: its
+//! echoes fill the buffers on the way, and a server that cannot write stops reading.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -13,118 +13,104 @@ use std::time::Duration;
 use super::connection::Connection;
 use super::{Error, Target, explain_lost_connection, explain_stdout_error, is_timeout};
 
-/// The buffer of each direction, in bytes: all that a stream of any length takes here.
+/// The size of each direction's buffer, in bytes.
 const BUFFER_SIZE: usize = 65_536;
 
-/// Sends stdin, half-closes at its end, writes what comes back to stdout. A stdin that pauses may
-/// do so for ever; the timeout runs while the server owes bytes and none moves, in or out.
+/// Sends stdin to the server, half-closes at its end, and writes what comes back to stdout. The
+/// timeout runs only while echoes are pending, so stdin may pause for any time.
 ///
 /// # Errors
-/// The server cannot be reached, has left, or has sent back more or fewer bytes than it got; or
-/// stdin or stdout failed. A stdout that nobody reads any more is [`Error::AlreadyReported`].
+/// Returns an error if the server cannot be reached, closes early, or returns more or fewer bytes
+/// than it received; or if stdin or stdout fails. If the reader of stdout has gone, that is
+/// [`Error::AlreadyReported`].
 pub fn run(target: &Target) -> Result<(), Error> {
     let (stream, address) = target.connect()?;
-    let broke = |error| explain_lost_connection(address, &error);
     stream
         .set_read_timeout(Some(target.timeout))
-        .map_err(broke)?;
-    let connection = Arc::new(Connection::new(stream));
-    let sending = Sending::start(Arc::clone(&connection))?;
-    Pipe {
-        connection,
+        .map_err(|error| explain_lost_connection(address, &error))?;
+    let pipe = Arc::new(Pipe {
         address,
         timeout: target.timeout,
-        sending,
-        received: 0,
-    }
-    .receive()
+        connection: Connection::new(stream),
+        sent: AtomicU64::new(0),
+        stdin_result: OnceLock::new(),
+    });
+    let sender = Arc::clone(&pipe);
+    // A read of stdin cannot be interrupted, so this thread may end only with the process.
+    thread::Builder::new()
+        .name("stdin".to_owned())
+        .spawn(move || sender.send_stdin())
+        .map_err(|error| format!("cannot spawn a thread to read stdin: {error}"))?;
+    pipe.receive_to_stdout()
 }
 
-/// The direction from stdin to the server, which has a thread of its own.
-#[derive(Default)]
-struct Sending {
-    /// Bytes, including those of the write in progress.
-    sent: AtomicU64,
-    /// How stdin ended, once it has and the connection has not.
-    outcome: OnceLock<Result<(), Error>>,
-}
-
-impl Sending {
-    fn start(connection: Arc<Connection>) -> Result<Arc<Self>, Error> {
-        let sending = Arc::new(Self::default());
-        let this = Arc::clone(&sending);
-        let thread = thread::Builder::new()
-            .name("stdin".to_owned())
-            .spawn(move || {
-                if let Some(outcome) = this.send(&connection) {
-                    // Before the half-close, so that it is known when the server answers that with FIN.
-                    this.outcome.get_or_init(|| outcome);
-                    connection.half_close();
-                }
-            });
-        thread.map_err(|error| format!("the system gives no thread to read stdin: {error}"))?;
-        Ok(sending)
-    }
-
-    /// Sends stdin and returns how it ended, or `None` if the connection ended before.
-    fn send(&self, mut connection: &Connection) -> Option<Result<(), Error>> {
-        let mut stdin = io::stdin().lock();
-        let mut buffer = vec![0; BUFFER_SIZE];
-        loop {
-            match stdin.read(&mut buffer) {
-                Ok(0) => return Some(Ok(())),
-                Ok(n) => {
-                    // Before the write: bytes must be counted before they can come back.
-                    self.sent.fetch_add(n as u64, Relaxed);
-                    // The thread that reads the connection reports how it ended.
-                    connection.write_all(&buffer[..n]).ok()?;
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Some(Err(format!("cannot read stdin: {error}").into())),
-            }
-        }
-    }
-}
-
-/// The whole, seen from the direction that decides when it ends: from the server to stdout.
+/// What the threads of both directions share.
 struct Pipe {
-    connection: Arc<Connection>,
     address: SocketAddr,
     timeout: Duration,
-    sending: Arc<Sending>,
-    /// Bytes.
-    received: u64,
+    connection: Connection,
+    /// Bytes, including those of the write in progress.
+    sent: AtomicU64,
+    /// How stdin ended. Unset while it is open, and if the connection ended first.
+    stdin_result: OnceLock<Result<(), Error>>,
 }
 
 impl Pipe {
-    fn receive(mut self) -> Result<(), Error> {
-        let mut stdout = io::stdout().lock();
+    /// Sends stdin until it ends, then half-closes. If the connection ends first, the thread that
+    /// receives reports how.
+    fn send_stdin(&self) {
+        let mut connection = &self.connection;
+        let mut stdin = io::stdin().lock();
         let mut buffer = vec![0; BUFFER_SIZE];
-        loop {
-            let sent_before = self.sending.sent.load(Relaxed);
-            match self.connection.as_ref().read(&mut buffer) {
-                Ok(0) => return self.judge_end(),
+        let result = loop {
+            match stdin.read(&mut buffer) {
+                Ok(0) => break Ok(()),
                 Ok(n) => {
-                    let sent = self.sending.sent.load(Relaxed);
-                    // More bytes than were sent cannot be an echo.
-                    let echoed = usize::try_from(sent - self.received).map_or(n, |max| max.min(n));
-                    let written = stdout.write_all(&buffer[..echoed]);
-                    let written = written.and_then(|()| stdout.flush());
-                    written.map_err(|error| explain_stdout_error(&error))?;
-                    self.received += n as u64;
-                    if echoed < n {
-                        return Err(self.explain_excess(sent));
+                    // Counted before the write, because the echo may arrive before it returns.
+                    self.sent.fetch_add(n as u64, Relaxed);
+                    if connection.write_all(&buffer[..n]).is_err() {
+                        return;
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if is_timeout(&error) => {
-                    let moved = self.sending.sent.load(Relaxed) > sent_before;
-                    if !moved && sent_before > self.received {
-                        return Err(self.explain_debt(sent_before));
+                Err(error) => break Err(format!("cannot read stdin: {error}").into()),
+            }
+        };
+        // Set before the half-close, because the server answers that with FIN.
+        self.stdin_result.get_or_init(|| result);
+        connection.half_close();
+    }
+
+    /// Writes what comes back to stdout, until the server closes the connection or is out of time.
+    fn receive_to_stdout(&self) -> Result<(), Error> {
+        let mut connection = &self.connection;
+        let mut stdout = io::stdout().lock();
+        let mut buffer = vec![0; BUFFER_SIZE];
+        let mut received = 0;
+        loop {
+            let sent_before = self.sent.load(Relaxed);
+            match connection.read(&mut buffer) {
+                Ok(0) => return self.check_totals(received),
+                Ok(n) => {
+                    let sent = self.sent.load(Relaxed);
+                    let pending = usize::try_from(sent - received).unwrap_or(usize::MAX);
+                    stdout
+                        .write_all(&buffer[..n.min(pending)])
+                        .and_then(|()| stdout.flush())
+                        .map_err(|error| explain_stdout_error(&error))?;
+                    received += n as u64;
+                    if n > pending {
+                        return Err(self.excess_bytes_error(sent, received));
                     }
-                    // All came back, but FIN did not: that is for `echo-client test` to mind.
-                    if !moved && self.sending.outcome.get().is_some() {
-                        return self.judge_end();
+                }
+                Err(error) if is_timeout(&error) => {
+                    let is_sending = self.sent.load(Relaxed) > sent_before;
+                    if !is_sending && received < sent_before {
+                        return Err(self.missing_bytes_error(sent_before, received));
+                    }
+                    // Everything came back. That the server keeps the connection open is no failure.
+                    if !is_sending && self.stdin_result.get().is_some() {
+                        return self.check_totals(received);
                     }
                 }
                 Err(error) => return Err(explain_lost_connection(self.address, &error).into()),
@@ -132,53 +118,35 @@ impl Pipe {
         }
     }
 
-    /// Nothing more will come, or need come: was that all?
-    fn judge_end(&self) -> Result<(), Error> {
-        let Self {
-            address,
-            received,
-            sending,
-            ..
-        } = self;
-        let sent = sending.sent.load(Relaxed);
-        match sending.outcome.get() {
-            Some(Err(failure)) => Err(failure.clone()),
-            Some(Ok(())) if sent == *received => Ok(()),
-            Some(Ok(())) => Err(format!(
-                "{address} got {sent} bytes and sent {received} back; echo-client test shows where \
-                 it fails"
-            )
-            .into()),
-            None => Err(format!(
-                "{address} closed the connection before the end of stdin, when it had sent back \
-                 {received} of {sent} bytes"
-            )
-            .into()),
-        }
+    /// Returns whether stdin was sent and echoed completely, once no more bytes are expected.
+    fn check_totals(&self, received: u64) -> Result<(), Error> {
+        let sent = self.sent.load(Relaxed);
+        let hint = match self.stdin_result.get() {
+            Some(Err(stdin_error)) => return Err(stdin_error.clone()),
+            Some(Ok(())) if received == sent => return Ok(()),
+            Some(Ok(())) => "echo-client test shows which guarantee it breaks",
+            None => "stdin had not ended",
+        };
+        Err(format!(
+            "{} closed the connection after returning {received} of {sent} bytes; {hint}",
+            self.address
+        )
+        .into())
     }
 
-    fn explain_excess(&self, sent: u64) -> Error {
-        let Self {
-            address, received, ..
-        } = self;
+    fn missing_bytes_error(&self, sent: u64, received: u64) -> Error {
         format!(
-            "{address} is not an echo server: it sent {received} bytes when it had been sent \
-             {sent}; check --host and --port"
+            "{} returned {received} of {sent} bytes, then nothing for {:?}; --timeout waits longer",
+            self.address, self.timeout
         )
         .into()
     }
 
-    fn explain_debt(&self, sent: u64) -> Error {
-        let Self {
-            address,
-            timeout,
-            received,
-            ..
-        } = self;
-        let owed = sent - received;
+    fn excess_bytes_error(&self, sent: u64, received: u64) -> Error {
         format!(
-            "{address} owes {owed} of {sent} bytes, and none has come for {timeout:?}; --timeout waits \
-             longer"
+            "{} is not an echo server: it returned {received} bytes after receiving {sent}; check \
+             --host and --port",
+            self.address
         )
         .into()
     }
