@@ -18,9 +18,7 @@ use jiff::fmt::friendly::SpanParser;
 
 use crate::server::{Config, MAX_BUFFER_SIZE, MAX_BUSY_POLL};
 #[cfg(feature = "client")]
-pub use client::{ClientArgs, ClientCommand};
-#[cfg(feature = "client")]
-pub(crate) use client::{DAY, parse_timeout};
+pub use client::{BenchMode, BenchOptions, ClientArgs, ClientCommand, TestOptions};
 pub use documents::{Documents, print_document};
 
 /// A TCP echo server: sends back to each client what it gets from it, byte for byte.
@@ -188,7 +186,7 @@ fn parse_max_connections_per_ip(value: &str) -> Result<usize, String> {
         .map_err(|_| "a whole number is needed; 0: any number".to_owned())
 }
 
-pub(crate) fn parse_duration(value: &str) -> Result<Duration, String> {
+fn parse_duration(value: &str) -> Result<Duration, String> {
     SpanParser::new()
         .parse_unsigned_duration(value)
         .map_err(|_| {
@@ -221,7 +219,7 @@ fn unit_hint(value: &str, unit: &str) -> String {
     }
 }
 
-pub(crate) fn parse_buffer_size(value: &str) -> Result<usize, String> {
+fn parse_buffer_size(value: &str) -> Result<usize, String> {
     let size: ByteSize = value
         .parse()
         .map_err(|_| "a number of bytes is needed, or one with KiB or MiB, such as 64KiB")?;

@@ -1,35 +1,52 @@
-//! The flags of `echo-client`.
+//! The command line of `echo-client`.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 
-use super::{Documents, parse_duration};
-use crate::client::{Target, bench::BenchOptions, conformance::TestOptions};
+use super::{Documents, parse_buffer_size, parse_duration};
+use crate::client::Target;
 
-/// Talks to a TCP echo server. Without a command: at a terminal line by line, else as a pipe from
-/// stdin through the server to stdout.
+/// Talks to a TCP echo server. Without a command: line by line if stdin is a terminal, otherwise as
+/// a pipe from stdin through the server to stdout.
 #[derive(Clone, Debug, Parser)]
-#[command(
-    name = "echo-client",
-    version,
-    after_help = EXAMPLES
-)]
+#[command(name = "echo-client", version, after_help = EXAMPLES)]
 pub struct ClientArgs {
     /// Name or IP address of the server
-    #[arg(long, global = true, help_heading = "Server", value_name = "HOST", value_parser = parse_server_host, default_value = "127.0.0.1")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Server",
+        value_name = "HOST",
+        value_parser = parse_server_host,
+        default_value = "127.0.0.1"
+    )]
     pub host: String,
 
     /// Port of the server
-    #[arg(short, long, global = true, help_heading = "Server", value_parser = parse_server_port, default_value = "54000")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        help_heading = "Server",
+        value_parser = value_parser!(u16).range(1..),
+        default_value = "54000"
+    )]
     pub port: u16,
 
-    /// How long the server may take to accept a connection, and to go on while it owes bytes
-    #[arg(long, global = true, help_heading = "Server", value_name = "DURATION", value_parser = parse_timeout, default_value = "5s")]
+    /// How long the server may take to accept, and send nothing while echoes are pending
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Server",
+        value_name = "DURATION",
+        value_parser = parse_timeout,
+        default_value = "5s"
+    )]
     pub timeout: Duration,
 
-    /// What it prints about itself instead of connecting.
+    /// Documents to print instead of connecting.
     #[command(flatten)]
     pub documents: Documents,
 
@@ -40,15 +57,87 @@ pub struct ClientArgs {
 
 const EXAMPLES: &str = "\
 Examples:
-  echo-client                        line by line; quit, exit or Ctrl+D leaves
-  echo-client <in >out               a pipe through the server: out is what in was
-  echo-client test --host server     does it echo, exactly and always?
-  echo-client bench                  how many echoes a second, and how soon?
+  echo-client                      sends each line; quit, exit or Ctrl+D disconnects
+  echo-client <in >out             pipes a file through the server
+  echo-client test --host server   checks whether the server echoes correctly
+  echo-client bench                measures throughput and latency
 
-Exit codes: 0 all went well, 1 it failed or a check did, 2 a bad option, 130 a signal ended it.";
+Exit codes: 0 success, 1 failure, 2 invalid arguments, 130 ended by a signal.";
+
+/// The commands of `echo-client`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ClientCommand {
+    /// Checks whether the server echoes exactly and reliably
+    Test(TestOptions),
+    /// Measures the server's throughput and latency
+    Bench(BenchOptions),
+}
+
+/// The options of `echo-client test`.
+#[derive(Clone, Debug, Args)]
+pub struct TestOptions {
+    /// Runs only the checks whose names contain this
+    #[arg(value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub name: String,
+
+    /// Prints the results as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The options of `echo-client bench`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchOptions {
+    /// Number of connections, each with its own thread
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = value_parser!(u16).range(1..),
+        default_value = "1"
+    )]
+    pub connections: u16,
+
+    /// Size of each message, in bulk mode of each write: bytes, or a number with KiB or MiB
+    /// [default: 64, in bulk mode 64KiB]
+    #[arg(long, value_name = "BYTES", value_parser = parse_buffer_size)]
+    pub size: Option<usize>,
+
+    /// How long to measure
+    #[arg(long, value_parser = parse_timeout, default_value = "5s")]
+    pub duration: Duration,
+
+    /// How long to run before the measurement
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = parse_warm_up,
+        default_value = "1s"
+    )]
+    pub warm_up: Duration,
+
+    /// What each connection does
+    #[arg(long, value_enum, default_value_t)]
+    pub mode: BenchMode,
+
+    /// Prints the results as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What each connection of `echo-client bench` does, repeatedly.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum BenchMode {
+    /// Sends a message and waits for its echo: round trips
+    #[default]
+    Rtt,
+    /// Sends without pause while it receives: throughput
+    Bulk,
+    /// Connects, exchanges one message and closes: connections per second
+    Connect,
+}
 
 impl ClientArgs {
-    /// The server that these flags name.
+    /// Returns the server that the arguments name.
     #[must_use]
     pub fn target(&self) -> Target {
         Target {
@@ -59,24 +148,23 @@ impl ClientArgs {
     }
 }
 
-/// The commands of `echo-client`.
-#[derive(Clone, Debug, Subcommand)]
-pub enum ClientCommand {
-    /// Checks whether the server echoes, exactly and always
-    Test(TestOptions),
-    /// Measures how many echoes a second the server gives, and how long each takes
-    Bench(BenchOptions),
+impl BenchOptions {
+    /// Returns the size of each message or, in bulk mode, of each write, in bytes.
+    pub(crate) fn size(&self) -> usize {
+        let default = match self.mode {
+            BenchMode::Bulk => 65_536,
+            BenchMode::Rtt | BenchMode::Connect => 64,
+        };
+        self.size.unwrap_or(default)
+    }
 }
 
-/// The longest that anything may be asked to take.
-pub(crate) const DAY: Duration = Duration::from_secs(86_400);
-
-/// IPv6 addresses are often written in brackets, with a port behind them.
+/// Accepts IPv6 addresses with or without brackets, which are common before a port.
 fn parse_server_host(value: &str) -> Result<String, String> {
-    let host = value
+    let without_brackets = value
         .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'))
-        .unwrap_or(value);
+        .and_then(|rest| rest.strip_suffix(']'));
+    let host = without_brackets.unwrap_or(value);
     // A link-local address names its interface: fe80::1%eth0.
     let address = host.split('%').next().unwrap_or(host);
     let is_name =
@@ -84,23 +172,24 @@ fn parse_server_host(value: &str) -> Result<String, String> {
     if is_name || address.parse::<Ipv6Addr>().is_ok() {
         Ok(host.to_owned())
     } else {
-        Err("a name or an IP address alone is needed; the port has its own flag, --port".to_owned())
+        Err("a name or an IP address alone is needed; the port has its own option, --port".into())
     }
 }
 
-fn parse_server_port(value: &str) -> Result<u16, String> {
-    match value.parse() {
-        Ok(port) if port >= 1 => Ok(port),
-        _ => Err("a number from 1 to 65535 is needed".to_owned()),
+/// The longest duration of each option. The sum of several must not overflow the clock.
+const DAY: Duration = Duration::from_secs(86_400);
+
+fn parse_timeout(value: &str) -> Result<Duration, String> {
+    match parse_duration(value)? {
+        timeout if (Duration::from_millis(1)..=DAY).contains(&timeout) => Ok(timeout),
+        _ => Err("it must be from 1ms to 24h".to_owned()),
     }
 }
 
-pub(crate) fn parse_timeout(value: &str) -> Result<Duration, String> {
-    let timeout = parse_duration(value)?;
-    if (Duration::from_millis(1)..=DAY).contains(&timeout) {
-        Ok(timeout)
-    } else {
-        Err("it must be from 1ms to 24h".to_owned())
+fn parse_warm_up(value: &str) -> Result<Duration, String> {
+    match parse_duration(value)? {
+        warm_up if warm_up <= DAY => Ok(warm_up),
+        _ => Err("it must be at most 24h".to_owned()),
     }
 }
 
@@ -116,7 +205,7 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn an_address_is_itself_with_or_without_brackets(ip: IpAddr, v6: Ipv6Addr) {
+        fn a_host_may_be_an_address_with_or_without_brackets(ip: IpAddr, v6: Ipv6Addr) {
             prop_assert_eq!(parse_server_host(&ip.to_string()), Ok(ip.to_string()));
             prop_assert_eq!(parse_server_host(&format!("[{v6}]")), Ok(v6.to_string()));
             let with_interface = format!("{v6}%eth0");
@@ -124,22 +213,23 @@ mod tests {
         }
 
         #[test]
-        fn a_name_is_itself_and_has_no_port(name in "[a-z][a-z0-9.-]{0,30}", port: u16) {
+        fn a_host_may_be_a_name_without_a_port(name in "[a-z][a-z0-9.-]{0,30}", port: u16) {
             prop_assert_eq!(parse_server_host(&name), Ok(name.clone()));
-            for wrong in [format!("{name}:{port}"), format!("{name} ")] {
-                prop_assert!(parse_server_host(&wrong).is_err());
+            for invalid in [format!("{name}:{port}"), format!("{name} ")] {
+                prop_assert!(parse_server_host(&invalid).is_err());
             }
         }
 
         #[test]
-        fn an_address_with_a_port_is_refused(address: SocketAddr) {
+        fn an_address_with_a_port_is_rejected(address: SocketAddr) {
             prop_assert!(parse_server_host(&address.to_string()).is_err());
         }
 
         #[test]
         fn a_port_is_from_1_to_65535(port in 0..200_000_u32) {
             let valid = u16::try_from(port).ok().filter(|port| *port > 0);
-            prop_assert_eq!(parse_server_port(&port.to_string()).ok(), valid);
+            let args = ClientArgs::try_parse_from(["echo-client", "--port", &port.to_string()]);
+            prop_assert_eq!(args.ok().map(|args| args.port), valid);
         }
 
         #[test]

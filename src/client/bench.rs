@@ -18,14 +18,13 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use clap::{Args, ValueEnum};
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
 
 use self::load::{Load, Window};
 use self::report::Report;
 use self::tally::{Live, Reason, Tally};
 use super::{Error, Target, explain_stdout_error};
-use crate::cli::{DAY, parse_buffer_size, parse_duration, parse_timeout};
+use crate::cli::{BenchMode as Mode, BenchOptions};
 use crate::platform;
 
 /// How often the run looks for Ctrl+C and moves the progress bar.
@@ -35,53 +34,6 @@ const TICK: Duration = Duration::from_millis(100);
 /// space than some systems give to thousands of threads.
 const STACK_SIZE: usize = 131_072;
 
-/// The size of a message where no flag says it, in bytes.
-const MESSAGE: usize = 64;
-
-/// The size of a write in bulk where no flag says it, in bytes.
-const BLOCK: usize = 65_536;
-
-/// The flags of `echo-client bench`.
-#[derive(Clone, Debug, Args)]
-pub struct BenchOptions {
-    /// Connections at once, each with a thread of its own
-    #[arg(long, value_name = "N", value_parser = parse_connections, default_value = "1")]
-    pub connections: u16,
-
-    /// Size of each message, in bulk of each write: bytes, or a number with KiB or MiB [default:
-    /// 64, in bulk 64KiB]
-    #[arg(long, value_name = "BYTES", value_parser = parse_buffer_size)]
-    pub size: Option<usize>,
-
-    /// How long to measure
-    #[arg(long, value_parser = parse_timeout, default_value = "5s")]
-    pub duration: Duration,
-
-    /// How long to run before that, unmeasured
-    #[arg(long, value_name = "DURATION", value_parser = parse_warm_up, default_value = "1s")]
-    pub warm_up: Duration,
-
-    /// What each connection does
-    #[arg(long, value_enum, default_value_t)]
-    pub mode: Mode,
-
-    /// Prints the results as JSON, for scripts
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// What each connection of the load does, again and again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Mode {
-    /// Sends a message, waits for its echo: round trips
-    #[default]
-    Rtt,
-    /// Sends without pause and reads at the same time: throughput
-    Bulk,
-    /// Connects, has one message echoed, closes: connections a second
-    Connect,
-}
-
 impl Mode {
     /// As on the command line.
     fn name(self) -> &'static str {
@@ -90,17 +42,6 @@ impl Mode {
             Self::Bulk => "bulk",
             Self::Connect => "connect",
         }
-    }
-}
-
-impl BenchOptions {
-    /// The size of each message or, in bulk, of each write, in bytes.
-    fn size(&self) -> usize {
-        self.size.unwrap_or(if self.mode == Mode::Bulk {
-            BLOCK
-        } else {
-            MESSAGE
-        })
     }
 }
 
@@ -261,20 +202,4 @@ impl Drop for Progress<'_> {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn parse_connections(value: &str) -> Result<u16, String> {
-    match value.parse() {
-        Ok(n) if n >= 1 => Ok(n),
-        _ => Err("a whole number from 1 to 65535 is needed".to_owned()),
-    }
-}
-
-fn parse_warm_up(value: &str) -> Result<Duration, String> {
-    let warm_up = parse_duration(value)?;
-    if warm_up <= DAY {
-        Ok(warm_up)
-    } else {
-        Err("it must be at most 24h".to_owned())
-    }
 }

@@ -11,27 +11,15 @@ mod peer;
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
-use clap::Args;
 use console::style;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::{Error, Target, explain_stdout_error};
+use crate::cli::TestOptions;
 use crate::platform;
 use checks::{CHECKS, Check};
 use peer::{Fault, Subject};
-
-/// The flags of `echo-client test`.
-#[derive(Clone, Debug, Args)]
-pub struct TestOptions {
-    /// Only the checks with this in their names
-    #[arg(value_name = "NAME", default_value = "", hide_default_value = true)]
-    pub name: String,
-
-    /// Prints the results as JSON, for scripts
-    #[arg(long)]
-    pub json: bool,
-}
 
 /// Runs the checks and prints a line for each; one that fails or hangs does not stop the others.
 ///
