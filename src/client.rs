@@ -7,7 +7,8 @@ mod connection;
 pub mod interactive;
 pub mod pipe;
 
-use std::io::{self, ErrorKind};
+use std::fmt::Display;
+use std::io::{self, ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
@@ -97,6 +98,14 @@ fn connect(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     }
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// Writes `text` to stdout and flushes it.
+fn print(text: impl Display) -> Result<(), Error> {
+    let mut stdout = io::stdout();
+    write!(stdout, "{text}")
+        .and_then(|()| stdout.flush())
+        .map_err(|error| explain_stdout_error(&error))
 }
 
 /// Returns the message for a connection attempt that failed.

@@ -266,8 +266,8 @@ broken_servers! {
     obeys_quit: "words that other servers obey", r#""quit\r\n""#, "FIN";
     cuts_long_messages: "sizes around the edges of buffers", "1025 bytes", "1024 bytes, then nothing for 1s";
     flips_a_bit_in_the_tenth_megabyte: "64 MiB both ways at once", "at offset 9500000", "0x";
-    loses_what_it_owes_at_half_close: "half-close with megabytes owed", "8388608 bytes", " bytes, then FIN";
-    breaks_half_close_as_a_relay: "half-close with megabytes owed", "8388608 bytes", " bytes, then ";
+    loses_what_it_owes_at_half_close: "half-close with megabytes pending", "8388608 bytes", " bytes, then FIN";
+    breaks_half_close_as_a_relay: "half-close with megabytes pending", "8388608 bytes", " bytes, then ";
     mixes_its_clients: "64 clients at once", "message 1 of client ", "message 1 of client ";
     serves_one_at_a_time: "64 clients at once", "message 1 of client ", "nothing for 1s";
     waits_for_the_one_that_never_reads: "a client that never reads", "one that was there", "nothing for 1s";

@@ -1,156 +1,132 @@
-//! The conformance suite: does a server echo, exactly and always (RFC 862)? It judges the path
-//! too: pointed at a proxy or a tunnel with an echo server behind it, it shows what they change.
+//! `echo-client test`: checks whether a server echoes exactly and reliably (RFC 862), and reports
+//! the results. Pointed at a proxy or tunnel, the suite shows what that changes on the way.
 //!
-//! Each check makes its own connections and states one property, so a server that fails one can
-//! still pass the others. A server may be slow: it has the timeout for each message, and for each
-//! 64 KiB of a longer one. So every check ends.
+//! Each check uses its own connections and states one guarantee, so a failure does not affect the
+//! next check. Every wait is bounded: a server has the timeout for each message, and for each 64 KiB
+//! of a longer one.
 
 mod checks;
-mod peer;
+mod mismatch;
+mod test_client;
 
-use std::io::{self, Write};
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use console::style;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
-use super::{Error, Target, explain_stdout_error};
+use self::checks::{CHECKS, Check};
+use self::mismatch::Mismatch;
+use self::test_client::TestTarget;
+use super::{Error, Target, print};
 use crate::cli::TestOptions;
 use crate::platform;
-use checks::{CHECKS, Check};
-use peer::{Fault, Subject};
 
-/// Runs the checks and prints a line for each; one that fails or hangs does not stop the others.
+/// Runs the selected checks, one after the other, and prints the results.
 ///
 /// # Errors
-/// There is no such check, the server cannot be reached, or stdout fails. [`Error::AlreadyReported`]: a
-/// check has failed, and its line says why.
+/// Returns an error if no check has that name, the server cannot be reached, or stdout fails.
+/// Returns [`Error::AlreadyReported`] if a check fails.
 pub fn run(target: &Target, options: &TestOptions) -> Result<(), Error> {
-    let checks: Vec<&Check> = CHECKS
-        .iter()
-        .filter(|check| check.name.contains(&options.name))
-        .collect();
-    if checks.is_empty() {
-        let names: Vec<&str> = CHECKS.iter().map(|check| check.name).collect();
-        let names = names.join("; ");
-        return Err(format!(
-            "no check has {:?} in its name; they are: {names}",
-            options.name
-        )
-        .into());
-    }
-    // Each connection takes a file. If the limit stays too low, the report counts the failures.
+    let checks = select_checks(&options.name)?;
+    // Each connection takes a file descriptor. If the limit stays too low, a check reports it.
     let _ = platform::raise_file_limit();
     let (_, address) = target.connect()?;
-    let subject = Subject {
+    let target = TestTarget {
         address,
         timeout: target.timeout,
-        progress: ProgressBar::new_spinner(),
     };
-    let passed = if options.json {
-        as_json(&checks, &subject)
-    } else {
-        as_text(&checks, &subject)
-    };
-    subject.progress.finish_and_clear();
-    match passed {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(Error::AlreadyReported),
-        Err(error) => Err(explain_stdout_error(&error)),
+    if !options.json {
+        print(format_args!("Testing {address}\n"))?;
     }
-}
-
-/// A line for each check as it ends, and one for the whole; whether all passed.
-fn as_text(checks: &[&Check], subject: &Subject) -> io::Result<bool> {
-    let mut stdout = io::stdout();
     let started = Instant::now();
-    writeln!(stdout, "Testing {}", subject.address)?;
-    let mut failed = 0;
+    let progress = ProgressBar::new_spinner();
+    let mut results = Vec::new();
     for check in checks {
-        let Verdict {
-            name,
-            outcome,
-            took,
-        } = judge(check, subject);
-        subject.progress.suspend(|| match &outcome {
-            Ok(()) => writeln!(stdout, "{} {name} ({took:.1?})", style("✓").green()),
-            Err(Fault { expected, got }) => {
-                failed += 1;
-                let mark = style("✗").red();
-                writeln!(
-                    stdout,
-                    "{mark} {name} ({took:.1?}): expected {expected}; got {got}"
-                )
-            }
-        })?;
-    }
-    let passed = checks.len() - failed;
-    subject.progress.finish_and_clear();
-    writeln!(
-        stdout,
-        "{passed} passed, {failed} failed in {:.1?}",
-        started.elapsed()
-    )?;
-    Ok(failed == 0)
-}
-
-/// One object at the end; whether all passed.
-fn as_json(checks: &[&Check], subject: &Subject) -> io::Result<bool> {
-    let started = Instant::now();
-    let verdicts: Vec<Verdict> = checks.iter().map(|check| judge(check, subject)).collect();
-    let failed = verdicts
-        .iter()
-        .filter(|verdict| verdict.outcome.is_err())
-        .count();
-    let report = json!({
-        "address": subject.address.to_string(),
-        "passed": verdicts.len() - failed,
-        "failed": failed,
-        "seconds": started.elapsed().as_secs_f64(),
-        "checks": verdicts.iter().map(Verdict::to_json).collect::<Vec<_>>(),
-    });
-    subject.progress.finish_and_clear();
-    writeln!(io::stdout(), "{report:#}")?;
-    Ok(failed == 0)
-}
-
-/// What came of a check.
-struct Verdict {
-    name: &'static str,
-    outcome: Result<(), Fault>,
-    took: Duration,
-}
-
-impl Verdict {
-    fn to_json(&self) -> Value {
-        let Self {
-            name,
-            outcome,
-            took,
-        } = self;
-        let seconds = took.as_secs_f64();
-        match outcome {
-            Ok(()) => json!({ "name": name, "passed": true, "seconds": seconds }),
-            Err(Fault { expected, got }) => json!({
-                "name": name,
-                "passed": false,
-                "seconds": seconds,
-                "expected": expected,
-                "got": got,
-            }),
+        progress.set_message(check.name);
+        let result = run_check(check, &target);
+        if !options.json {
+            progress.suspend(|| print(&result))?;
         }
+        results.push(result);
     }
+    progress.finish_and_clear();
+    let failed = results.iter().filter(|r| r.outcome.is_err()).count();
+    let passed = results.len() - failed;
+    if options.json {
+        let report = json!({
+            "address": address.to_string(),
+            "passed": passed,
+            "failed": failed,
+            "seconds": started.elapsed().as_secs_f64(),
+            "checks": results.iter().map(CheckResult::to_json).collect::<Vec<_>>(),
+        });
+        print(format_args!("{report:#}\n"))?;
+    } else {
+        let elapsed = started.elapsed();
+        print(format_args!(
+            "{passed} passed, {failed} failed in {elapsed:.1?}\n"
+        ))?;
+    }
+    if failed > 0 {
+        return Err(Error::AlreadyReported);
+    }
+    Ok(())
 }
 
-fn judge(check: &Check, subject: &Subject) -> Verdict {
-    subject.progress.set_style(ProgressStyle::default_spinner());
-    subject.progress.set_message(check.name);
+/// Returns the checks whose names contain `name`.
+fn select_checks(name: &str) -> Result<Vec<&'static Check>, Error> {
+    let selected: Vec<_> = CHECKS.iter().filter(|c| c.name.contains(name)).collect();
+    if selected.is_empty() {
+        let names: Vec<_> = CHECKS.iter().map(|check| check.name).collect();
+        let names = names.join("; ");
+        return Err(format!("no check has {name:?} in its name; the checks are: {names}").into());
+    }
+    Ok(selected)
+}
+
+fn run_check(check: &Check, target: &TestTarget) -> CheckResult {
     let started = Instant::now();
-    let outcome = (check.run)(subject);
-    Verdict {
+    let outcome = (check.run)(target);
+    CheckResult {
         name: check.name,
         outcome,
-        took: started.elapsed(),
+        elapsed: started.elapsed(),
+    }
+}
+
+struct CheckResult {
+    name: &'static str,
+    outcome: Result<(), Mismatch>,
+    elapsed: Duration,
+}
+
+impl CheckResult {
+    fn to_json(&self) -> Value {
+        let mut object = json!({
+            "name": self.name,
+            "passed": self.outcome.is_ok(),
+            "seconds": self.elapsed.as_secs_f64(),
+        });
+        if let Err(Mismatch { expected, got }) = &self.outcome {
+            object["expected"] = json!(expected);
+            object["got"] = json!(got);
+        }
+        object
+    }
+}
+
+impl fmt::Display for CheckResult {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, elapsed) = (self.name, self.elapsed);
+        match &self.outcome {
+            Ok(()) => writeln!(f, "{} {name} ({elapsed:.1?})", style("✓").green()),
+            Err(Mismatch { expected, got }) => writeln!(
+                f,
+                "{} {name} ({elapsed:.1?}): expected {expected}; got {got}",
+                style("✗").red()
+            ),
+        }
     }
 }
