@@ -32,21 +32,29 @@
 //!
 //! | file | its part |
 //! | --- | --- |
-//! | `bin/echo-client.rs` | the program: parse the flags, hand over to the command, exit code |
-//! | `cli/client.rs` | its flags |
-//! | `client.rs` | where the server is, how to connect to it, what can fail on the way |
+//! | `bin/echo-client.rs` | the binary: parses the arguments, runs the command, sets the exit code |
+//! | `cli/client.rs` | its command line |
+//! | `client.rs` | connects to the server; messages for errors that every command can meet |
+//! | `client/connection.rs` | a connection that one thread reads while another thread writes |
 //! | `client/interactive.rs` | line by line at a terminal: the threads, and the conversation |
 //! | `client/interactive/screen.rs` | the screen, and all that is written to it |
 //! | `client/interactive/prompt.rs` | the line being typed: keys, history, search |
 //! | `client/interactive/text.rs` | what a stranger sends, as text that is safe at a terminal |
-//! | `client/pipe.rs` | from stdin through the server to stdout |
-//! | `client/conformance.rs` | `echo-client test`: the suite and its report |
-//! | `client/conformance/checks.rs` | what an echo server owes its clients, a function for each property |
-//! | `client/conformance/peer.rs` | a connection to the server under test, and how a fault is told |
-//! | `client/bench.rs` | `echo-client bench`: the load generator, the run as a whole |
-//! | `client/bench/load.rs` | one connection's part of the load |
-//! | `client/bench/tally.rs` | what is counted: messages, latencies, failures |
-//! | `client/bench/report.rs` | what a run has shown, for a person or a script |
+//! | `client/pipe.rs` | pipe mode: stdin to the server, echoes to stdout |
+//! | `client/conformance.rs` | `echo-client test`: runs the checks and reports the results |
+//! | `client/conformance/checks.rs` | what an echo server guarantees, a function for each check |
+//! | `client/conformance/test_client.rs` | the client that the checks use: sends and expects |
+//! | `client/conformance/mismatch.rs` | how a failed check describes what it got instead |
+//! | `client/bench.rs` | `echo-client bench`: the load generator, one run from start to end |
+//! | `client/bench/load.rs` | what all connections share: the workload, start and end |
+//! | `client/bench/worker.rs` | the thread of one connection: round trips, bulk or connects |
+//! | `client/bench/session.rs` | sends messages on one connection and verifies their echoes |
+//! | `client/bench/payload.rs` | the random bytes that are sent |
+//! | `client/bench/tally.rs` | what is counted: messages, bytes, latencies, failures |
+//! | `client/bench/failure.rs` | why a connection failed, in the words of the report |
+//! | `client/bench/progress.rs` | the progress bar |
+//! | `client/bench/report.rs` | the report, for people or scripts |
+//! | `client/bench/histogram.rs` | the drawn histogram of latencies |
 //!
 //! The library runs inside other programs too, for example in their tests:
 //!

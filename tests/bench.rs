@@ -258,7 +258,7 @@ fn the_page_has_its_rows() {
             "rtt",
             &[
                 "messages ",
-                "a second",
+                "/s",
                 "p50 ",
                 "p90 ",
                 "p99 ",
@@ -267,8 +267,8 @@ fn the_page_has_its_rows() {
                 "█",
             ][..],
         ),
-        ("bulk", &["a second", "not measured in bulk"]),
-        ("connect", &["connected ", "a second", "p50 ", "max ", "█"]),
+        ("bulk", &["/s", "not measured in bulk"]),
+        ("connect", &["connected ", "/s", "p50 ", "max ", "█"]),
     ] {
         let page = report(
             &mut bench(server.address, &["--mode", mode, "--timeout", "20s"]),

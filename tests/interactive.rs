@@ -763,7 +763,7 @@ fn the_load_generator_shows_how_far_it_is_and_how_fast_until_it_has_results() {
     let server = Server::start(&[]);
     let arguments = ["bench", "--warm-up", "0s", "--duration", "1s"];
     let mut terminal = Terminal::start(server.address, &arguments, "");
-    terminal.wait_for(" messages a second");
+    terminal.wait_for(" messages/s");
     terminal.wait_for("rtt on ");
     let (code, shown) = terminal.end();
     assert_eq!(code, 0);
@@ -773,7 +773,7 @@ fn the_load_generator_shows_how_far_it_is_and_how_fast_until_it_has_results() {
     let mut percents = parts.filter(|percent: &u32| (10..100).contains(percent));
     assert!(percents.next().is_some(), "{shown}");
     let parts = shown
-        .split(" messages a second")
+        .split(" messages/s")
         .filter_map(|part| part.rsplit(' ').next());
     assert!(
         parts.filter(|rate| !rate.starts_with('0')).count() >= 2,

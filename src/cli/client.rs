@@ -148,6 +148,17 @@ impl ClientArgs {
     }
 }
 
+impl BenchMode {
+    /// Returns the name on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Rtt => "rtt",
+            Self::Bulk => "bulk",
+            Self::Connect => "connect",
+        }
+    }
+}
+
 impl BenchOptions {
     /// Returns the size of each message or, in bulk mode, of each write, in bytes.
     pub(crate) fn size(&self) -> usize {

@@ -1,80 +1,68 @@
-//! The load generator: how many echoes a second a server gives, and how long each takes.
+//! `echo-client bench`: a closed-loop load generator that measures throughput and latency, and
+//! verifies every byte.
 //!
-//! It is a closed loop: each connection has a thread, which sends its next message once it has the
-//! echo of the last. All connect first and start together; what happens before the warm-up is over
-//! is not measured, but must be right too. A connection that fails is counted by its reason, and
-//! the others go on. Here is the run as a whole; one connection's part is in `load.rs`, what it
-//! counts in `tally.rs`, what all that amounts to in `report.rs`.
+//! Each connection has a thread, which sends its next message after the echo of the last. All
+//! connections are established before the load starts. What precedes the end of the warm-up is
+//! verified but not measured. A connection that fails is counted, and the others continue.
 
+mod failure;
+mod histogram;
 mod load;
+mod payload;
+mod progress;
 mod report;
+mod session;
 mod tally;
+mod worker;
 
-use std::convert::Infallible;
-use std::io::{self, Write};
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
-
-use self::load::{Load, Window};
+use self::load::Load;
+use self::progress::{Counter, Progress};
 use self::report::Report;
-use self::tally::{Live, Reason, Tally};
-use super::{Error, Target, explain_stdout_error};
-use crate::cli::{BenchMode as Mode, BenchOptions};
+use self::tally::Tally;
+use self::worker::Worker;
+use super::{Error, Target, print};
+use crate::cli::BenchOptions;
 use crate::platform;
 
-/// How often the run looks for Ctrl+C and moves the progress bar.
+/// How often the main thread checks for Ctrl+C and updates the progress bar.
 const TICK: Duration = Duration::from_millis(100);
 
-/// In bytes. Enough for a debug build; the buffers are on the heap. The default of 2 MiB is more address
-/// space than some systems give to thousands of threads.
+/// The stack of each thread, in bytes. Some systems lack the address space for thousands of stacks
+/// of the default size.
 const STACK_SIZE: usize = 131_072;
 
-impl Mode {
-    /// As on the command line.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Rtt => "rtt",
-            Self::Bulk => "bulk",
-            Self::Connect => "connect",
-        }
-    }
-}
-
-/// Loads the server, then prints what that has shown. `stop` ends the run early; what was measured
-/// until then is printed all the same. At the end of the run `stop` is set.
+/// Runs the workload and prints the report. Setting `stop` ends the run early, with a report of what
+/// was measured. The run sets `stop` itself when it ends.
 ///
 /// # Errors
-/// The server cannot be reached, or stdout fails. Where a connection failed later, or an echo was wrong, the report
-/// says so, and [`Error::AlreadyReported`] is left; so it is where nobody reads the report.
+/// Returns an error if the server cannot be reached or stdout fails. Returns
+/// [`Error::AlreadyReported`] if a connection failed later, or if the reader of stdout has gone.
 pub fn run(target: &Target, options: &BenchOptions, stop: &AtomicBool) -> Result<(), Error> {
-    // Each connection takes a file. If the limit stays too low, the report counts the failures.
+    // Each connection takes a file descriptor. If the limit stays too low, the report counts those
+    // that fail.
     let _ = platform::raise_file_limit();
     let (first, address) = target.connect()?;
-    let load = Load::new(address, target.timeout, options.mode, options.size());
-    let (tally, elapsed) = conduct(&load, options, first, stop);
-    // The next Ctrl+C ends the program, even if no process reads the report.
-    stop.store(true, Ordering::Relaxed);
+    let load = Load::new(address, target.timeout, options);
+    let tally = run_load(&load, options, first, stop);
+    // The next Ctrl+C ends the process, even if printing the report blocks.
+    stop.store(true, Relaxed);
     let report = Report {
         address,
         options,
-        elapsed,
+        elapsed: load.measured_time(),
         tally: &tally,
     };
-    let text = if options.json {
-        format!("{}\n", report.json())
+    if options.json {
+        print(format_args!("{}\n", report.to_json()))?;
     } else {
-        report.to_string()
-    };
-    let mut stdout = io::stdout();
-    let said = stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush());
-    said.map_err(|error| explain_stdout_error(&error))?;
+        print(&report)?;
+    }
     if tally.failures.is_empty() {
         Ok(())
     } else {
@@ -82,124 +70,63 @@ pub fn run(target: &Target, options: &BenchOptions, stop: &AtomicBool) -> Result
     }
 }
 
-/// Runs the load on all connections, of which `first` has been made; what they counted, and in how
-/// much time.
-fn conduct(
-    load: &Load,
-    options: &BenchOptions,
-    first: TcpStream,
-    stop: &AtomicBool,
-) -> (Tally, Duration) {
+/// Runs the workload on all connections, of which `first` is already established.
+fn run_load(load: &Load, options: &BenchOptions, first: TcpStream, stop: &AtomicBool) -> Tally {
+    let counters: Vec<Counter> = (0..options.connections)
+        .map(|_| Counter::default())
+        .collect();
     let mut total = Tally::default();
+    let mut first = Some(first);
     let (results, tallies) = mpsc::channel();
     let (ready, all_ready) = mpsc::channel();
-    let lives: Vec<Live> = (0..options.connections).map(|_| Live::default()).collect();
-    let elapsed = thread::scope(|scope| {
-        let mut first = Some(first);
-        for (number, live) in (0..).zip(&lives) {
-            let (results, ready, first) = (results.clone(), ready.clone(), first.take());
-            let worker = thread::Builder::new().stack_size(STACK_SIZE);
-            let worker = worker.spawn_scoped(scope, move || {
-                // The receiver outlives the scope.
-                let _ = results.send(load.work(number, first, live, ready));
-            });
-            if let Err(error) = worker {
-                total.lose(Reason::NoThread(error.to_string()));
+    thread::scope(|scope| {
+        for (number, counter) in counters.iter().enumerate() {
+            let (stream, ready, results) = (first.take(), ready.clone(), results.clone());
+            let run_worker = move || {
+                let worker = Worker {
+                    load,
+                    cursor: load.payload.cursor(number),
+                    counter,
+                    tally: Tally::default(),
+                };
+                // The receiver lives until all workers have ended.
+                let _ = results.send(worker.run(stream, ready));
+            };
+            let thread = thread::Builder::new().stack_size(STACK_SIZE);
+            if let Err(error) = thread.spawn_scoped(scope, run_worker) {
+                total.record_failure(failure::no_thread(&error));
             }
         }
-        drop((results, ready));
+        drop((ready, results));
         wait_until_ready(&all_ready, stop);
         let window = load.start(options.warm_up, options.duration);
-        watch(
-            load,
-            &tallies,
-            stop,
-            &mut Progress::new(load, &lives, window),
-            &mut total,
-        )
-        .min(window.end)
-        .saturating_duration_since(window.start)
+        let progress = Progress::new(options.mode, &counters, window);
+        collect(load, &tallies, stop, progress, &mut total);
     });
-    (total, elapsed)
+    total
 }
 
-/// Blocks until each worker is ready or has failed: it then has dropped its sender.
-fn wait_until_ready(all_ready: &Receiver<Infallible>, stop: &AtomicBool) {
-    while !stop.load(Ordering::Relaxed)
-        && all_ready.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout)
-    {}
+/// Blocks until each worker has dropped its sender, which it does when connected or on failure.
+fn wait_until_ready(all_ready: &Receiver<()>, stop: &AtomicBool) {
+    while !stop.load(Relaxed) && all_ready.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {}
 }
 
-/// Adds up what the workers counted, until all have ended; when the measuring was over.
-fn watch(
+/// Adds the workers' tallies to `total` until all workers have ended.
+fn collect(
     load: &Load,
     tallies: &Receiver<Tally>,
     stop: &AtomicBool,
-    progress: &mut Progress,
+    mut progress: Progress,
     total: &mut Tally,
-) -> Instant {
-    let mut over = None;
+) {
     loop {
         match tallies.recv_timeout(TICK) {
             Ok(tally) => total.add(tally),
-            Err(RecvTimeoutError::Timeout) => progress.show(),
-            Err(RecvTimeoutError::Disconnected) => return over.unwrap_or_else(Instant::now),
+            Err(RecvTimeoutError::Timeout) => progress.update(),
+            Err(RecvTimeoutError::Disconnected) => return load.stop(),
         }
-        if over.is_none() && stop.load(Ordering::Relaxed) {
+        if stop.load(Relaxed) {
             load.stop();
-            over = Some(Instant::now());
         }
     }
-}
-
-/// The bar on stderr, where that is a terminal: how far the run is, and how fast the load.
-struct Progress<'a> {
-    bar: ProgressBar,
-    mode: Mode,
-    lives: &'a [Live],
-    began: Instant,
-    shown: (Instant, u64),
-}
-
-impl<'a> Progress<'a> {
-    fn new(load: &Load, lives: &'a [Live], window: Window) -> Self {
-        let began = Instant::now();
-        let bar = ProgressBar::new(millis(window.end.saturating_duration_since(began)));
-        if let Ok(style) = ProgressStyle::with_template("{bar:40} {percent:>3} %  {msg}") {
-            bar.set_style(style);
-        }
-        Self {
-            bar,
-            mode: load.mode,
-            lives,
-            began,
-            shown: (began, 0),
-        }
-    }
-
-    /// Shows the rate since the last time.
-    fn show(&mut self) {
-        let now = Instant::now();
-        let done = self.lives.iter().map(Live::read).sum();
-        let (before, had) = self.shown;
-        let rate = report::rate(done - had, now.saturating_duration_since(before));
-        self.shown = (now, done);
-        self.bar
-            .set_position(millis(now.saturating_duration_since(self.began)));
-        self.bar.set_message(match self.mode {
-            Mode::Rtt => format!("{} messages a second", HumanCount(rate)),
-            Mode::Bulk => format!("{} a second", HumanBytes(rate)),
-            Mode::Connect => format!("{} connections a second", HumanCount(rate)),
-        });
-    }
-}
-
-impl Drop for Progress<'_> {
-    fn drop(&mut self) {
-        self.bar.finish_and_clear();
-    }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,0 +1,70 @@
+//! The bytes that the connections send: an endless stream of random bytes, in which each connection
+//! starts at a position of its own and each message continues after the last.
+//!
+//! No message equals the next one, so stale, mixed-up and shifted echoes are detected. Making or
+//! verifying a message costs no more than a `memcmp`.
+
+use std::io::{self, Write};
+
+use crate::client::connection::Connection;
+
+/// The stream repeats after this many bytes. The number is prime, so an echo that is shifted by the
+/// size of a buffer, usually a power of two, is detected.
+const PERIOD: usize = 65_521;
+
+/// The distance between the starting positions of two connections, in bytes.
+const SPACING: usize = 7_919;
+
+/// One period of the stream, and the beginning of the next.
+pub(super) struct Payload(Vec<u8>);
+
+impl Payload {
+    /// Returns a payload of which up to `max_len` bytes are sent or verified at once.
+    pub(super) fn new(max_len: usize) -> Self {
+        let mut bytes = vec![0; PERIOD];
+        fastrand::Rng::with_seed(862).fill(&mut bytes);
+        while bytes.len() < PERIOD + max_len {
+            bytes.extend_from_within(..PERIOD);
+        }
+        Self(bytes)
+    }
+
+    /// Returns the starting position of a connection.
+    pub(super) fn cursor(&self, connection_number: usize) -> Cursor<'_> {
+        Cursor {
+            payload: &self.0,
+            position: connection_number * SPACING % PERIOD,
+        }
+    }
+}
+
+/// A position in the stream.
+#[derive(Clone, Copy)]
+pub(super) struct Cursor<'a> {
+    payload: &'a [u8],
+    position: usize,
+}
+
+impl Cursor<'_> {
+    /// Sends up to `max_len` of the next bytes and returns how many.
+    pub(super) fn send(
+        &mut self,
+        mut connection: &Connection,
+        max_len: usize,
+    ) -> io::Result<usize> {
+        let sent = connection.write(&self.payload[self.position..][..max_len])?;
+        self.advance(sent);
+        Ok(sent)
+    }
+
+    /// Returns whether `received` are the next bytes, and moves past them.
+    pub(super) fn verify(&mut self, received: &[u8]) -> bool {
+        let expected = &self.payload[self.position..][..received.len()];
+        self.advance(received.len());
+        received == expected
+    }
+
+    pub(super) fn advance(&mut self, len: usize) {
+        self.position = (self.position + len) % PERIOD;
+    }
+}
