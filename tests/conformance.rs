@@ -289,7 +289,9 @@ mod servers {
 
     pub fn counts_bytes_as_signed(stream: &TcpStream, _: &State) {
         echo(stream, |piece| {
-            piece.iter_mut().for_each(|byte| *byte = (*byte).min(0x7f))
+            for byte in piece {
+                *byte = (*byte).min(0x7f);
+            }
         });
     }
 
@@ -299,7 +301,7 @@ mod servers {
 
     pub fn repairs_utf_8(stream: &TcpStream, _: &State) {
         echo(stream, |piece| {
-            *piece = String::from_utf8_lossy(piece).into_owned().into_bytes()
+            *piece = String::from_utf8_lossy(piece).into_owned().into_bytes();
         });
     }
 
@@ -360,7 +362,7 @@ mod servers {
 
     pub fn takes_a_single_byte_for_noise(stream: &TcpStream, _: &State) {
         echo(stream, |piece| {
-            piece.truncate(if piece.len() > 1 { piece.len() } else { 0 })
+            piece.truncate(if piece.len() > 1 { piece.len() } else { 0 });
         });
     }
 
