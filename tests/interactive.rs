@@ -1,5 +1,4 @@
-//! `echo-client` as a person meets it: in a pseudo-terminal, key by key. Windows has an interface of
-//! its own for those, which `rustix` does not know.
+//! `echo-client` in a pseudo-terminal. Not on Windows, whose pseudo-terminals `rustix` does not support.
 #![cfg(all(unix, feature = "client"))]
 
 mod common;
@@ -23,10 +22,10 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, OptionalActions, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
 use socket2::SockRef;
 
-/// A terminal of 80 columns: the side of the person, and that of the program.
+/// Opens a pseudo-terminal of 80 columns. Returns the user's end and the program's end.
 fn open_terminal() -> (File, File) {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
-    // At once, where the system can: a client of another test may be starting.
+    // Atomically if possible: another test may be starting a client.
     #[cfg(target_os = "linux")]
     let flags = flags | OpenptFlags::CLOEXEC;
     let keyboard = openpt(flags).expect("a terminal");
@@ -57,15 +56,15 @@ fn resize(line: &File, columns: u16) {
     tcsetwinsize(line, size).expect("it has a size");
 }
 
-/// Its modes, in words that can be compared.
+/// Returns the terminal's modes in a comparable form.
 fn modes(line: &File) -> String {
     let mut modes = tcgetattr(line).expect("it has modes");
-    // macOS: keys have come that the terminal is to look at again.
+    // Set by macOS while typed keys are pending.
     modes.local_modes.remove(LocalModes::PENDIN);
     format!("{modes:?}")
 }
 
-/// Reads what is shown, up to what it is to end with.
+/// Reads the output until it ends with `end`.
 fn read_until(screen: &mut File, end: &[u8]) {
     let mut shown = Vec::new();
     while !shown.ends_with(end) {
@@ -79,29 +78,29 @@ fn read_until(screen: &mut File, end: &[u8]) {
     }
 }
 
-/// An `echo-client` in a terminal of its own; killed when dropped.
+/// An `echo-client` in its own terminal. Killed when dropped.
 struct Terminal {
     keyboard: File,
-    /// The side that the client has; kept open so that its modes can be looked at.
+    /// The client's end; kept open to check its modes.
     line: File,
-    /// Those that it was found with.
+    /// The modes before the client started.
     modes: String,
     client: Child,
     shown: Arc<(Mutex<Vec<u8>>, Condvar)>,
-    /// How much of what is shown has been waited for.
+    /// How much of `shown` earlier waits have consumed.
     seen: usize,
     reader: Option<JoinHandle<()>>,
 }
 
 impl Terminal {
-    /// A client for `address`, with what is typed before it has even started.
+    /// Starts a client for `address`, with `ahead` typed before it starts.
     fn start(address: SocketAddr, arguments: &[&str], ahead: &str) -> Self {
         Self::spawn(address, ahead, |client| {
             client.args(arguments);
         })
     }
 
-    /// A client for `address` that has shown its prompt.
+    /// Starts a client for `address` and waits for its prompt.
     fn open(address: SocketAddr, arguments: &[&str]) -> Self {
         let mut terminal = Self::start(address, arguments, "");
         terminal.wait_for(&format!("Connected to {address}\r\n"));
@@ -110,7 +109,7 @@ impl Terminal {
         terminal
     }
 
-    /// The same, with whatever `change` changes.
+    /// Starts a client for `address`; `change` may modify the command.
     fn spawn(address: SocketAddr, ahead: &str, change: impl FnOnce(&mut Command)) -> Self {
         let (mut keyboard, line) = open_terminal();
         let modes = modes(&line);
@@ -126,7 +125,7 @@ impl Terminal {
             .stderr(duplicate());
         change(&mut client);
         let child = client.spawn().expect("the client starts");
-        // It has the client's side of the terminal, too.
+        // The command holds duplicates of the client's end.
         drop(client);
         let shown: Arc<(Mutex<Vec<u8>>, Condvar)> = Arc::default();
         let reader = {
@@ -160,22 +159,21 @@ impl Terminal {
             .expect("it has keys");
     }
 
-    /// What is typed is not shown any more, lest it stand in the middle of what the client shows.
-    fn show_no_keys(&self) {
+    /// Turns echo off, so that typed keys do not appear in the client's output.
+    fn disable_echo(&self) {
         let mut modes = tcgetattr(&self.line).expect("it has modes");
         modes.local_modes.remove(LocalModes::ECHO);
         tcsetattr(&self.line, OptionalActions::Now, &modes).expect("they can be changed");
     }
 
-    /// Presses keys that make lines as long as every system takes them. It blocks once nobody reads
-    /// them any more; then it ends with the tests.
-    fn press_without_end(&self) {
+    /// Types lines, of a length that every system accepts, from a thread that ends with the tests.
+    fn press_endlessly(&self) {
         let mut keyboard = self.keyboard.try_clone().expect("a duplicate");
         let line = "0123456789".repeat(90) + "\n";
         thread::spawn(move || while keyboard.write_all(line.as_bytes()).is_ok() {});
     }
 
-    /// Waits until `text` is shown after all that was waited for before.
+    /// Waits until `text` is shown after the text of the last wait.
     fn wait_for(&mut self, text: &str) {
         let (shown, more) = &*self.shown;
         let find = |shown: &[u8]| {
@@ -198,19 +196,19 @@ impl Terminal {
         self.seen += place + text.len();
     }
 
-    /// Waits for the client's end by itself; its exit code.
+    /// Waits until the client exits. Returns its exit code.
     fn wait(&mut self) -> i32 {
         let status = common::wait(&mut self.client);
         let status = status.unwrap_or_else(|| panic!("the client still runs: {}", self.text()));
         status.code().expect("it was not killed")
     }
 
-    /// Waits for the client's end by itself; its exit code, and all that it has shown. The terminal
-    /// must be as it was found.
+    /// Waits until the client exits. Returns its exit code and output, and checks that the terminal
+    /// is restored.
     fn end(&mut self) -> (i32, String) {
         let code = self.wait();
         assert_eq!(modes(&self.line), self.modes);
-        // The reader has read all once it has read what is written now.
+        // The reader has read all output once it has read this.
         self.line.write_all(b"the end").expect("it is open");
         self.wait_for("the end");
         let mut shown = self.text();
@@ -232,7 +230,7 @@ impl Drop for Terminal {
     fn drop(&mut self) {
         let _ = self.client.kill();
         let _ = self.client.wait();
-        // The reader ends once nobody has the other side.
+        // The reader ends once the client's end is closed.
         if let Ok(null) = File::open("/dev/null") {
             self.line = null;
         }
@@ -242,19 +240,19 @@ impl Drop for Terminal {
     }
 }
 
-/// A server that the test itself plays.
-struct Stranger {
+/// A listener whose connections the test serves itself.
+struct TestServer {
     listener: TcpListener,
     address: SocketAddr,
 }
 
-impl Stranger {
+impl TestServer {
     fn new() -> Self {
         let (listener, address) = listen();
         Self { listener, address }
     }
 
-    /// The next client.
+    /// Accepts the next client.
     fn accept(&self) -> BufReader<TcpStream> {
         let stream = accept(&self.listener);
         stream.set_nodelay(true).expect("the mode can be set");
@@ -273,7 +271,7 @@ fn send(stream: &BufReader<TcpStream>, bytes: &[u8]) {
 }
 
 #[test]
-fn a_line_comes_back() {
+fn a_line_is_echoed() {
     let server = Server::start(&[]);
     let mut terminal = Terminal::open(server.address, &[]);
     terminal.press("hello\r");
@@ -285,7 +283,7 @@ fn a_line_comes_back() {
 }
 
 #[test]
-fn every_way_out_is_polite() {
+fn every_way_to_disconnect_is_graceful() {
     let server = Server::start(&[]);
     for keys in ["quit\r", "exit\r", "\x04", "\x03", "half a line\x03"] {
         let mut terminal = Terminal::open(server.address, &[]);
@@ -298,16 +296,13 @@ fn every_way_out_is_polite() {
             "{shown:?}"
         );
     }
-    for departure in server.wait_for_logs(5, "disconnected: ") {
-        assert!(
-            departure.contains("closed by client, 0 bytes"),
-            "{departure}"
-        );
+    for line in server.wait_for_logs(5, "disconnected: ") {
+        assert!(line.contains("closed by client, 0 bytes"), "{line}");
     }
 }
 
 #[test]
-fn what_is_typed_ahead_is_not_lost_nor_is_what_it_brings_back() {
+fn lines_typed_ahead_and_their_replies_are_not_lost() {
     let server = Server::start(&[]);
     for _ in 0..5 {
         let mut ahead = Terminal::start(server.address, &[], "hello\nquit\n");
@@ -324,9 +319,9 @@ fn what_is_typed_ahead_is_not_lost_nor_is_what_it_brings_back() {
 
 #[test]
 fn a_long_paste_arrives_whole() {
-    let stranger = Stranger::new();
-    let mut terminal = Terminal::open(stranger.address, &[]);
-    let mut server = stranger.accept();
+    let peer = TestServer::new();
+    let mut terminal = Terminal::open(peer.address, &[]);
+    let mut server = peer.accept();
     let long = "0123456789".repeat(380);
     terminal.press(&long);
     terminal.press("\r");
@@ -335,19 +330,19 @@ fn a_long_paste_arrives_whole() {
 
 #[test]
 fn empty_lines_and_tabs_are_sent() {
-    let stranger = Stranger::new();
-    let mut terminal = Terminal::open(stranger.address, &[]);
-    let mut server = stranger.accept();
+    let peer = TestServer::new();
+    let mut terminal = Terminal::open(peer.address, &[]);
+    let mut server = peer.accept();
     terminal.press("\r\ta\tb\r");
     assert_eq!(read_line(&mut server), "\n");
     assert_eq!(read_line(&mut server), "\ta\tb\n");
 }
 
 #[test]
-fn what_comes_does_not_tear_the_line_being_typed() {
-    let stranger = Stranger::new();
-    let mut terminal = Terminal::open(stranger.address, &[]);
-    let mut server = stranger.accept();
+fn replies_appear_above_the_line_being_typed() {
+    let peer = TestServer::new();
+    let mut terminal = Terminal::open(peer.address, &[]);
+    let mut server = peer.accept();
     terminal.press("half");
     terminal.wait_for("> half");
     send(&server, b"one\n\ntwo\nthr");
@@ -360,10 +355,10 @@ fn what_comes_does_not_tear_the_line_being_typed() {
 }
 
 #[test]
-fn lines_are_edited_and_remembered() {
-    let stranger = Stranger::new();
-    let mut terminal = Terminal::open(stranger.address, &[]);
-    let mut server = stranger.accept();
+fn lines_can_be_edited_and_recalled() {
+    let peer = TestServer::new();
+    let mut terminal = Terminal::open(peer.address, &[]);
+    let mut server = peer.accept();
     for (keys, line) in [
         ("first\r", "first\n"),
         ("sxecond\x1b[D\x1b[D\x1b[D\x1b[D\x1b[D\x7f\r", "second\n"),
@@ -381,24 +376,24 @@ fn lines_are_edited_and_remembered() {
 }
 
 #[test]
-fn a_line_longer_than_the_window_is_shown_where_the_cursor_is() {
-    let stranger = Stranger::new();
-    let mut terminal = Terminal::open(stranger.address, &[]);
+fn a_long_line_is_shown_around_the_cursor() {
+    let peer = TestServer::new();
+    let mut terminal = Terminal::open(peer.address, &[]);
     let line = "0123456789".repeat(5);
     resize(&terminal.line, 40);
     terminal.press(&line);
     terminal.wait_for(&format!("> {}\x1b[40G", &line[13..]));
-    // A window that does not know its width; most have 80 columns.
+    // A terminal that reports a width of 0 is treated as 80 columns wide.
     resize(&terminal.line, 0);
     terminal.press("!");
     terminal.wait_for(&format!("> {line}!\x1b[54G"));
 }
 
 #[test]
-fn a_hostile_server_cannot_drive_the_terminal() {
-    let stranger = Stranger::new();
-    let mut terminal = Terminal::open(stranger.address, &[]);
-    let server = stranger.accept();
+fn a_hostile_server_cannot_control_the_terminal() {
+    let peer = TestServer::new();
+    let mut terminal = Terminal::open(peer.address, &[]);
+    let server = peer.accept();
     send(
         &server,
         "\x1b[2J\x1b]0;title\x07\rHa\u{9b}31m\u{202e}\n".as_bytes(),
@@ -411,10 +406,10 @@ fn a_hostile_server_cannot_drive_the_terminal() {
 }
 
 #[test]
-fn a_character_that_is_cut_by_the_network_is_shown_whole() {
-    let stranger = Stranger::new();
-    let mut terminal = Terminal::open(stranger.address, &[]);
-    let server = stranger.accept();
+fn a_character_split_across_packets_is_shown_whole() {
+    let peer = TestServer::new();
+    let mut terminal = Terminal::open(peer.address, &[]);
+    let server = peer.accept();
     send(&server, b"5 \xe2\x82");
     terminal.wait_for("Server: 5 \r\n");
     send(&server, b"\xac\n\xff\xe2");
@@ -425,10 +420,10 @@ fn a_character_that_is_cut_by_the_network_is_shown_whole() {
 }
 
 #[test]
-fn the_end_of_a_line_that_comes_late_is_no_line_of_its_own() {
-    let stranger = Stranger::new();
-    let mut terminal = Terminal::open(stranger.address, &[]);
-    let server = stranger.accept();
+fn a_late_newline_does_not_add_an_empty_line() {
+    let peer = TestServer::new();
+    let mut terminal = Terminal::open(peer.address, &[]);
+    let server = peer.accept();
     send(&server, b"late");
     terminal.wait_for("Server: late\r\n");
     send(&server, b"\nnext\n");
@@ -441,17 +436,17 @@ fn the_end_of_a_line_that_comes_late_is_no_line_of_its_own() {
 }
 
 #[test]
-fn a_server_that_leaves_is_told_of_at_once() {
-    let stranger = Stranger::new();
-    let mut terminal = Terminal::open(stranger.address, &["--timeout=1h"]);
-    let server = stranger.accept();
+fn a_closed_connection_is_reported_at_once() {
+    let peer = TestServer::new();
+    let mut terminal = Terminal::open(peer.address, &["--timeout=1h"]);
+    let server = peer.accept();
     terminal.press("half");
     terminal.wait_for("> half");
     send(&server, b"bye");
     drop(server);
     terminal.wait_for("Server: bye\r\n");
     let (code, shown) = terminal.end();
-    let message = format!("echo-client: {} closed the connection; ", stranger.address);
+    let message = format!("echo-client: {} closed the connection; ", peer.address);
     let last = shown.lines().last().expect("lines");
     assert!(code == 1 && last.contains(&message), "{code}: {shown:?}");
     assert!(
@@ -461,45 +456,45 @@ fn a_server_that_leaves_is_told_of_at_once() {
 }
 
 #[test]
-fn a_server_that_resets_is_told_of_at_once() {
-    let stranger = Stranger::new();
-    let mut terminal = Terminal::open(stranger.address, &["--timeout=1h"]);
-    reset(stranger.accept().into_inner());
+fn a_reset_is_reported_at_once() {
+    let peer = TestServer::new();
+    let mut terminal = Terminal::open(peer.address, &["--timeout=1h"]);
+    reset(peer.accept().into_inner());
     terminal.wait_for(&format!(
         "echo-client: {} reset the connection",
-        stranger.address
+        peer.address
     ));
     assert_eq!(terminal.end().0, 1);
 }
 
-/// The client's two threads compete for the error, so one run proves little.
+/// Either thread of the client may get the error, so the test runs several times.
 #[test]
 fn a_reset_during_a_write_is_reported_as_a_reset() {
     for _ in 0..10 {
-        let stranger = Stranger::new();
-        let mut terminal = Terminal::spawn(stranger.address, "", |client| {
+        let peer = TestServer::new();
+        let mut terminal = Terminal::spawn(peer.address, "", |client| {
             client.env("TERM", "dumb");
         });
-        terminal.show_no_keys();
-        let mut server = stranger.accept().into_inner();
-        terminal.press_without_end();
+        terminal.disable_echo();
+        let mut server = peer.accept().into_inner();
+        terminal.press_endlessly();
         server
             .read_exact(&mut vec![0; 100_000])
             .expect("the client sends");
         reset(server);
         terminal.wait_for(&format!(
             "echo-client: {} reset the connection",
-            stranger.address
+            peer.address
         ));
         assert_eq!(terminal.wait(), 1);
     }
 }
 
 #[test]
-fn what_comes_after_the_person_has_left_is_shown() {
-    let stranger = Stranger::new();
-    let mut terminal = Terminal::open(stranger.address, &[]);
-    let mut server = stranger.accept();
+fn replies_after_quit_are_shown() {
+    let peer = TestServer::new();
+    let mut terminal = Terminal::open(peer.address, &[]);
+    let mut server = peer.accept();
     terminal.press("one\rtwo\rquit\r");
     let mut sent = Vec::new();
     server
@@ -513,27 +508,26 @@ fn what_comes_after_the_person_has_left_is_shown() {
 }
 
 #[test]
-fn bytes_that_stay_owed_are_counted() {
-    let stranger = Stranger::new();
-    let mut terminal = Terminal::open(stranger.address, &["--timeout=1s"]);
-    let mut server = stranger.accept();
+fn missing_bytes_are_reported_after_the_timeout() {
+    let peer = TestServer::new();
+    let mut terminal = Terminal::open(peer.address, &["--timeout=1s"]);
+    let mut server = peer.accept();
     terminal.press("hello\rquit\r");
     assert_eq!(read_line(&mut server), "hello\n");
     send(&server, b"he");
     terminal.wait_for("Server: he\r\n");
-    let owes = format!(
+    terminal.wait_for(&format!(
         "echo-client: {} owes 4 bytes, and none has come for",
-        stranger.address
-    );
-    terminal.wait_for(&owes);
+        peer.address
+    ));
     assert_eq!(terminal.end().0, 1);
 }
 
 #[test]
-fn a_server_has_the_timeout_for_each_piece_of_what_it_owes() {
-    let stranger = Stranger::new();
-    let mut terminal = Terminal::open(stranger.address, &["--timeout=1s"]);
-    let mut server = stranger.accept();
+fn each_reply_restarts_the_timeout() {
+    let peer = TestServer::new();
+    let mut terminal = Terminal::open(peer.address, &["--timeout=1s"]);
+    let mut server = peer.accept();
     terminal.press("0123456789\rquit\r");
     for byte in read_line(&mut server).bytes() {
         send(&server, &[byte]);
@@ -544,10 +538,10 @@ fn a_server_has_the_timeout_for_each_piece_of_what_it_owes() {
 }
 
 #[test]
-fn a_server_that_closes_early_is_told_what_it_owes() {
-    let stranger = Stranger::new();
-    let mut terminal = Terminal::open(stranger.address, &[]);
-    let mut server = stranger.accept();
+fn missing_bytes_are_reported_if_the_server_closes() {
+    let peer = TestServer::new();
+    let mut terminal = Terminal::open(peer.address, &[]);
+    let mut server = peer.accept();
     terminal.press("hello\rquit\r");
     assert_eq!(read_line(&mut server), "hello\n");
     assert_eq!(read_line(&mut server), "");
@@ -557,39 +551,39 @@ fn a_server_that_closes_early_is_told_what_it_owes() {
 }
 
 #[test]
-fn a_server_that_owes_nothing_may_keep_its_fin() {
-    let stranger = Stranger::new();
-    let mut terminal = Terminal::open(stranger.address, &["--timeout=100ms"]);
-    let _server = stranger.accept();
+fn a_missing_fin_is_no_error() {
+    let peer = TestServer::new();
+    let mut terminal = Terminal::open(peer.address, &["--timeout=100ms"]);
+    let _server = peer.accept();
     terminal.press("quit\r");
     assert_eq!(terminal.end().0, 0);
 }
 
 #[test]
 fn a_server_that_does_not_read_does_not_hang_the_client() {
-    let stranger = Stranger::new();
-    let mut terminal = Terminal::spawn(stranger.address, "", |client| {
+    let peer = TestServer::new();
+    let mut terminal = Terminal::spawn(peer.address, "", |client| {
         client.env("TERM", "dumb").arg("--timeout=500ms");
     });
     terminal.wait_for("Connected to ");
-    let _server = stranger.accept();
-    terminal.press_without_end();
+    let _server = peer.accept();
+    terminal.press_endlessly();
     terminal.wait_for(" bytes within 500ms");
     assert_eq!(terminal.wait(), 1);
 }
 
 #[test]
-fn a_server_that_does_not_read_but_sends_is_not_given_up() {
-    let stranger = Stranger::new();
-    // Little fits on the way: the client's writes find no room soon.
-    let buffer = SockRef::from(&stranger.listener).set_recv_buffer_size(4096);
+fn a_server_that_sends_but_does_not_read_is_kept() {
+    let peer = TestServer::new();
+    // A small receive buffer makes the client's writes block soon.
+    let buffer = SockRef::from(&peer.listener).set_recv_buffer_size(4096);
     buffer.expect("the size can be set");
-    let mut terminal = Terminal::spawn(stranger.address, "", |client| {
+    let mut terminal = Terminal::spawn(peer.address, "", |client| {
         client.env("TERM", "dumb").arg("--timeout=1s");
     });
-    terminal.show_no_keys();
-    let server = stranger.accept();
-    terminal.press_without_end();
+    terminal.disable_echo();
+    let server = peer.accept();
+    terminal.press_endlessly();
     for number in 0..20 {
         send(&server, format!("still here: {number}\n").as_bytes());
         terminal.wait_for(&format!("Server: still here: {number}\r\n"));
@@ -600,10 +594,10 @@ fn a_server_that_does_not_read_but_sends_is_not_given_up() {
 }
 
 #[test]
-fn a_server_that_floods_the_terminal_can_be_left() {
-    let stranger = Stranger::new();
-    let mut terminal = Terminal::open(stranger.address, &["--timeout=500ms"]);
-    let mut server = stranger.accept().into_inner();
+fn ctrl_d_works_while_the_server_floods_the_terminal() {
+    let peer = TestServer::new();
+    let mut terminal = Terminal::open(peer.address, &["--timeout=500ms"]);
+    let mut server = peer.accept().into_inner();
     thread::spawn(move || while server.write_all(b"a flood\n").is_ok() {});
     terminal.wait_for("Server: a flood\r\n");
     terminal.press("\x04");
@@ -611,7 +605,7 @@ fn a_server_that_floods_the_terminal_can_be_left() {
 }
 
 #[test]
-fn a_signal_leaves_the_terminal_as_it_was_found() {
+fn a_signal_restores_the_terminal() {
     let server = Server::start(&[]);
     for signal in [Signal::TERM, Signal::HUP, Signal::INT] {
         let mut terminal = Terminal::open(server.address, &[]);
@@ -620,15 +614,15 @@ fn a_signal_leaves_the_terminal_as_it_was_found() {
     }
 }
 
-/// Such as one whose window is on the other side of a network that hangs.
+/// As after the network of a remote terminal has failed.
 #[test]
-fn a_signal_is_obeyed_though_the_terminal_takes_no_more() {
-    let stranger = Stranger::new();
+fn a_signal_works_while_the_terminal_is_blocked() {
+    let peer = TestServer::new();
     let (mut screen, line) = open_terminal();
-    let mut terminal = Terminal::spawn(stranger.address, "", |client| {
+    let mut terminal = Terminal::spawn(peer.address, "", |client| {
         client.stdout(line);
     });
-    let mut server = stranger.accept().into_inner();
+    let mut server = peer.accept().into_inner();
     read_until(&mut screen, b"> \x1b[3G");
     server
         .set_write_timeout(Some(Duration::from_millis(500)))
@@ -639,16 +633,16 @@ fn a_signal_is_obeyed_though_the_terminal_takes_no_more() {
     assert_eq!(modes(&terminal.line), terminal.modes);
 }
 
-/// Without SIGHUP, which only a controlling terminal brings.
+/// Without SIGHUP, which only a controlling terminal sends.
 #[test]
 #[cfg(target_os = "linux")]
-fn linux_a_terminal_that_goes_away_ends_it_without_a_word() {
+fn linux_a_closed_terminal_ends_the_client_silently() {
     use std::process::{Output, Stdio};
 
-    let stranger = Stranger::new();
+    let peer = TestServer::new();
     let (mut keyboard, line) = open_terminal();
     let duplicate = || line.try_clone().expect("it can be duplicated");
-    let mut client = common::echo_client(stranger.address);
+    let mut client = common::echo_client(peer.address);
     client
         .env("TERM", "xterm")
         .stdin(duplicate())
@@ -656,7 +650,7 @@ fn linux_a_terminal_that_goes_away_ends_it_without_a_word() {
         .stderr(Stdio::piped());
     let child = client.spawn().expect("the client starts");
     drop((client, line));
-    // The prompt is there before the keys are read.
+    // The prompt appears before the client reads keys.
     keyboard.write_all(b"x").expect("it has keys");
     read_until(&mut keyboard, b"> x\x1b[4G");
     drop(keyboard);
@@ -668,17 +662,17 @@ fn linux_a_terminal_that_goes_away_ends_it_without_a_word() {
 }
 
 #[test]
-fn a_screen_that_goes_away_leaves_the_keyboard_as_it_was_found() {
-    let stranger = Stranger::new();
+fn losing_stdout_restores_the_terminal() {
+    let peer = TestServer::new();
     let (mut screen, line) = open_terminal();
-    let mut terminal = Terminal::spawn(stranger.address, "", |client| {
+    let mut terminal = Terminal::spawn(peer.address, "", |client| {
         client.stdout(line);
     });
-    let server = stranger.accept();
+    let server = peer.accept();
     read_until(&mut screen, b"> \x1b[3G");
     assert_ne!(modes(&terminal.line), terminal.modes);
     drop(screen);
-    // Another test's client that is just starting may hold the screen for a moment longer.
+    // A client that another test is starting may hold `screen` open a little longer.
     for _ in 0..2_000 {
         if server.get_ref().write_all(b"hello\n").is_err() {
             break;
@@ -691,7 +685,7 @@ fn a_screen_that_goes_away_leaves_the_keyboard_as_it_was_found() {
 }
 
 #[test]
-fn a_dumb_terminal_is_served_plainly() {
+fn a_dumb_terminal_gets_plain_lines() {
     let server = Server::start(&[]);
     let mut terminal = Terminal::spawn(server.address, "", |client| {
         client.env("TERM", "dumb");
@@ -706,7 +700,7 @@ fn a_dumb_terminal_is_served_plainly() {
 }
 
 #[test]
-fn a_stdout_that_is_no_terminal_gets_plain_lines() {
+fn a_file_as_stdout_gets_plain_lines() {
     let server = Server::start(&[]);
     let path = std::env::temp_dir().join(format!("echo-client-{}", server.address.port()));
     let mut terminal = Terminal::spawn(server.address, "", |client| {
@@ -725,10 +719,10 @@ fn a_stdout_that_is_no_terminal_gets_plain_lines() {
     assert!(!shown.contains(['\x1b', '\r', '>']), "{shown:?}");
 }
 
-/// Linux has a file that stands for a full disk.
+/// Linux's `/dev/full` acts as a full disk.
 #[test]
 #[cfg(target_os = "linux")]
-fn linux_a_full_stdout_is_not_reported_as_the_terminal() {
+fn linux_a_full_disk_is_reported_for_stdout() {
     let server = Server::start(&[]);
     let mut terminal = Terminal::spawn(server.address, "", |client| {
         client.stdout(
@@ -743,7 +737,7 @@ fn linux_a_full_stdout_is_not_reported_as_the_terminal() {
 }
 
 #[test]
-fn the_result_of_the_suite_does_not_share_a_row_with_its_progress() {
+fn test_results_start_on_a_new_row() {
     let server = Server::start(&[]);
     for (arguments, result) in [
         (&["test", "NUL"][..], "1 passed, 0 failed"),
@@ -751,7 +745,7 @@ fn the_result_of_the_suite_does_not_share_a_row_with_its_progress() {
     ] {
         let mut terminal = Terminal::start(server.address, arguments, "");
         let (code, shown) = terminal.end();
-        // The progress is removed by "clear the row".
+        // The progress bar ends with "clear the row".
         let mut rows = shown.lines().filter_map(|row| row.rsplit("\x1b[2K").next());
         assert!(rows.any(|row| row.starts_with(result)), "{shown:?}");
         assert_eq!(code, 0);
@@ -759,7 +753,7 @@ fn the_result_of_the_suite_does_not_share_a_row_with_its_progress() {
 }
 
 #[test]
-fn the_load_generator_shows_how_far_it_is_and_how_fast_until_it_has_results() {
+fn bench_shows_progress_and_throughput() {
     let server = Server::start(&[]);
     let arguments = ["bench", "--warm-up", "0s", "--duration", "1s"];
     let mut terminal = Terminal::start(server.address, &arguments, "");
