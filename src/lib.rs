@@ -36,10 +36,10 @@
 //! | `cli/client.rs` | its command line |
 //! | `client.rs` | connects to the server; messages for errors that every command can meet |
 //! | `client/connection.rs` | a connection that one thread reads while another thread writes |
-//! | `client/interactive.rs` | line by line at a terminal: the threads, and the conversation |
-//! | `client/interactive/screen.rs` | the screen, and all that is written to it |
-//! | `client/interactive/prompt.rs` | the line being typed: keys, history, search |
-//! | `client/interactive/text.rs` | what a stranger sends, as text that is safe at a terminal |
+//! | `client/interactive.rs` | the interactive session: its threads and events |
+//! | `client/interactive/screen.rs` | output: replies above the prompt |
+//! | `client/interactive/prompt.rs` | the line editor: keys, history, search |
+//! | `client/interactive/text.rs` | escapes what a terminal must not receive |
 //! | `client/pipe.rs` | pipe mode: stdin to the server, echoes to stdout |
 //! | `client/conformance.rs` | `echo-client test`: runs the checks and reports the results |
 //! | `client/conformance/checks.rs` | what an echo server guarantees, a function for each check |

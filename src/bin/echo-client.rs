@@ -44,7 +44,7 @@ fn run() -> Result<(), Error> {
         }
         None if io::stdin().is_terminal() => {
             on_signal(|| {
-                interactive::give_terminal_back();
+                interactive::restore_terminal();
                 process::exit(EXIT_SIGINT);
             })?;
             interactive::run(&target)

@@ -1,15 +1,15 @@
-//! Line by line at a terminal.
+//! The interactive client: sends each line and shows the replies above the prompt.
 //!
-//! Three threads report what happens: one reads the keys, one reads the socket, one writes to it. The
-//! main one hears it all in its order, and alone owns the screen: so nothing tears the line being
-//! typed, nothing that came back is lost, nobody waits for anybody, and a server that leaves is told
-//! of while the person is still typing.
+//! Separate threads read the keys, read the socket and write the socket. Each sends events to the main
+//! thread, which alone writes to the screen. So a reply never lands inside the line being typed, and a
+//! connection that closes is reported at once.
 
 mod prompt;
 mod screen;
 mod text;
 
 use std::io::{self, BufRead, ErrorKind, Read, Write};
+use std::mem;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
@@ -18,47 +18,49 @@ use std::time::{Duration, Instant};
 
 use crossterm::event;
 
-use self::prompt::Typed;
+use self::prompt::Input;
 use self::screen::Screen;
-use self::text::Decoder;
+use self::text::{complete_len, escape};
 use super::connection::Connection;
 use super::{Error, Target, explain_lost_connection, explain_stdout_error, is_timeout};
 use crate::platform::terminal::{BEFORE_NEWLINE, wait_until_gone};
 
-/// How long the beginning of a line waits for its rest before it is shown.
-const BLINK: Duration = Duration::from_millis(20);
+pub use self::screen::restore_terminal;
 
-/// How many events may wait to be shown; a server that sends more than the terminal takes then has
-/// to wait, too.
-const QUEUED: usize = 16;
+/// How long a line without a newline is held back before it is shown.
+const PARTIAL_LINE_DELAY: Duration = Duration::from_millis(20);
 
-/// The most that is read at once, in bytes. What is queued is shown before the next key is looked
-/// at, on terminals that take little.
-const PIECE: usize = 4096;
+/// How many events may wait for the main thread. If the terminal is slow, the server has to wait too.
+const EVENT_CAPACITY: usize = 16;
 
-/// What the threads tell.
+/// Bytes per read from the socket. A small value keeps the keys responsive on a slow terminal.
+const READ_CHUNK: usize = 4096;
+
+/// Keys per event. The prompt is drawn once per event, which makes a long paste fast.
+const KEYS_PER_EVENT: usize = 4096;
+
 enum Event {
-    /// A key, or a change of the window's size.
-    Key(event::Event),
-    /// What a key has ended; without a prompt, what the terminal itself has edited.
-    Typed(Typed),
-    /// The terminal cannot be read any more.
+    /// Keys and resizes.
+    Keys(Vec<event::Event>),
+    /// Without a prompt: input that the terminal has edited.
+    Input(Input),
     TerminalFailed(io::Error),
-    /// A line of so many bytes has gone out.
+    /// This many bytes have been sent.
     Sent(usize),
-    /// The server has taken nothing for the timeout; it may have sent something.
+    /// A write has timed out.
     WriteTimedOut,
     Received(Vec<u8>),
-    /// The server has sent its last: FIN, or an error.
-    End(io::Result<()>),
+    /// The server has sent FIN, or the connection has failed.
+    Closed(io::Result<()>),
 }
 
-/// Talks to the server until the person leaves or the server does. A thread that still waits for a
-/// key then ends only with the process.
+/// Runs an interactive session until the user or the server disconnects.
+///
+/// The threads that read the keys and the socket may outlive it; they end with the process.
 ///
 /// # Errors
-/// The server cannot be reached, has left, or does not send what it owes; or the terminal failed. A
-/// terminal that is gone is [`Error::AlreadyReported`].
+/// Returns an error if the server cannot be reached, disconnects or does not return every byte, or if
+/// the terminal fails. If the terminal has been closed, the error is [`Error::AlreadyReported`].
 pub fn run(target: &Target) -> Result<(), Error> {
     let (stream, address) = target.connect()?;
     stream
@@ -68,88 +70,86 @@ pub fn run(target: &Target) -> Result<(), Error> {
     screen
         .print([
             format!("Connected to {address}"),
-            "Each line is sent; quit, exit or Ctrl+D leaves.".to_owned(),
+            "Each line is sent; quit, exit or Ctrl+D disconnects.".to_owned(),
         ])
         .map_err(explain_terminal_error)?;
-    let (lines, events) = start_threads(Arc::new(Connection::new(stream)), screen.has_prompt())
-        .map_err(|error| format!("the system gives no thread: {error}"))?;
-    let talk = Talk {
+    let (lines, events) = start_threads(Connection::new(stream), screen.has_prompt())
+        .map_err(|error| format!("cannot spawn a thread: {error}"))?;
+    let session = Session {
         address,
         timeout: target.timeout,
         screen,
         lines: Some(lines),
         events,
         unsent: 0,
-        owed: 0,
-        last_moved: Instant::now(),
+        missing: 0,
+        last_progress: Instant::now(),
         deadline: None,
-        decoder: Decoder::default(),
-        held: String::new(),
-        held_until: None,
+        partial_line: Vec::new(),
+        partial_line_deadline: None,
         mid_line: false,
     };
-    talk.run()
+    session.run()
 }
 
-/// Leaves the terminal as it was found, from whatever thread: for programs that a signal ends while
-/// [`run`] has a prompt.
-pub fn give_terminal_back() {
-    screen::give_back();
-}
-
-/// The conversation, as the main thread sees it.
-struct Talk {
+/// The state of the main thread.
+struct Session {
     address: SocketAddr,
     timeout: Duration,
     screen: Screen,
-    /// Where lines go out; `None` once the person has left.
+    /// Sends lines to the writing thread; `None` once the user has disconnected.
     lines: Option<Sender<Vec<u8>>>,
     events: Receiver<Event>,
-    /// Bytes that have not gone out yet.
+    /// Bytes of lines that have not been sent yet.
     unsent: usize,
-    /// Bytes that have not come back yet.
-    owed: u64,
-    last_moved: Instant,
-    /// Once the person has left: when the server must have sent something more.
+    /// Bytes of lines that have not come back yet.
+    missing: u64,
+    /// When bytes were last sent or received.
+    last_progress: Instant,
+    /// After the user has disconnected: when to stop waiting for the server.
     deadline: Option<Instant>,
-    decoder: Decoder,
-    /// The beginning of a line that came without its end.
-    held: String,
-    held_until: Option<Instant>,
-    /// Whether the line that was shown last came without its end.
+    /// Received bytes that are not shown yet, because their line is not complete.
+    partial_line: Vec<u8>,
+    /// When to show `partial_line` as it is.
+    partial_line_deadline: Option<Instant>,
+    /// Whether the line shown last is still without its newline.
     mid_line: bool,
 }
 
-impl Talk {
+impl Session {
     fn run(mut self) -> Result<(), Error> {
         loop {
             let Some(event) = self.next_event()? else {
-                return self.give_up();
+                return self.time_out();
             };
             match event {
-                Event::Key(key) => {
-                    let typed = self.screen.press(&key).map_err(explain_terminal_error)?;
-                    typed.into_iter().try_for_each(|typed| self.obey(typed))?;
+                Event::Keys(keys) => {
+                    for key in keys {
+                        let input = self.screen.press(&key).map_err(explain_terminal_error)?;
+                        input.map_or(Ok(()), |input| self.handle_input(input))?;
+                    }
                 }
-                Event::Typed(typed) => self.obey(typed)?,
+                Event::Input(input) => self.handle_input(input)?,
                 Event::TerminalFailed(error) => return Err(explain_terminal_error(error)),
                 Event::Sent(bytes) => {
                     self.unsent -= bytes;
-                    self.bytes_moved();
+                    self.record_progress();
                 }
-                Event::WriteTimedOut if self.last_moved.elapsed() < self.timeout => {}
-                Event::WriteTimedOut => return self.give_up(),
+                // A server that sends but does not read is not given up.
+                Event::WriteTimedOut if self.last_progress.elapsed() < self.timeout => {}
+                Event::WriteTimedOut => return self.time_out(),
                 Event::Received(bytes) => self.receive(&bytes)?,
-                Event::End(end) => return self.end(end),
+                Event::Closed(result) => return self.finish(result),
             }
         }
     }
 
-    /// Waits for what happens next; nothing does where the server is out of time.
+    /// Waits for the next event. Returns `None` at the deadline.
     fn next_event(&mut self) -> Result<Option<Event>, Error> {
+        let is_over = |deadline: Instant| deadline <= Instant::now();
         loop {
-            if self.held_until.is_some_and(is_over) {
-                self.show_held()?;
+            if self.partial_line_deadline.is_some_and(is_over) {
+                self.show(complete_len(&self.partial_line))?;
             }
             if self.deadline.is_some_and(is_over) {
                 return Ok(None);
@@ -158,13 +158,13 @@ impl Talk {
                 return Ok(Some(event));
             }
             self.screen.draw().map_err(explain_terminal_error)?;
-            let until = [self.held_until, self.deadline].into_iter().flatten().min();
-            let event = match until {
-                Some(until) => self
-                    .events
-                    .recv_timeout(until.saturating_duration_since(Instant::now()))
-                    .ok(),
-                // The reader of the socket ends with an event, and that ends the conversation.
+            let deadlines = [self.partial_line_deadline, self.deadline];
+            let event = match deadlines.into_iter().flatten().min() {
+                Some(deadline) => {
+                    let timeout = deadline.saturating_duration_since(Instant::now());
+                    self.events.recv_timeout(timeout).ok()
+                }
+                // This cannot fail: the socket's reader sends `Closed` before it ends.
                 None => self.events.recv().ok(),
             };
             if event.is_some() {
@@ -173,172 +173,169 @@ impl Talk {
         }
     }
 
-    fn obey(&mut self, typed: Typed) -> Result<(), Error> {
-        // Whoever has left may still be typing.
+    fn handle_input(&mut self, input: Input) -> Result<(), Error> {
+        // Keys may still arrive after the user has disconnected.
         let Some(lines) = &self.lines else {
             return Ok(());
         };
-        match typed {
-            Typed::Line(line) if line != b"quit" && line != b"exit" => {
-                let line = [line, b"\n".to_vec()].concat();
+        match input {
+            Input::Line(mut line) if line != b"quit" && line != b"exit" => {
+                line.push(b'\n');
                 self.unsent += line.len();
-                self.owed += line.len() as u64;
-                // A sender that has ended has met an error, and the reader meets it too.
+                self.missing += line.len() as u64;
+                // If the writing thread has ended, the reading thread reports why.
                 let _ = lines.send(line);
                 Ok(())
             }
-            Typed::Line(_) | Typed::Leave => self.leave(),
+            Input::Line(_) | Input::Disconnect => self.disconnect(),
         }
     }
 
-    /// Half-closes once all lines have gone out. The terminal is given back, so that Ctrl+C can end
-    /// the wait for what is still owed.
-    fn leave(&mut self) -> Result<(), Error> {
+    /// Half-closes the connection once all lines are sent. Leaves raw mode, so that Ctrl+C ends the
+    /// wait for pending echoes.
+    fn disconnect(&mut self) -> Result<(), Error> {
         self.lines = None;
         self.deadline = Some(Instant::now() + self.timeout);
         self.screen.close().map_err(explain_terminal_error)
     }
 
-    /// One who is owed nothing waits for the server's FIN alone, not for whatever else it might send
-    /// for ever.
-    fn bytes_moved(&mut self) {
-        self.last_moved = Instant::now();
-        if self.owed > 0 {
+    /// Extends the deadline while echoes are pending. After that, only FIN is awaited: other bytes
+    /// could go on forever.
+    fn record_progress(&mut self) {
+        self.last_progress = Instant::now();
+        if self.missing > 0 {
             self.deadline = self.deadline.map(|_| Instant::now() + self.timeout);
         }
     }
 
     fn receive(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.bytes_moved();
-        self.owed = self.owed.saturating_sub(bytes.len() as u64);
-        self.held += &self.decoder.decode(bytes);
-        if let Some(end) = self.held.rfind('\n') {
-            let rest = self.held.split_off(end + 1);
-            self.show_held()?;
-            self.held = rest;
+        self.record_progress();
+        self.missing = self.missing.saturating_sub(bytes.len() as u64);
+        self.partial_line.extend_from_slice(bytes);
+        if let Some(newline) = self.partial_line.iter().rposition(|byte| *byte == b'\n') {
+            self.show(newline + 1)?;
         }
-        if !self.held.is_empty() {
-            self.held_until
-                .get_or_insert_with(|| Instant::now() + BLINK);
+        if !self.partial_line.is_empty() {
+            self.partial_line_deadline
+                .get_or_insert_with(|| Instant::now() + PARTIAL_LINE_DELAY);
         }
         Ok(())
     }
 
-    fn show_held(&mut self) -> Result<(), Error> {
-        // What ends a line whose beginning has been shown has a row already.
-        let rest = self
-            .held
-            .strip_prefix('\n')
-            .filter(|_| self.mid_line)
-            .unwrap_or(&self.held);
-        let lines = rest.lines().map(|line| format!("Server: {line}"));
-        self.screen.print(lines).map_err(explain_terminal_error)?;
-        self.mid_line = !self.held.is_empty() && !self.held.ends_with('\n');
-        self.held.clear();
-        self.held_until = None;
-        Ok(())
+    /// Shows the first `len` bytes of `partial_line` and removes them.
+    fn show(&mut self, len: usize) -> Result<(), Error> {
+        self.partial_line_deadline = None;
+        let rest = self.partial_line.split_off(len);
+        let shown = mem::replace(&mut self.partial_line, rest);
+        if shown.is_empty() {
+            return Ok(());
+        }
+        // The newline of a line that has been shown already needs no row.
+        let lines = shown.strip_prefix(b"\n").filter(|_| self.mid_line);
+        let text = escape(lines.unwrap_or(&shown));
+        self.mid_line = !shown.ends_with(b"\n");
+        self.screen
+            .print(text.lines().map(|line| format!("Server: {line}")))
+            .map_err(explain_terminal_error)
     }
 
-    /// Shows what is left, and gives the terminal back.
+    /// Shows what is left and restores the terminal.
     fn close(&mut self) -> Result<(), Error> {
-        self.held += &self.decoder.finish();
-        self.show_held()?;
+        self.show(self.partial_line.len())?;
         self.screen.close().map_err(explain_terminal_error)
     }
 
-    /// The server has sent its last.
-    fn end(mut self, end: io::Result<()>) -> Result<(), Error> {
+    /// Ends the session after the server has closed the connection.
+    fn finish(mut self, result: io::Result<()>) -> Result<(), Error> {
         self.close()?;
-        let Self { address, owed, .. } = self;
-        match end {
-            Ok(()) if self.lines.is_none() && owed == 0 => self.say_goodbye(),
-            Ok(()) if owed == 0 => {
+        let address = self.address;
+        match (result, self.missing) {
+            (Err(error), _) => Err(explain_lost_connection(address, &error).into()),
+            (Ok(()), 0) if self.lines.is_none() => self.print_disconnected(),
+            (Ok(()), 0) => {
                 Err(format!("{address} closed the connection; its log may say why").into())
             }
-            Ok(()) => Err(format!(
-                "{address} closed the connection with {owed} bytes still owed; is it an echo \
+            (Ok(()), missing) => Err(format!(
+                "{address} closed the connection without returning {missing} bytes; is it an echo \
                  server?"
             )
             .into()),
-            Err(error) => Err(explain_lost_connection(address, &error).into()),
         }
     }
 
-    /// The server is out of time. One that owes nothing may keep its FIN.
-    fn give_up(mut self) -> Result<(), Error> {
+    /// Ends the session after the timeout. If every byte has come back, a missing FIN is no error.
+    fn time_out(mut self) -> Result<(), Error> {
         self.close()?;
-        let Self {
-            address,
-            timeout,
-            owed,
-            unsent,
-            ..
-        } = self;
-        if unsent > 0 {
+        let (address, timeout) = (self.address, self.timeout);
+        if self.unsent > 0 {
+            let unsent = self.unsent;
             return Err(format!(
-                "{address} has not taken {unsent} bytes within {timeout:?}; --timeout waits longer"
+                "{address} did not accept {unsent} bytes within {timeout:?}; --timeout waits longer"
             )
             .into());
         }
-        if owed == 0 {
-            return self.say_goodbye();
+        if self.missing > 0 {
+            let missing = self.missing;
+            return Err(format!(
+                "{address} did not return {missing} bytes within {timeout:?}; --timeout waits longer"
+            )
+            .into());
         }
-        Err(format!(
-            "{address} owes {owed} bytes, and none has come for {timeout:?}; --timeout waits longer"
-        )
-        .into())
+        self.print_disconnected()
     }
 
-    fn say_goodbye(&mut self) -> Result<(), Error> {
+    fn print_disconnected(&mut self) -> Result<(), Error> {
         let line = format!("Disconnected from {}", self.address);
         self.screen.print([line]).map_err(explain_terminal_error)
     }
 }
 
-/// Starts what reads the keys, what reads the socket, and what writes to it the lines that it gets.
+/// Starts the threads. Returns where to send lines, and the events.
 fn start_threads(
-    connection: Arc<Connection>,
+    connection: Connection,
     has_prompt: bool,
 ) -> io::Result<(Sender<Vec<u8>>, Receiver<Event>)> {
-    let (events, received) = mpsc::sync_channel(QUEUED);
+    type Work = fn(&SyncSender<Event>);
+
+    let (events, received) = mpsc::sync_channel(EVENT_CAPACITY);
     let (lines, queue) = mpsc::channel();
-    let (reader, writer, keys) = (events.clone(), events.clone(), events);
-    let shared = Arc::clone(&connection);
-    let start = |work: Box<dyn FnOnce() + Send>| thread::Builder::new().spawn(work).map(drop);
-    start(Box::new(move || read_socket(&shared, &reader)))?;
-    start(Box::new(move || write_socket(&connection, queue, &writer)))?;
-    if has_prompt {
-        let watcher = keys.clone();
-        start(Box::new(move || watch_terminal(&watcher)))?;
+    let connection = Arc::new(connection);
+
+    let (shared, sender) = (Arc::clone(&connection), events.clone());
+    thread::Builder::new().spawn(move || read_socket(&shared, &sender))?;
+    let sender = events.clone();
+    thread::Builder::new().spawn(move || write_socket(&connection, queue, &sender))?;
+    let terminal: &[Work] = if has_prompt {
+        &[read_keys, watch_terminal]
+    } else {
+        &[read_lines]
+    };
+    for work in terminal {
+        let sender = events.clone();
+        thread::Builder::new().spawn(move || work(&sender))?;
     }
-    start(Box::new(move || {
-        if has_prompt {
-            read_keys(&keys);
-        } else {
-            read_lines(&keys);
-        }
-    }))?;
     Ok((lines, received))
 }
 
-/// Reads to the server's end. The main thread, once it has ended, wants no more.
+/// Reads until the connection closes or the session has ended.
 fn read_socket(mut connection: &Connection, events: &SyncSender<Event>) {
-    let mut buffer = vec![0; PIECE];
-    loop {
-        let event = match connection.read(&mut buffer) {
-            Ok(0) => Event::End(Ok(())),
-            Ok(n) => Event::Received(buffer[..n].to_vec()),
-            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            Err(error) => Event::End(Err(error)),
-        };
-        let is_end = matches!(event, Event::End(_));
-        if events.send(event).is_err() || is_end {
-            return;
+    let mut buffer = vec![0; READ_CHUNK];
+    let result = loop {
+        match connection.read(&mut buffer) {
+            Ok(0) => break Ok(()),
+            Ok(n) => {
+                if events.send(Event::Received(buffer[..n].to_vec())).is_err() {
+                    return;
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => break Err(error),
         }
-    }
+    };
+    let _ = events.send(Event::Closed(result));
 }
 
-/// Writes lines until there are no more, then half-closes.
+/// Sends the lines. Half-closes the connection after the last one.
 fn write_socket(mut connection: &Connection, lines: Receiver<Vec<u8>>, events: &SyncSender<Event>) {
     for line in lines {
         let mut rest = line.as_slice();
@@ -363,18 +360,26 @@ fn write_socket(mut connection: &Connection, lines: Receiver<Vec<u8>>, events: &
 
 fn read_keys(events: &SyncSender<Event>) {
     loop {
-        let (event, is_end) = match event::read() {
-            Ok(event) => (Event::Key(event), false),
+        let (event, failed) = match next_keys() {
+            Ok(keys) => (Event::Keys(keys), false),
             Err(error) => (Event::TerminalFailed(error), true),
         };
-        if events.send(event).is_err() || is_end {
+        if events.send(event).is_err() || failed {
             return;
         }
     }
 }
 
-/// A terminal that has gone has no keys; but `crossterm` looks for them again and again, without a
-/// pause. Where the system does not tell, it is left to that.
+/// Waits for a key. Returns it with the keys that have been pressed since.
+fn next_keys() -> io::Result<Vec<event::Event>> {
+    let mut keys = vec![event::read()?];
+    while keys.len() < KEYS_PER_EVENT && event::poll(Duration::ZERO)? {
+        keys.push(event::read()?);
+    }
+    Ok(keys)
+}
+
+/// Reports a terminal that has been closed. `crossterm` does not: it would retry forever.
 fn watch_terminal(events: &SyncSender<Event>) {
     if wait_until_gone() {
         let _ = events.send(Event::TerminalFailed(ErrorKind::BrokenPipe.into()));
@@ -386,7 +391,7 @@ fn read_lines(events: &SyncSender<Event>) {
         let event = match line {
             Ok(line) => {
                 let line = line.strip_suffix(BEFORE_NEWLINE).unwrap_or(&line);
-                Event::Typed(Typed::Line(line.to_vec()))
+                Event::Input(Input::Line(line.to_vec()))
             }
             Err(error) => Event::TerminalFailed(error),
         };
@@ -394,19 +399,15 @@ fn read_lines(events: &SyncSender<Event>) {
             return;
         }
     }
-    let _ = events.send(Event::Typed(Typed::Leave));
+    let _ = events.send(Event::Input(Input::Disconnect));
 }
 
-fn is_over(time: Instant) -> bool {
-    Instant::now() >= time
-}
-
-/// A terminal that is gone has nobody before it to hear why.
-#[expect(clippy::needless_pass_by_value, reason = "it is for map_err")]
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn explain_terminal_error(error: io::Error) -> Error {
     match error.kind() {
+        // The terminal has been closed: the error cannot be reported.
         ErrorKind::BrokenPipe => Error::AlreadyReported,
-        // No terminal reports this: stdout is a file.
+        // A terminal does not report this: stdout is a file.
         ErrorKind::StorageFull => explain_stdout_error(&error),
         _ => format!("the terminal failed: {error}").into(),
     }

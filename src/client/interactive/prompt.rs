@@ -1,196 +1,222 @@
-//! The line being typed: what each key does to it, the lines before it, and what of it is to be
-//! seen. It knows keys but no terminal.
-
-use std::mem;
+//! The line editor: what each key does, the history, and the visible part of the line.
 
 use crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
-use tui_input::{Input, InputRequest};
 use unicode_segmentation::UnicodeSegmentation;
 use unicode_width::UnicodeWidthStr;
 
 use super::text::escape;
 
-/// What a key has ended.
+const CTRL: KeyModifiers = KeyModifiers::CONTROL;
+const ALT: KeyModifiers = KeyModifiers::ALT;
+
+/// What the user has entered.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Typed {
-    /// The line: Enter.
+pub(super) enum Input {
+    /// A line, without its newline.
     Line(Vec<u8>),
-    /// The conversation: Ctrl+D on an empty line, or Ctrl+C.
-    Leave,
+    /// Ctrl+C, or Ctrl+D on an empty line.
+    Disconnect,
 }
 
-/// The line being typed, and those that were typed before it.
+/// The line being typed, and the history.
 #[derive(Default)]
 pub(super) struct Prompt {
-    line: Input,
+    /// The line before the cursor. Split there, inserting costs the same in a line of any length.
+    before: String,
+    /// The line after the cursor.
+    after: String,
+    /// What Ctrl+K, Ctrl+U or Ctrl+W has cut, for Ctrl+Y.
+    clipboard: String,
     history: Vec<String>,
-    /// Which line of the history stands in `line`; the number of them all: the new one does.
-    at: usize,
-    /// The new line, while one of the history stands in its place.
-    new: String,
-    /// What is searched for in the history, while Ctrl+R does.
-    needle: Option<String>,
+    /// The entry of `history` being edited; `history.len()` is the new line.
+    position: usize,
+    /// The new line while an entry of the history is edited.
+    new_line: String,
+    /// What Ctrl+R searches for.
+    pattern: Option<String>,
 }
 
 impl Prompt {
-    /// Does what the key asks for.
-    pub(super) fn press(&mut self, key: KeyEvent) -> Option<Typed> {
-        // Windows tells of keys that go up, too.
+    /// Handles a key. Returns what it completes, if anything.
+    pub(super) fn press(&mut self, key: KeyEvent) -> Option<Input> {
+        use KeyCode::{Backspace, Char, Delete, Down, End, Enter, Home, Left, Right, Tab, Up};
+
+        // Windows also reports when a key is released.
         if key.kind == KeyEventKind::Release || self.search(key) {
             return None;
         }
-        let control = key.modifiers == KeyModifiers::CONTROL;
-        match key.code {
-            KeyCode::Enter => return Some(Typed::Line(self.enter())),
-            // What was typed before the prompt was there, or pasted, has these for Enter.
-            KeyCode::Char('j' | 'm') if control => return Some(Typed::Line(self.enter())),
-            KeyCode::Char('c') if control => return Some(Typed::Leave),
-            KeyCode::Char('d') if control && self.is_empty() => return Some(Typed::Leave),
-            KeyCode::Char('r') if control => self.needle = Some(String::new()),
-            KeyCode::Up => self.recall(self.at.checked_sub(1)),
-            KeyCode::Char('p') if control => self.recall(self.at.checked_sub(1)),
-            KeyCode::Down => self.recall(Some(self.at + 1)),
-            KeyCode::Char('n') if control => self.recall(Some(self.at + 1)),
-            _ => {
-                edit(key).and_then(|request| self.line.handle(request));
+        match (key.modifiers, key.code) {
+            // Typed before raw mode, or pasted, Enter is a newline: Ctrl+J.
+            (_, Enter) | (CTRL, Char('j' | 'm')) => return Some(Input::Line(self.submit())),
+            (CTRL, Char('c')) => return Some(Input::Disconnect),
+            (CTRL, Char('d')) if self.is_empty() => return Some(Input::Disconnect),
+            (CTRL, Char('r')) => self.pattern = Some(String::new()),
+            (_, Up) | (CTRL, Char('p')) => self.recall(self.position.checked_sub(1)),
+            (_, Down) | (CTRL, Char('n')) => self.recall(Some(self.position + 1)),
+
+            (CTRL | ALT, Left) | (ALT, Char('b')) => self.move_left(self.word_before()),
+            (CTRL | ALT, Right) | (ALT, Char('f')) => self.move_right(self.word_after()),
+            (_, Left) | (CTRL, Char('b')) => self.move_left(self.character_before()),
+            (_, Right) | (CTRL, Char('f')) => self.move_right(self.character_after()),
+            (_, Home) | (CTRL, Char('a')) => self.move_left(self.before.len()),
+            (_, End) | (CTRL, Char('e')) => self.move_right(self.after.len()),
+
+            (CTRL | ALT, Backspace) | (CTRL, Char('w')) => self.cut_before(self.word_before()),
+            (CTRL, Char('u')) => self.cut_before(self.before.len()),
+            (ALT, Char('d')) => self.cut_after(self.word_after()),
+            (CTRL, Char('k')) => self.cut_after(self.after.len()),
+            (CTRL, Char('y')) => self.before += &self.clipboard,
+            (_, Backspace) | (CTRL, Char('h')) => {
+                let end = self.before.len() - self.character_before();
+                self.before.truncate(end);
             }
+            (_, Delete) | (CTRL, Char('d')) => drop(self.after.drain(..self.character_after())),
+
+            (_, Tab) => self.before.push('\t'),
+            // Ctrl and Alt together are AltGr on Windows: those characters are inserted.
+            (modifiers, Char(c)) if modifiers != CTRL && modifiers != ALT => self.before.push(c),
+            _ => {}
         }
         None
     }
 
-    /// Whether nothing has been typed.
+    /// Returns whether the line is empty.
     pub(super) fn is_empty(&self) -> bool {
-        self.line.value().is_empty()
+        self.before.is_empty() && self.after.is_empty()
     }
 
-    /// Takes the line, and remembers it.
-    fn enter(&mut self) -> Vec<u8> {
-        let line = self.line.value_and_reset();
+    // Lengths, in bytes, of what stands next to the cursor. A word includes the spaces after it.
+
+    fn character_before(&self) -> usize {
+        self.before.graphemes(true).next_back().map_or(0, str::len)
+    }
+
+    fn character_after(&self) -> usize {
+        self.after.graphemes(true).next().map_or(0, str::len)
+    }
+
+    fn word_before(&self) -> usize {
+        let words = self.before.trim_end();
+        let start = words.trim_end_matches(|c: char| !c.is_whitespace()).len();
+        self.before.len() - start
+    }
+
+    fn word_after(&self) -> usize {
+        let spaces = self.after.trim_start_matches(|c: char| !c.is_whitespace());
+        self.after.len() - spaces.trim_start().len()
+    }
+
+    fn move_left(&mut self, len: usize) {
+        let moved = self.before.split_off(self.before.len() - len);
+        self.after.insert_str(0, &moved);
+    }
+
+    fn move_right(&mut self, len: usize) {
+        self.before.extend(self.after.drain(..len));
+    }
+
+    fn cut_before(&mut self, len: usize) {
+        self.clipboard = self.before.split_off(self.before.len() - len);
+    }
+
+    fn cut_after(&mut self, len: usize) {
+        self.clipboard = self.after.drain(..len).collect();
+    }
+
+    /// Takes the line and adds it to the history, unless it is empty or repeats the last entry.
+    fn submit(&mut self) -> Vec<u8> {
+        let line = self.take_line();
         if !line.is_empty() && self.history.last() != Some(&line) {
             self.history.push(line.clone());
         }
-        self.at = self.history.len();
+        self.position = self.history.len();
         line.into_bytes()
     }
 
-    /// Puts a line of the history, or the new one, in the place of the line.
-    fn recall(&mut self, at: Option<usize>) {
-        let Some(at) = at.filter(|at| *at <= self.history.len()) else {
-            return;
-        };
-        if self.at == self.history.len() {
-            self.line.value().clone_into(&mut self.new);
-        }
-        self.at = at;
-        let line = self.history.get(at).unwrap_or(&self.new).clone();
-        self.line = mem::take(&mut self.line).with_value(line);
+    fn take_line(&mut self) -> String {
+        self.move_right(self.after.len());
+        std::mem::take(&mut self.before)
     }
 
-    /// Whether the key belongs to a search. Any other key ends it, and works on what was found.
+    /// Replaces the line by an entry of the history or by the new line, if `position` is valid.
+    fn recall(&mut self, position: Option<usize>) {
+        let Some(position) = position.filter(|position| *position <= self.history.len()) else {
+            return;
+        };
+        let line = self.take_line();
+        if self.position == self.history.len() {
+            self.new_line = line;
+        }
+        self.position = position;
+        let line = self.history.get(position).unwrap_or(&self.new_line);
+        self.before.clone_from(line);
+    }
+
+    /// Handles a key while Ctrl+R searches the history. Returns false if it does not, or if the key
+    /// ends the search and is still to be handled.
     fn search(&mut self, key: KeyEvent) -> bool {
-        let Some(mut needle) = self.needle.take() else {
+        let Some(mut pattern) = self.pattern.take() else {
             return false;
         };
-        let control = key.modifiers == KeyModifiers::CONTROL;
-        let end = match key.code {
-            KeyCode::Char('r') if control => self.at,
-            KeyCode::Char('g') if control => return self.give_up_search(),
-            KeyCode::Esc => return self.give_up_search(),
-            KeyCode::Char(c) if !control => {
-                needle.push(c);
-                self.history.len().min(self.at + 1)
+        let end = match (key.modifiers, key.code) {
+            (CTRL, KeyCode::Char('r')) => self.position,
+            (CTRL, KeyCode::Char('g')) | (_, KeyCode::Esc) => {
+                self.recall(Some(self.history.len()));
+                return true;
             }
-            KeyCode::Backspace => {
-                needle.pop();
+            (_, KeyCode::Backspace) => {
+                pattern.pop();
                 self.history.len()
+            }
+            (modifiers, KeyCode::Char(c)) if modifiers != CTRL => {
+                pattern.push(c);
+                self.history.len().min(self.position + 1)
             }
             _ => return false,
         };
-        let found = self.history[..end]
-            .iter()
-            .rposition(|line| line.contains(&needle));
+        let mut entries = self.history[..end].iter();
+        let found = entries.rposition(|line| line.contains(&pattern));
         self.recall(found);
-        self.needle = Some(needle);
+        self.pattern = Some(pattern);
         true
     }
 
-    fn give_up_search(&mut self) -> bool {
-        self.recall(Some(self.history.len()));
-        true
-    }
-
-    /// What stands in front of the line.
-    fn label(&self) -> String {
-        match &self.needle {
-            None => "> ".to_owned(),
-            Some(needle) => format!("(search: {needle}) "),
-        }
-    }
-
-    /// What is to be seen in one row of a screen, and the column of the cursor in it. A line that is
-    /// too long is shown in part, around the cursor.
+    /// Returns one row with the part of the line around the cursor, and the cursor's column.
     pub(super) fn row(&self, columns: u16) -> (String, u16) {
-        let mut row = self.label();
-        let start = row.width();
-        let room = usize::from(columns).saturating_sub(start + 1).max(1);
-        let scrolled = self.line.visual_scroll(room);
-        let mut column = 0;
-        for character in self.line.value().graphemes(true) {
-            let left = column;
-            column += character.width();
-            if left >= scrolled && column <= scrolled + room {
-                if character == "\t" || escape(character) != character {
-                    // Neither may move the cursor.
-                    row.push_str(&" ".repeat(character.width()));
-                } else {
-                    row.push_str(character);
-                }
+        let mut row = match &self.pattern {
+            None => "> ".to_owned(),
+            Some(pattern) => format!("(search: {pattern}) "),
+        };
+        let label_width = row.width();
+        let room = usize::from(columns).saturating_sub(label_width + 1).max(1);
+        // Only the visible part is looked at, because the row is drawn after every key.
+        let (mut start, mut width) = (self.before.len(), 0);
+        for (index, character) in self.before.grapheme_indices(true).rev() {
+            if width + character.width() > room {
+                break;
             }
+            (start, width) = (index, width + character.width());
         }
-        let cursor = start + self.line.visual_cursor().saturating_sub(scrolled);
+        let cursor = label_width + width;
+        row.extend(self.before[start..].graphemes(true).map(printable));
+        for character in self.after.graphemes(true) {
+            width += character.width();
+            if width > room {
+                break;
+            }
+            row += &printable(character);
+        }
         (row, u16::try_from(cursor).unwrap_or(columns))
     }
 }
 
-/// The keys of Emacs and of every editor, as in a shell.
-fn edit(key: KeyEvent) -> Option<InputRequest> {
-    let control = key.modifiers == KeyModifiers::CONTROL;
-    let alt = key.modifiers == KeyModifiers::ALT;
-    let by_word = control || alt;
-    Some(match key.code {
-        KeyCode::Left if by_word => InputRequest::GoToPrevWord,
-        KeyCode::Right if by_word => InputRequest::GoToNextWord,
-        KeyCode::Left => InputRequest::GoToPrevChar,
-        KeyCode::Right => InputRequest::GoToNextChar,
-        KeyCode::Home => InputRequest::GoToStart,
-        KeyCode::End => InputRequest::GoToEnd,
-        KeyCode::Backspace if by_word => InputRequest::DeletePrevWord,
-        KeyCode::Backspace => InputRequest::DeletePrevChar,
-        KeyCode::Delete => InputRequest::DeleteNextChar,
-        KeyCode::Tab => InputRequest::InsertChar('\t'),
-        KeyCode::Char(c) if control => match c {
-            'a' => InputRequest::GoToStart,
-            'b' => InputRequest::GoToPrevChar,
-            'd' => InputRequest::DeleteNextChar,
-            'e' => InputRequest::GoToEnd,
-            'f' => InputRequest::GoToNextChar,
-            'h' => InputRequest::DeletePrevChar,
-            'k' => InputRequest::DeleteTillEnd,
-            'u' => InputRequest::DeleteFromStart,
-            'w' => InputRequest::DeletePrevWord,
-            'y' => InputRequest::Yank,
-            _ => return None,
-        },
-        KeyCode::Char(c) if alt => match c {
-            'b' => InputRequest::GoToPrevWord,
-            'd' => InputRequest::DeleteNextWord,
-            'f' => InputRequest::GoToNextWord,
-            _ => return None,
-        },
-        // With Ctrl and Alt both: AltGr on Windows.
-        KeyCode::Char(c) => InputRequest::InsertChar(c),
-        _ => return None,
-    })
+/// Returns the character, or as many spaces as it is wide if it could move the cursor.
+fn printable(character: &str) -> String {
+    if character == "\t" || escape(character.as_bytes()) != character {
+        " ".repeat(character.width())
+    } else {
+        character.to_owned()
+    }
 }
 
 #[cfg(test)]
@@ -199,134 +225,112 @@ mod tests {
 
     fn row(line: &str, columns: u16) -> (String, u16) {
         Prompt {
-            line: line.into(),
+            before: line.into(),
             ..Prompt::default()
         }
         .row(columns)
     }
 
-    /// What these keys make of "one two", with the cursor at its end.
-    fn edited(keys: &[(KeyCode, KeyModifiers)]) -> String {
-        let mut line = Input::from("one two");
-        for (code, modifiers) in keys {
-            line.handle(edit(KeyEvent::new(*code, *modifiers)).expect("the key edits"));
+    /// Presses keys and returns the line. Capitals are pressed with Ctrl, and `~` stands for Alt.
+    fn press(mut prompt: Prompt, keys: &str) -> String {
+        let mut modifiers = KeyModifiers::NONE;
+        for key in keys.chars() {
+            let code = match key {
+                '~' => {
+                    modifiers = ALT;
+                    continue;
+                }
+                '↑' => KeyCode::Up,
+                '↓' => KeyCode::Down,
+                '←' => KeyCode::Left,
+                '→' => KeyCode::Right,
+                '↖' => KeyCode::Home,
+                '↘' => KeyCode::End,
+                '⌫' => KeyCode::Backspace,
+                '⌦' => KeyCode::Delete,
+                '↹' => KeyCode::Tab,
+                '⎋' => KeyCode::Esc,
+                'A'..='Z' => {
+                    modifiers = CTRL;
+                    KeyCode::Char(key.to_ascii_lowercase())
+                }
+                _ => KeyCode::Char(key),
+            };
+            assert_eq!(prompt.press(KeyEvent::new(code, modifiers)), None);
+            modifiers = KeyModifiers::NONE;
         }
-        line.value().to_owned()
+        prompt.take_line()
     }
 
-    #[test]
-    fn the_keys_are_those_of_a_shell() {
-        let control = |keys: &str| {
-            let keys = keys
-                .chars()
-                .map(|key| (KeyCode::Char(key), KeyModifiers::CONTROL));
-            edited(&keys.collect::<Vec<_>>())
-        };
-        for (keys, line) in [
-            ("ad", "ne two"),
-            ("bbd", "one to"),
-            ("afd", "oe two"),
-            ("aeh", "one tw"),
-            ("bbbk", "one "),
-            ("bbbu", "two"),
-            ("w", "one "),
-            ("bbbkay", "twoone "),
-        ] {
-            assert_eq!(control(keys), line, "{keys}");
-        }
-        let (none, alt) = (KeyModifiers::NONE, KeyModifiers::ALT);
-        let delete = (KeyCode::Delete, none);
-        for (keys, line) in [
-            (vec![(KeyCode::Left, none), delete], "one tw"),
-            (
-                vec![(KeyCode::Home, none), (KeyCode::Right, none), delete],
-                "oe two",
-            ),
-            (
-                vec![
-                    (KeyCode::Home, none),
-                    (KeyCode::End, none),
-                    (KeyCode::Backspace, none),
-                ],
-                "one tw",
-            ),
-            (vec![(KeyCode::Left, alt), delete], "one wo"),
-            (vec![(KeyCode::Char('b'), alt), delete], "one wo"),
-            (
-                vec![(KeyCode::Home, none), (KeyCode::Right, alt), delete],
-                "one wo",
-            ),
-            (
-                vec![(KeyCode::Home, none), (KeyCode::Char('f'), alt), delete],
-                "one wo",
-            ),
-            (
-                vec![(KeyCode::Home, none), (KeyCode::Char('d'), alt)],
-                "two",
-            ),
-            (vec![(KeyCode::Backspace, alt)], "one "),
-            (
-                vec![(KeyCode::Tab, none), (KeyCode::Char('!'), none)],
-                "one two\t!",
-            ),
-        ] {
-            assert_eq!(edited(&keys), line, "{keys:?}");
-        }
-    }
-
-    /// What stands in the line after these keys, with three lines in the history.
+    /// The line after these keys, with three lines in the history.
     fn recalled(keys: &str) -> String {
         let history = ["twofold", "one", "two"].map(str::to_owned).to_vec();
-        let mut prompt = Prompt {
-            at: history.len(),
+        let prompt = Prompt {
+            position: history.len(),
             history,
             ..Prompt::default()
         };
-        for key in keys.chars() {
-            let (code, modifiers) = match key {
-                '↑' => (KeyCode::Up, KeyModifiers::NONE),
-                '↓' => (KeyCode::Down, KeyModifiers::NONE),
-                '⌫' => (KeyCode::Backspace, KeyModifiers::NONE),
-                '⎋' => (KeyCode::Esc, KeyModifiers::NONE),
-                'A'..='Z' => (
-                    KeyCode::Char(key.to_ascii_lowercase()),
-                    KeyModifiers::CONTROL,
-                ),
-                _ => (KeyCode::Char(key), KeyModifiers::NONE),
-            };
-            assert_eq!(prompt.press(KeyEvent::new(code, modifiers)), None);
-        }
-        prompt.line.value().to_owned()
+        press(prompt, keys)
     }
 
     #[test]
-    fn ctrl_d_leaves_from_an_empty_line_only() {
+    fn the_keys_work_as_in_a_shell() {
+        for (keys, line) in [
+            ("AD", "ne two"),
+            ("BBD", "one to"),
+            ("AFD", "oe two"),
+            ("AEH", "one tw"),
+            ("BBBK", "one "),
+            ("BBBU", "two"),
+            ("W", "one "),
+            ("BBBKAY", "twoone "),
+            ("←⌦", "one tw"),
+            ("↖→⌦", "oe two"),
+            ("↖↘⌫", "one tw"),
+            ("~←⌦", "one wo"),
+            ("~b⌦", "one wo"),
+            ("↖~→⌦", "one wo"),
+            ("↖~f⌦", "one wo"),
+            ("↖~d", "two"),
+            ("~⌫", "one "),
+            ("↹!", "one two\t!"),
+        ] {
+            let prompt = Prompt {
+                before: "one two".into(),
+                ..Prompt::default()
+            };
+            assert_eq!(press(prompt, keys), line, "{keys}");
+        }
+    }
+
+    #[test]
+    fn ctrl_d_disconnects_only_if_the_line_is_empty() {
         let control_d = KeyEvent::new(KeyCode::Char('d'), KeyModifiers::CONTROL);
-        assert_eq!(Prompt::default().press(control_d), Some(Typed::Leave));
+        assert_eq!(Prompt::default().press(control_d), Some(Input::Disconnect));
         assert_eq!(recalled("abAD"), "b");
     }
 
     #[test]
-    fn letters_are_commands_with_control_only() {
+    fn letters_without_ctrl_are_inserted() {
         let letters = "abcdefghijklmnopqrstuvwxyz";
         assert_eq!(recalled(letters), letters);
     }
 
     #[test]
-    fn a_line_is_remembered_unless_it_is_empty_or_the_one_before() {
+    fn the_history_omits_empty_and_repeated_lines() {
         let mut prompt = Prompt::default();
         for line in ["one", "one", "", "two", "one"] {
-            prompt.line = line.into();
-            assert_eq!(prompt.enter(), line.as_bytes());
+            prompt.before = line.into();
+            assert_eq!(prompt.submit(), line.as_bytes());
         }
         assert_eq!(
-            (prompt.history.join(" "), prompt.at),
+            (prompt.history.join(" "), prompt.position),
             ("one two one".to_owned(), 3)
         );
     }
 
     #[test]
-    fn the_lines_before_are_recalled() {
+    fn up_and_down_go_through_the_history() {
         for (keys, line) in [
             ("↑", "two"),
             ("↑↑↑↑↑", "twofold"),
@@ -342,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lines_before_are_searched_from_the_last_to_the_first() {
+    fn ctrl_r_searches_the_history_backwards() {
         for (keys, line) in [
             ("Rt", "two"),
             ("Rtwo", "two"),
@@ -366,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_shows_whole_characters_in_the_columns_they_take() {
+    fn a_row_counts_the_columns_of_each_character() {
         assert_eq!(row("hello", 80), ("> hello".to_owned(), 7));
         assert_eq!(row("世界", 80), ("> 世界".to_owned(), 6));
         assert_eq!(row("👩‍👩‍👧!", 80), ("> 👩‍👩‍👧!".to_owned(), 5));
@@ -374,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_too_long_is_shown_where_the_cursor_is() {
+    fn a_long_line_is_shown_around_the_cursor() {
         assert_eq!(row("0123456789", 10), ("> 3456789".to_owned(), 9));
         assert_eq!(
             row(&("👩‍👩‍👧".repeat(20) + "END"), 12),
@@ -383,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn no_screen_is_too_narrow() {
+    fn a_narrow_window_does_not_break_the_row() {
         for columns in 0..6 {
             let (_, cursor) = row("世界!", columns);
             assert!(cursor <= columns.max(4), "{cursor} of {columns}");

@@ -1,6 +1,6 @@
-//! The screen, and all that is written to it: what the server sends goes above the line being typed.
-//! Where the terminal cannot do that (`TERM=dumb`, or stdout is not one) there is no prompt, and the
-//! terminal itself does the editing.
+//! The only writer to stdout. It prints replies above the prompt.
+//!
+//! If stdout is not a terminal, or `TERM` is `dumb`, there is no prompt: the terminal edits the line.
 
 use std::env;
 use std::io::{self, IsTerminal, Write};
@@ -14,17 +14,16 @@ use crossterm::queue;
 use crossterm::style::Print;
 use crossterm::terminal::{self, Clear, ClearType};
 
-use super::prompt::{Prompt, Typed};
+use super::prompt::{Input, Prompt};
 use super::text::escape;
 
-/// How long a terminal may take for the end of the row in which the prompt was.
-const LAST_WORD: Duration = Duration::from_millis(200);
+/// How long [`restore_terminal`] waits for the terminal to accept a newline.
+const NEWLINE_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// The one owner of stdout. When it is closed or dropped, the terminal is as it was found.
+/// Restores the terminal when closed or dropped.
 pub(super) struct Screen {
-    /// `None` where there is none, or no longer.
     prompt: Option<Prompt>,
-    /// Whether the prompt on the screen is not what it should be.
+    /// Whether the prompt must be drawn again.
     stale: bool,
 }
 
@@ -45,40 +44,43 @@ impl Screen {
         self.prompt.is_some()
     }
 
-    /// Writes lines above the prompt, which is drawn again later.
+    /// Prints lines in place of the prompt, which the next [`draw`](Self::draw) shows below them.
     pub(super) fn print(&mut self, lines: impl IntoIterator<Item = String>) -> io::Result<()> {
         let mut out = Vec::new();
-        if self.prompt.is_some() {
+        // In raw mode the terminal does not add the carriage return.
+        let line_end: &[u8] = if self.has_prompt() { b"\r\n" } else { b"\n" };
+        if self.has_prompt() {
             queue!(out, MoveToColumn(0), Clear(ClearType::FromCursorDown))?;
             self.stale = true;
         }
         for line in lines {
             out.extend_from_slice(line.as_bytes());
-            out.extend_from_slice(self.line_end());
+            out.extend_from_slice(line_end);
         }
         write(&out)
     }
 
-    /// Lets the key do its work. A line that it ends stays on the screen.
-    pub(super) fn press(&mut self, event: &Event) -> io::Result<Option<Typed>> {
+    /// Handles a key or a resize. Returns what the key completes; a completed line stays visible.
+    pub(super) fn press(&mut self, event: &Event) -> io::Result<Option<Input>> {
         let Some(prompt) = &mut self.prompt else {
             return Ok(None);
         };
-        // Also after a change of the window's size.
         self.stale = true;
-        let typed = event.as_key_event().and_then(|key| prompt.press(key));
-        if let Some(Typed::Line(line)) = &typed {
-            self.print([format!("> {}", escape(&String::from_utf8_lossy(line)))])?;
+        let input = event.as_key_event().and_then(|key| prompt.press(key));
+        if let Some(Input::Line(line)) = &input {
+            self.print([format!("> {}", escape(line))])?;
         }
-        Ok(typed)
+        Ok(input)
     }
 
-    /// Brings the prompt up to date. After many keys at once, such as a paste, once is enough.
+    /// Draws the prompt if it has changed.
     pub(super) fn draw(&mut self) -> io::Result<()> {
         let Some(prompt) = self.prompt.as_ref().filter(|_| self.stale) else {
             return Ok(());
         };
-        let (row, cursor) = prompt.row(columns());
+        // Some terminals report a width of 0.
+        let columns = terminal::size().map_or(0, |(columns, _)| columns);
+        let (row, cursor) = prompt.row(if columns == 0 { 80 } else { columns });
         let mut out = Vec::new();
         queue!(out, MoveToColumn(0), Clear(ClearType::FromCursorDown))?;
         queue!(out, Print(row), MoveToColumn(cursor))?;
@@ -86,7 +88,7 @@ impl Screen {
         write(&out)
     }
 
-    /// Ends the prompt; what comes later stands below what has been typed, if anything.
+    /// Removes the prompt and leaves raw mode. An unfinished line stays visible.
     pub(super) fn close(&mut self) -> io::Result<()> {
         let Some(prompt) = &self.prompt else {
             return Ok(());
@@ -100,49 +102,30 @@ impl Screen {
         terminal::disable_raw_mode()?;
         drawn
     }
-
-    /// In raw mode the terminal does not add the carriage return.
-    fn line_end(&self) -> &'static [u8] {
-        if self.prompt.is_some() {
-            b"\r\n"
-        } else {
-            b"\n"
-        }
-    }
 }
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // Whatever is wrong with stdout, nobody is left to hear of it.
+        // If stdout fails, the error cannot be reported.
         let _ = self.close();
     }
 }
 
-/// Ends the prompt from another thread than the owner's.
-pub(super) fn give_back() {
+/// Leaves raw mode and ends the prompt's row, from any thread.
+pub fn restore_terminal() {
     if terminal::is_raw_mode_enabled().is_ok_and(|raw| raw) {
-        // Nobody is left to hear of a failure.
         let _ = terminal::disable_raw_mode();
-        // A terminal that takes nothing more gets no new line; the owner may be blocked in a write.
+        // A terminal that is not read may block the write, and the main thread in one of its own.
         let (done, written) = mpsc::channel::<()>();
         let _ = thread::Builder::new().spawn(move || {
             let _ = write(b"\n");
             drop(done);
         });
-        let _ = written.recv_timeout(LAST_WORD);
+        let _ = written.recv_timeout(NEWLINE_TIMEOUT);
     }
 }
 
-/// The width of the terminal. Some do not know theirs, and say 0.
-fn columns() -> u16 {
-    terminal::size()
-        .ok()
-        .map(|(columns, _)| columns)
-        .filter(|columns| *columns > 0)
-        .unwrap_or(80)
-}
-
-/// In one piece, so that nothing half done is ever seen.
+/// Writes all bytes at once, so that the terminal does not show a half-drawn prompt.
 fn write(bytes: &[u8]) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(bytes)?;

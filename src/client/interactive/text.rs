@@ -1,64 +1,38 @@
-//! What a stranger sends, as text that is safe at a terminal: UTF-8 where it is UTF-8, however the
-//! network has cut it, and everything that could drive the terminal or turn the order of the text
-//! escaped.
+//! Makes bytes from the network safe to print at a terminal.
 
-use std::mem;
-
-/// Turns bytes into text, piece by piece.
-#[derive(Default)]
-pub(super) struct Decoder {
-    /// The beginning of a character whose rest has not come yet.
-    tail: Vec<u8>,
-}
-
-impl Decoder {
-    /// The text of `bytes`; a character that is cut off at their end is kept for the next call.
-    pub(super) fn decode(&mut self, bytes: &[u8]) -> String {
-        let mut whole = mem::take(&mut self.tail);
-        whole.extend_from_slice(bytes);
-        let mut text = String::with_capacity(whole.len());
-        let mut chunks = whole.utf8_chunks().peekable();
-        while let Some(chunk) = chunks.next() {
-            text += &escape(chunk.valid());
-            if chunks.peek().is_none() && is_beginning(chunk.invalid()) {
-                self.tail = chunk.invalid().to_vec();
-            } else {
-                text += &chunk.invalid().escape_ascii().to_string();
+/// Returns `bytes` as text. Bytes that are not UTF-8, and characters that could control the terminal
+/// or reorder the text, are escaped; newlines and tabs are kept.
+pub(super) fn escape(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\n' | '\t' => text.push(c),
+                '\0'..='\x1f' | '\x7f' => text.extend((c as u8).escape_ascii().map(char::from)),
+                // C1 controls, bidirectional formatting, line and paragraph separators.
+                '\u{80}'..='\u{9f}'
+                | '\u{61c}'
+                | '\u{200e}'
+                | '\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2066}'..='\u{2069}' => text.extend(c.escape_unicode()),
+                _ => text.push(c),
             }
         }
-        text
+        text.extend(chunk.invalid().escape_ascii().map(char::from));
     }
-
-    /// What was kept, escaped: no more will come.
-    pub(super) fn finish(&mut self) -> String {
-        mem::take(&mut self.tail).escape_ascii().to_string()
-    }
+    text
 }
 
-/// Whether these bytes, which are no character, could become one.
-fn is_beginning(bytes: &[u8]) -> bool {
-    str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none())
-}
-
-/// The text, with everything that could drive the terminal or turn the order of the text escaped.
-pub(super) fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\n' | '\t' => escaped.push(c),
-            '\0'..='\x1f' | '\x7f' => escaped += &(c as u8).escape_ascii().to_string(),
-            // C1, which some terminals obey as they do ESC; what turns the order of letters; and
-            // what some take for the end of a line.
-            '\u{80}'..='\u{9f}'
-            | '\u{61c}'
-            | '\u{200e}'
-            | '\u{200f}'
-            | '\u{2028}'..='\u{202e}'
-            | '\u{2066}'..='\u{2069}' => escaped.extend(c.escape_unicode()),
-            _ => escaped.push(c),
-        }
-    }
-    escaped
+/// Returns the length of `bytes` without an incomplete UTF-8 character at the end.
+pub(super) fn complete_len(bytes: &[u8]) -> usize {
+    let is_incomplete = |start: &usize| {
+        str::from_utf8(&bytes[*start..])
+            .is_err_and(|error| error.valid_up_to() == 0 && error.error_len().is_none())
+    };
+    (bytes.len().saturating_sub(3)..bytes.len())
+        .find(is_incomplete)
+        .unwrap_or(bytes.len())
 }
 
 #[cfg(test)]
@@ -67,55 +41,53 @@ mod tests {
 
     use super::*;
 
-    fn decode(pieces: &[&[u8]]) -> String {
-        let mut decoder = Decoder::default();
-        let mut text: String = pieces.iter().map(|piece| decoder.decode(piece)).collect();
-        text += &decoder.finish();
-        text
+    /// The text of `pieces`, each escaped up to its last complete character.
+    fn escape_pieces(pieces: &[&[u8]]) -> String {
+        let (mut text, mut bytes) = (String::new(), Vec::new());
+        for piece in pieces {
+            bytes.extend_from_slice(piece);
+            let rest = bytes.split_off(complete_len(&bytes));
+            text += &escape(&bytes);
+            bytes = rest;
+        }
+        text + &escape(&bytes)
     }
 
     #[test]
-    fn every_script_is_shown_as_it_is() {
+    fn text_in_any_script_is_kept() {
         let text = "Grüße, мир, 世界, שלום, नमस्ते, 🦀👩‍👩‍👧\ttab\n";
-        assert_eq!(decode(&[text.as_bytes()]), text);
+        assert_eq!(escape(text.as_bytes()), text);
     }
 
     #[test]
-    fn what_could_drive_the_terminal_is_escaped() {
-        assert_eq!(
-            decode(&[b"\x1b[2J\x07\r\0\x7f\n"]),
-            "\\x1b[2J\\x07\\r\\x00\\x7f\n"
-        );
-        assert_eq!(
-            decode(&["\u{9b}2J \u{80}\u{9f}".as_bytes()]),
-            "\\u{9b}2J \\u{80}\\u{9f}"
-        );
-        assert_eq!(
-            decode(&["\u{202e}abc\u{2066}".as_bytes()]),
-            "\\u{202e}abc\\u{2066}"
-        );
+    fn control_and_formatting_characters_are_escaped() {
+        for (bytes, text) in [
+            ("\x1b[2J\x07\r\0\x7f\n", "\\x1b[2J\\x07\\r\\x00\\x7f\n"),
+            ("\u{9b}2J \u{80}\u{9f}", "\\u{9b}2J \\u{80}\\u{9f}"),
+            ("\u{202e}abc\u{2066}", "\\u{202e}abc\\u{2066}"),
+        ] {
+            assert_eq!(escape(bytes.as_bytes()), text);
+        }
     }
 
     #[test]
-    fn bytes_that_are_no_text_are_escaped() {
-        assert_eq!(decode(&[b"a\xffb\xc3(\xe2\x82"]), "a\\xffb\\xc3(\\xe2\\x82");
-        assert_eq!(decode(&[b"\xe2\x82", b"!"]), "\\xe2\\x82!");
+    fn invalid_utf8_is_escaped() {
+        assert_eq!(
+            escape_pieces(&[b"a\xffb\xc3(\xe2\x82"]),
+            "a\\xffb\\xc3(\\xe2\\x82"
+        );
+        assert_eq!(escape_pieces(&[b"\xe2\x82", b"!"]), "\\xe2\\x82!");
     }
 
     #[test]
-    fn half_a_character_waits_for_its_rest() {
-        let mut decoder = Decoder::default();
-        assert_eq!(decoder.decode(b"\xe2\x82"), "");
-        assert_eq!(decoder.decode(b"\xac"), "€");
-        assert_eq!(
-            decoder.decode(b"\xff"),
-            "\\xff",
-            "it is not half of anything"
-        );
-        assert_eq!(decoder.finish(), "");
+    fn an_incomplete_character_is_not_counted() {
+        assert_eq!(complete_len(b"a\xe2\x82"), 1);
+        assert_eq!(complete_len(b"\xe2\x82\xac"), 3);
+        assert_eq!(complete_len(b"\xff"), 1, "it cannot become a character");
+        assert_eq!(complete_len(b""), 0);
     }
 
-    /// Bytes that are mostly text, so that the cuts fall into characters, with some that are not.
+    /// Mostly text, so that cuts fall into characters, with some invalid bytes.
     fn mixed() -> impl Strategy<Value = Vec<u8>> {
         let piece = prop_oneof![
             any::<char>().prop_map(|c| c.to_string().into_bytes()),
@@ -138,8 +110,8 @@ mod tests {
                 pieces.push(piece);
                 rest = after;
             }
-            let text = decode(&pieces);
-            prop_assert_eq!(&text, &decode(&[&bytes]));
+            let text = escape_pieces(&pieces);
+            prop_assert_eq!(&text, &escape(&bytes));
             let safe = |c: char| c == '\n' || c == '\t' || !c.is_control();
             prop_assert!(text.chars().all(safe), "{:?}", text);
         }
