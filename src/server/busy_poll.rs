@@ -1,9 +1,8 @@
-//! Looking before sleeping: a thread that has echoed may look for its client's next bytes for a
-//! moment before it blocks in `read`, since most of a short round trip is the waking of a processor
-//! that has gone to sleep. Whether that pays, no rule can tell: it brings three times the messages
-//! where client and server have a processor each, costs a fifth where they share one, and half where
-//! other programs keep all of them busy. So each connection tries it: it sleeps for a stretch of
-//! messages, looks for a stretch, and keeps to what took less time, looking only as long as it does.
+//! Adaptive busy polling. After an echo, a thread may poll for the client's next bytes for a moment
+//! before it blocks in `recv`, because waking a sleeping CPU is most of a short round trip.
+//!
+//! Whether that pays depends on the machine and its load, so each connection measures it: it blocks
+//! for a sample of messages, spins for a sample, and keeps what took less time.
 
 use std::net::TcpStream;
 use std::thread;
@@ -11,139 +10,140 @@ use std::time::{Duration, Instant};
 
 use crate::platform::wait::is_readable;
 
-/// How many messages are timed before anything is concluded. The processors need some dozens to
-/// fall in with the looking: with the default limit, at first, the bytes come just after it.
-const STRETCH: u32 = 128;
+/// The number of messages in a sample. CPUs need some dozens of messages to adapt to spinning.
+const SAMPLE_SIZE: u32 = 128;
 
-/// For how many stretches looking goes on before sleeping is timed again, and how many looking rests
-/// for at most: where it does not pay, one message in 250 is looked for.
-const LONGEST: u32 = 256;
+/// The number of samples after which blocking is measured again, and the longest back-off.
+const MAX_SAMPLES: u32 = 256;
 
-/// Looking that has paid for so many stretches was right, whatever has ended it. Less than that, and
-/// the rest after it is four times as long as the last. Idle processors interrupt it after some
-/// hundreds, busy ones after ten at most.
-const LASTING: u32 = 32;
+/// If spinning has paid for this many samples, the next back-off is short; else it is four times as
+/// long as the last one.
+const MIN_SUCCESS: u32 = 32;
 
-/// How long it may take to wake a processor; 0.35 ms were seen in a virtual machine. Where messages
-/// take longer than that and the limit, it is the client that is slow, or the way to it, and looking
-/// is not tried.
-const WAKING: Duration = Duration::from_micros(400);
+/// How long it may take to wake a CPU. If messages take longer than that plus the limit, the client
+/// or its link is slow, and spinning is not tried.
+const MAX_WAKE_LATENCY: Duration = Duration::from_micros(400);
 
-/// Two looks are a microsecond apart. This much between them, and another program had the processor:
-/// then it has no time to sleep, and whoever uses it up by looking is kept waiting for it.
-const INTERRUPTED: Duration = Duration::from_millis(1);
+/// Two polls are about a microsecond apart. If this much time passes between them, another program
+/// ran on the CPU, so no CPU is free for spinning.
+const PREEMPTION_GAP: Duration = Duration::from_millis(1);
 
-/// With how many clients inside each may look: they must be fewer than the processors, or who looks
-/// keeps one from those who have something to do (up to a fifth less with 16 and 64 clients).
+/// Returns the maximum number of connected clients at which threads may spin. It is below the number
+/// of CPUs, so that spinning threads do not keep one from threads that have work to do.
 pub(crate) fn max_spinning_clients(limit: Duration) -> usize {
     if limit.is_zero() {
         return 0;
     }
-    thread::available_parallelism().map_or(0, |processors| processors.get() - 1)
+    thread::available_parallelism().map_or(0, |cpus| cpus.get() - 1)
 }
 
-/// One connection's looking, and whether that pays.
+/// The busy polling of one connection.
 #[derive(Debug)]
 pub(crate) struct BusyPoll {
+    /// The maximum time to spin for one message.
     limit: Duration,
-    /// When the wait for the next bytes began, where it is timed.
-    since: Option<Instant>,
+    /// When the wait for the next message began, if it is measured.
+    started: Option<Instant>,
     phase: Phase,
-    /// How many messages of the phase are left.
-    left: u32,
-    /// How long this stretch was waited for.
+    /// How many messages are left in the phase.
+    remaining: u32,
+    /// How long the messages of this sample were waited for.
     waited: Duration,
-    /// What a stretch of looking may take: clearly less than the last of sleeping took.
-    worth: Duration,
-    /// How many stretches the last rest had.
-    rest: u32,
+    /// What a sample of spinning may take: clearly less than the last sample of blocking took.
+    budget: Duration,
+    /// The length of the last back-off, in samples.
+    backoff: u32,
 }
 
-/// What a connection does with its waits.
+/// What a connection does before `recv`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// It sleeps, and times that.
-    Sleep,
-    /// It looks, and times that.
-    Look,
-    /// It sleeps, and needs no clock.
-    Rest,
+    /// It blocks, and measures how long.
+    Baseline,
+    /// It spins, and measures how long.
+    Spinning,
+    /// It blocks, without reading the clock.
+    Backoff,
 }
 
 impl BusyPoll {
     pub(crate) fn new(limit: Duration) -> Self {
-        let (waited, worth) = (Duration::ZERO, Duration::ZERO);
         Self {
             limit,
-            since: None,
-            phase: Phase::Sleep,
-            left: STRETCH,
-            waited,
-            worth,
-            rest: 0,
+            started: None,
+            phase: Phase::Baseline,
+            remaining: SAMPLE_SIZE,
+            waited: Duration::ZERO,
+            budget: Duration::ZERO,
+            backoff: 0,
         }
     }
 
-    /// Before a read that may sleep: looks for bytes, for the limit at most, where that pays.
+    /// Called before a `recv` that may block: spins until bytes arrive or the limit passes, if that
+    /// pays.
     pub(crate) fn spin(&mut self, client: &TcpStream) {
-        if self.phase == Phase::Rest {
-            return self.count(Duration::ZERO);
+        if self.phase == Phase::Backoff {
+            return self.record_wait(Duration::ZERO);
         }
-        let since = Instant::now();
-        self.since = Some(since);
-        let mut last = since;
-        while self.phase == Phase::Look {
+        let started = Instant::now();
+        self.started = Some(started);
+        let mut last = started;
+        while self.phase == Phase::Spinning {
             let found = is_readable(client);
             let now = Instant::now();
-            if now - last > INTERRUPTED {
-                self.give_up();
+            if now - last > PREEMPTION_GAP {
+                self.back_off();
             }
-            if found || now - since >= self.limit {
+            if found || now - started >= self.limit {
                 return;
             }
             last = now;
         }
     }
 
-    /// After the read: the bytes have come.
+    /// Called after a `recv` that returned bytes.
     pub(crate) fn record_arrival(&mut self) {
-        if let Some(since) = self.since.take() {
-            self.count(since.elapsed());
+        if let Some(started) = self.started.take() {
+            self.record_wait(started.elapsed());
         }
     }
 
-    /// Counts a message that was waited for, for so long.
-    fn count(&mut self, waited: Duration) {
-        // One long pause must not outweigh all else.
-        let longest = (self.limit + WAKING) * 2;
+    /// Records how long a message was waited for, and decides how to wait for the next one.
+    fn record_wait(&mut self, waited: Duration) {
+        // One long pause must not outweigh the other messages.
+        let longest = (self.limit + MAX_WAKE_LATENCY) * 2;
         self.waited += waited.min(longest);
-        self.left -= 1;
+        self.remaining -= 1;
+        let sample_is_complete = self.remaining.is_multiple_of(SAMPLE_SIZE);
         match self.phase {
-            Phase::Look if self.waited >= self.worth => self.give_up(),
-            _ if !self.left.is_multiple_of(STRETCH) => {}
-            Phase::Sleep if self.waited >= longest * STRETCH / 2 => self.give_up(),
-            Phase::Sleep => {
-                self.worth = self.waited * 3 / 4;
-                self.enter(Phase::Look, LONGEST);
+            Phase::Spinning if self.waited >= self.budget => self.back_off(),
+            _ if !sample_is_complete => {}
+            Phase::Baseline if self.waited >= longest * SAMPLE_SIZE / 2 => self.back_off(),
+            Phase::Baseline => {
+                self.budget = self.waited * 3 / 4;
+                self.enter(Phase::Spinning, MAX_SAMPLES);
             }
-            _ if self.left == 0 => self.enter(Phase::Sleep, 1),
+            _ if self.remaining == 0 => self.enter(Phase::Baseline, 1),
             _ => self.waited = Duration::ZERO,
         }
     }
 
-    /// Looking does not pay, or not now.
-    fn give_up(&mut self) {
-        let lasted = self.phase == Phase::Look && self.left <= (LONGEST - LASTING) * STRETCH;
-        self.rest = if lasted {
+    /// Stops spinning for a while, because it does not pay now.
+    fn back_off(&mut self) {
+        let has_paid = self.phase == Phase::Spinning
+            && self.remaining <= (MAX_SAMPLES - MIN_SUCCESS) * SAMPLE_SIZE;
+        self.backoff = if has_paid {
             1
         } else {
-            (self.rest * 4).clamp(1, LONGEST)
+            (self.backoff * 4).clamp(1, MAX_SAMPLES)
         };
-        self.enter(Phase::Rest, self.rest);
+        self.enter(Phase::Backoff, self.backoff);
     }
 
-    fn enter(&mut self, phase: Phase, stretches: u32) {
-        (self.phase, self.left, self.waited) = (phase, stretches * STRETCH, Duration::ZERO);
+    fn enter(&mut self, phase: Phase, samples: u32) {
+        self.phase = phase;
+        self.remaining = samples * SAMPLE_SIZE;
+        self.waited = Duration::ZERO;
     }
 }
 
@@ -159,140 +159,151 @@ mod tests {
     const SLOW: Duration = Duration::from_millis(1);
     const SILENCE: Duration = Duration::from_secs(3600);
 
-    fn fresh() -> BusyPoll {
+    fn new_busy_poll() -> BusyPoll {
         BusyPoll::new(Duration::from_micros(50))
     }
 
-    /// Lets 100,000 messages come that are waited for so long; how many of them were looked for.
-    fn looks(busy_poll: &mut BusyPoll, asleep: Duration, looking: Duration) -> u32 {
+    /// Records 100,000 messages that take this long when blocking and when spinning. Returns for
+    /// how many the connection was spinning.
+    fn count_spins(busy_poll: &mut BusyPoll, blocking: Duration, spinning: Duration) -> u32 {
         let waits = (0..100_000).map(|_| {
-            let looks = busy_poll.phase == Phase::Look;
-            busy_poll.count(if looks { looking } else { asleep });
-            u32::from(looks)
+            let spins = busy_poll.phase == Phase::Spinning;
+            busy_poll.record_wait(if spins { spinning } else { blocking });
+            u32::from(spins)
         });
         waits.sum()
     }
 
     #[test]
-    fn where_looking_pays_almost_all_messages_are_looked_for() {
-        assert!(looks(&mut fresh(), MIDDLING, QUICK) > 99_000);
+    fn almost_all_messages_spin_if_it_pays() {
+        assert!(count_spins(&mut new_busy_poll(), MIDDLING, QUICK) > 99_000);
     }
 
     #[test]
-    fn where_it_wins_nothing_or_little_almost_none_are() {
-        for looking in [MIDDLING * 2, MIDDLING, MIDDLING * 4 / 5] {
+    fn almost_no_message_spins_if_it_saves_little() {
+        for spinning in [MIDDLING * 2, MIDDLING, MIDDLING * 4 / 5] {
             assert!(
-                looks(&mut fresh(), MIDDLING, looking) < 1_000,
-                "{looking:?}"
+                count_spins(&mut new_busy_poll(), MIDDLING, spinning) < 1_000,
+                "{spinning:?}"
             );
         }
     }
 
     #[test]
-    fn none_of_a_slow_clients_are() {
-        assert_eq!(looks(&mut fresh(), SLOW, QUICK), 0);
+    fn no_message_of_a_slow_client_spins() {
+        assert_eq!(count_spins(&mut new_busy_poll(), SLOW, QUICK), 0);
     }
 
     #[test]
-    fn looking_that_no_longer_pays_ends_within_a_stretch() {
-        let mut busy_poll = fresh();
-        looks(&mut busy_poll, MIDDLING, QUICK);
-        assert!(looks(&mut busy_poll, QUICK, MIDDLING) < 1_000);
-        looks(&mut busy_poll, QUICK, QUICK);
+    fn spinning_ends_within_a_sample_once_it_no_longer_pays() {
+        let mut busy_poll = new_busy_poll();
+        count_spins(&mut busy_poll, MIDDLING, QUICK);
+        assert!(count_spins(&mut busy_poll, QUICK, MIDDLING) < 1_000);
+        count_spins(&mut busy_poll, QUICK, QUICK);
         assert!(
-            looks(&mut busy_poll, MIDDLING, QUICK) > 60_000,
-            "it is found out when it pays again"
+            count_spins(&mut busy_poll, MIDDLING, QUICK) > 60_000,
+            "spinning begins again once it pays"
         );
     }
 
     #[test]
-    fn a_client_that_falls_silent_ends_looking_after_a_few_messages() {
-        let mut busy_poll = fresh();
-        looks(&mut busy_poll, MIDDLING, QUICK);
-        assert!(looks(&mut busy_poll, SILENCE, SILENCE) < 10);
+    fn a_silent_client_ends_spinning_after_a_few_messages() {
+        let mut busy_poll = new_busy_poll();
+        count_spins(&mut busy_poll, MIDDLING, QUICK);
+        assert!(count_spins(&mut busy_poll, SILENCE, SILENCE) < 10);
     }
 
     #[test]
-    fn one_long_pause_does_not_hide_that_looking_pays() {
-        let mut busy_poll = fresh();
-        busy_poll.count(SILENCE);
-        assert!(looks(&mut busy_poll, MIDDLING, QUICK) > 99_000);
+    fn one_long_pause_does_not_hide_that_spinning_pays() {
+        let mut busy_poll = new_busy_poll();
+        busy_poll.record_wait(SILENCE);
+        assert!(count_spins(&mut busy_poll, MIDDLING, QUICK) > 99_000);
     }
 
-    /// Two ends of a connection.
+    /// Returns both ends of a connection.
     fn connected() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port can be had");
+        let listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("the system has a free port");
         let address = listener.local_addr().expect("it has an address");
         let client = TcpStream::connect(address).expect("it listens");
-        (client, listener.accept().expect("it is in the queue").0)
-    }
-
-    #[test]
-    fn who_does_not_look_times_the_wait_until_the_bytes_come() {
-        let (_client, server) = connected();
-        let mut busy_poll = fresh();
-        busy_poll.record_arrival();
-        assert_eq!(busy_poll.left, STRETCH, "nobody waited");
-        busy_poll.spin(&server);
-        assert_eq!(busy_poll.left, STRETCH, "they have not come yet");
-        busy_poll.record_arrival();
-        assert_eq!(busy_poll.left, STRETCH - 1);
-        busy_poll.record_arrival();
-        assert_eq!(busy_poll.left, STRETCH - 1, "they came once");
-    }
-
-    #[test]
-    fn who_rests_needs_no_clock() {
-        let (_client, server) = connected();
-        let mut busy_poll = fresh();
-        busy_poll.enter(Phase::Rest, 1);
-        busy_poll.spin(&server);
-        busy_poll.record_arrival();
-        assert_eq!((busy_poll.since, busy_poll.left), (None, STRETCH - 1));
-    }
-
-    /// Looks once; for how long, and whether it will again.
-    fn look_once(limit: Duration, client: &TcpStream) -> (Duration, bool) {
-        let mut busy_poll = BusyPoll::new(limit);
-        busy_poll.enter(Phase::Look, LONGEST);
-        busy_poll.spin(client);
         (
-            busy_poll.since.expect("it is timed").elapsed(),
-            busy_poll.phase == Phase::Look,
+            client,
+            listener.accept().expect("the client has connected").0,
         )
     }
 
-    /// Others may interrupt the test itself, but not each time.
     #[test]
-    fn looking_goes_on_until_the_limit_unless_it_is_interrupted() {
+    fn blocking_is_measured_until_the_bytes_arrive() {
         let (_client, server) = connected();
-        let limit = INTERRUPTED * 2;
-        let mut looks = (0..1_000).map(|_| look_once(limit, &server));
-        assert!(looks.any(|(lasted, again)| lasted >= limit && again));
+        let mut busy_poll = new_busy_poll();
+        busy_poll.record_arrival();
+        assert_eq!(busy_poll.remaining, SAMPLE_SIZE, "there was no wait");
+        busy_poll.spin(&server);
+        assert_eq!(busy_poll.remaining, SAMPLE_SIZE, "no bytes have arrived");
+        busy_poll.record_arrival();
+        assert_eq!(busy_poll.remaining, SAMPLE_SIZE - 1);
+        busy_poll.record_arrival();
+        assert_eq!(
+            busy_poll.remaining,
+            SAMPLE_SIZE - 1,
+            "the bytes arrived once"
+        );
     }
 
     #[test]
-    fn looking_ends_when_the_bytes_are_there() {
+    fn backoff_needs_no_clock() {
+        let (_client, server) = connected();
+        let mut busy_poll = new_busy_poll();
+        busy_poll.enter(Phase::Backoff, 1);
+        busy_poll.spin(&server);
+        busy_poll.record_arrival();
+        assert_eq!(busy_poll.started, None);
+        assert_eq!(busy_poll.remaining, SAMPLE_SIZE - 1);
+    }
+
+    /// Spins once. Returns for how long, and whether the connection goes on spinning.
+    fn spin_once(limit: Duration, client: &TcpStream) -> (Duration, bool) {
+        let mut busy_poll = BusyPoll::new(limit);
+        busy_poll.enter(Phase::Spinning, MAX_SAMPLES);
+        busy_poll.spin(client);
+        let started = busy_poll.started.expect("spinning is measured");
+        (started.elapsed(), busy_poll.phase == Phase::Spinning)
+    }
+
+    /// Other programs may interrupt the test itself, but not each time.
+    #[test]
+    fn spinning_lasts_until_the_limit_unless_preempted() {
+        let (_client, server) = connected();
+        let limit = PREEMPTION_GAP * 2;
+        let mut spins = (0..1_000).map(|_| spin_once(limit, &server));
+        assert!(spins.any(|(lasted, goes_on)| lasted >= limit && goes_on));
+    }
+
+    #[test]
+    fn spinning_ends_when_bytes_arrive() {
         let (mut client, server) = connected();
-        client.write_all(b"x").expect("it goes out");
-        server.peek(&mut [0]).expect("it comes");
-        let limit = INTERRUPTED * 2;
-        let mut looks = (0..1_000).map(|_| look_once(limit, &server));
-        assert!(looks.any(|(lasted, again)| lasted < limit && again));
+        client.write_all(b"x").expect("the client sends");
+        server.peek(&mut [0]).expect("the bytes arrive");
+        let limit = PREEMPTION_GAP * 2;
+        let mut spins = (0..1_000).map(|_| spin_once(limit, &server));
+        assert!(spins.any(|(lasted, goes_on)| lasted < limit && goes_on));
     }
 
     #[test]
-    fn who_is_interrupted_soon_rests_longer_and_longer_and_who_seldom_is_for_one_stretch() {
-        let mut busy_poll = fresh();
-        let mut rest_after = |messages: u32| {
-            while busy_poll.phase != Phase::Look {
-                busy_poll.count(MIDDLING);
+    fn backoff_grows_unless_spinning_has_paid() {
+        let mut busy_poll = new_busy_poll();
+        let mut backoff_after = |messages: u32| {
+            while busy_poll.phase != Phase::Spinning {
+                busy_poll.record_wait(MIDDLING);
             }
-            (0..messages).for_each(|_| busy_poll.count(QUICK));
-            busy_poll.give_up();
-            busy_poll.left / STRETCH
+            for _ in 0..messages {
+                busy_poll.record_wait(QUICK);
+            }
+            busy_poll.back_off();
+            busy_poll.remaining / SAMPLE_SIZE
         };
-        assert_eq!([10; 6].map(&mut rest_after), [1, 4, 16, 64, 256, 256]);
-        assert_eq!([LASTING * STRETCH, 10].map(&mut rest_after), [1, 4]);
+        assert_eq!([10; 6].map(&mut backoff_after), [1, 4, 16, 64, 256, 256]);
+        let messages = [MIN_SUCCESS * SAMPLE_SIZE, 10];
+        assert_eq!(messages.map(&mut backoff_after), [1, 4]);
     }
 }
