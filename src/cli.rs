@@ -1,9 +1,9 @@
-//! The command line: what the flags are called, which environment variable stands behind each, how
-//! their values are read, and the sentences for those who got one wrong.
+//! The command line of `echo-server`: its options, their environment variables, the parsers of
+//! their values, and the messages for invalid ones.
 
 #[cfg(feature = "client")]
 mod client;
-mod documents;
+mod generate;
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -12,79 +12,150 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::Parser;
-use clap::error::{ContextKind, ContextValue, ErrorKind as Wrong};
+use clap::builder::BoolishValueParser;
+use clap::error::{ContextKind, ContextValue};
 use clap_verbosity_flag::{LogLevel, Verbosity, VerbosityFilter};
 use jiff::fmt::friendly::SpanParser;
 
 use crate::server::{Config, MAX_BUFFER_SIZE, MAX_BUSY_POLL};
 #[cfg(feature = "client")]
 pub use client::{BenchMode, BenchOptions, ClientArgs, ClientCommand, TestOptions};
-pub use documents::{Documents, print_document};
+pub use generate::{GenerateArgs, print_document};
 
-/// A TCP echo server: sends back to each client what it gets from it, byte for byte.
+/// A TCP echo server: sends back to each client what it receives, byte for byte.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "echo-server", version, after_help = EXAMPLES)]
 pub struct ServerArgs {
     /// IP address to listen on; `::` serves IPv6 and IPv4
-    #[arg(long, env = "ECHO_SERVER_HOST", hide_env = true, help_heading = "Where to listen", value_name = "ADDR", value_parser = parse_host, default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED))]
+    #[arg(
+        long,
+        env = "ECHO_SERVER_HOST",
+        hide_env = true,
+        help_heading = "Network",
+        value_name = "ADDR",
+        value_parser = parse_host,
+        default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+    )]
     pub host: IpAddr,
 
-    /// Port to listen on; 0: the system chooses
-    #[arg(short, long, env = "ECHO_SERVER_PORT", hide_env = true, help_heading = "Where to listen", value_parser = parse_port, default_value = "54000")]
+    /// Port to listen on; 0: the system chooses a free port
+    #[arg(
+        short,
+        long,
+        env = "ECHO_SERVER_PORT",
+        hide_env = true,
+        help_heading = "Network",
+        value_parser = parse_port,
+        default_value = "54000"
+    )]
     pub port: u16,
 
-    /// Takes each client's address from the PROXY header that a balancer sends first
-    #[arg(long, env = "ECHO_SERVER_PROXY_PROTOCOL", hide_env = true, help_heading = "Where to listen", value_parser = parse_switch)]
+    /// Requires a PROXY protocol header on each connection, and logs the client address in it
+    #[arg(
+        long,
+        env = "ECHO_SERVER_PROXY_PROTOCOL",
+        hide_env = true,
+        help_heading = "Network",
+        value_parser = BoolishValueParser::new()
+    )]
     pub proxy_protocol: bool,
 
-    /// Clients served at once; the next ones wait
-    #[arg(long, env = "ECHO_SERVER_MAX_CONNECTIONS", hide_env = true, help_heading = "Limits", value_name = "N", value_parser = parse_max_connections, default_value = "10000")]
+    /// Connection limit; further clients wait in the listen backlog
+    #[arg(
+        long,
+        env = "ECHO_SERVER_MAX_CONNECTIONS",
+        hide_env = true,
+        help_heading = "Limits",
+        value_name = "N",
+        value_parser = parse_max_connections,
+        default_value = "10000"
+    )]
     pub max_connections: usize,
 
-    /// Clients served at once from one IP address; the next ones are closed; 0: any number
-    #[arg(long, env = "ECHO_SERVER_MAX_CONNECTIONS_PER_IP", hide_env = true, help_heading = "Limits", value_name = "N", value_parser = parse_max_connections_per_ip, default_value = "0")]
+    /// Per-IP limit; further connections are rejected; 0: no limit
+    #[arg(
+        long,
+        env = "ECHO_SERVER_MAX_CONNECTIONS_PER_IP",
+        hide_env = true,
+        help_heading = "Limits",
+        value_name = "N",
+        value_parser = parse_max_connections_per_ip,
+        default_value = "0"
+    )]
     pub max_connections_per_ip: usize,
 
-    /// Closes a client after so long without a byte in or out, such as 30s; 0s: never
-    #[arg(long, env = "ECHO_SERVER_IDLE_TIMEOUT", hide_env = true, help_heading = "Limits", value_name = "DURATION", value_parser = parse_duration, default_value = "0s")]
+    /// Closes a connection after this long without a byte in or out, such as 30s; 0s: never
+    #[arg(
+        long,
+        env = "ECHO_SERVER_IDLE_TIMEOUT",
+        hide_env = true,
+        help_heading = "Limits",
+        value_name = "DURATION",
+        value_parser = parse_duration,
+        default_value = "0s"
+    )]
     pub idle_timeout: Duration,
 
-    /// How long a stop waits for clients that are owed bytes
-    #[arg(long, env = "ECHO_SERVER_SHUTDOWN_TIMEOUT", hide_env = true, help_heading = "Limits", value_name = "DURATION", value_parser = parse_duration, default_value = "5s")]
+    /// How long graceful shutdown waits for pending echoes
+    #[arg(
+        long,
+        env = "ECHO_SERVER_SHUTDOWN_TIMEOUT",
+        hide_env = true,
+        help_heading = "Limits",
+        value_name = "DURATION",
+        value_parser = parse_duration,
+        default_value = "5s"
+    )]
     pub shutdown_timeout: Duration,
 
-    /// Each client's buffer: bytes, or a number with KiB or MiB
-    #[arg(long, env = "ECHO_SERVER_BUFFER_SIZE", hide_env = true, help_heading = "Speed", value_name = "BYTES", value_parser = parse_buffer_size, default_value = "64KiB")]
+    /// Buffer of each connection: bytes, or a number with KiB or MiB
+    #[arg(
+        long,
+        env = "ECHO_SERVER_BUFFER_SIZE",
+        hide_env = true,
+        help_heading = "Performance",
+        value_name = "BYTES",
+        value_parser = parse_buffer_size,
+        default_value = "64KiB"
+    )]
     pub buffer_size: usize,
 
-    /// How long to look for a client's next bytes before sleeping, while that pays; 0s: never
-    #[arg(long, env = "ECHO_SERVER_BUSY_POLL", hide_env = true, help_heading = "Speed", value_name = "DURATION", value_parser = parse_busy_poll, default_value = "50us")]
+    /// Maximum time to poll before blocking, adaptive; 0s: off
+    #[arg(
+        long,
+        env = "ECHO_SERVER_BUSY_POLL",
+        hide_env = true,
+        help_heading = "Performance",
+        value_name = "DURATION",
+        value_parser = parse_busy_poll,
+        default_value = "50us"
+    )]
     pub busy_poll: Duration,
 
-    /// How much to log. `RUST_LOG`, where it is set, wins.
+    /// How much to log. `RUST_LOG` takes precedence.
     #[command(flatten, next_help_heading = "Log")]
-    pub verbosity: Verbosity<Level>,
+    pub verbosity: Verbosity<DefaultLevel>,
 
-    /// What it prints about itself instead of serving.
+    /// Documents to print instead of serving.
     #[command(flatten)]
-    pub documents: Documents,
+    pub generate: GenerateArgs,
 }
 
 const EXAMPLES: &str = "\
 Examples:
   echo-server                        every IPv4 address of this machine, port 54000
-  echo-server --host 127.0.0.1 -q    this machine alone, and only warnings in the log
+  echo-server --host 127.0.0.1 -q    this machine only, and only warnings in the log
   ECHO_SERVER_PORT=7007 echo-server  each option from --host to --busy-poll has such a variable
 
-An option wins over its variable. RUST_LOG, where it is set, wins over -v and -q.
+An option takes precedence over its variable, and RUST_LOG over -v and -q.
 
-Exit codes: 0 stopped by a signal, 1 could not start, 2 a bad option, 130 a second signal.";
+Exit codes: 0 after a signal, 1 cannot start, 2 invalid option, 130 after a second signal.";
 
-/// What the log has: clients that come and go, unless `-v` or `-q` say otherwise.
+/// Logs connections, but neither sizes nor bytes, unless `-v` or `-q` is given.
 #[derive(Clone, Copy, Debug)]
-pub struct Level;
+pub struct DefaultLevel;
 
-impl LogLevel for Level {
+impl LogLevel for DefaultLevel {
     fn default_filter() -> VerbosityFilter {
         VerbosityFilter::Info
     }
@@ -98,29 +169,42 @@ impl LogLevel for Level {
     }
 }
 
-/// The arguments of this process; where they are wrong, it ends with a sentence and exit code 2.
+/// Parses the arguments of this process. If they are invalid, prints an error and exits with code 2.
 ///
-/// The commonest mistake is an address where none belongs: other programs take it there.
+/// The most common mistake is an address as an argument of its own, as other programs expect it.
 #[must_use]
 pub fn parse<Program: Parser>() -> Program {
-    Program::try_parse().unwrap_or_else(|mut error| {
-        let wrong = [ContextKind::InvalidArg, ContextKind::InvalidSubcommand];
-        let wrong = wrong.into_iter().find_map(|kind| error.get(kind));
-        if matches!(
-            error.kind(),
-            Wrong::InvalidSubcommand | Wrong::UnknownArgument
-        ) && matches!(wrong, Some(ContextValue::String(word)) if !word.starts_with('-'))
-            && error.get(ContextKind::SuggestedSubcommand).is_none()
-        {
-            let hint = "an address is given with '--host' and '--port'".into();
-            error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![hint]));
+    match Program::try_parse() {
+        Ok(program) => program,
+        Err(mut error) => {
+            if has_positional_argument(&error) {
+                let hint = "an address is given with '--host' and '--port'".into();
+                error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![hint]));
+            }
+            error.exit()
         }
-        error.exit()
-    })
+    }
+}
+
+/// Returns whether the error is a word that is neither an option nor similar to a command.
+fn has_positional_argument(error: &clap::Error) -> bool {
+    use clap::error::ErrorKind;
+
+    let kind = match error.kind() {
+        ErrorKind::InvalidSubcommand => ContextKind::InvalidSubcommand,
+        ErrorKind::UnknownArgument => ContextKind::InvalidArg,
+        _ => return false,
+    };
+    match error.get(kind) {
+        Some(ContextValue::String(word)) => {
+            !word.starts_with('-') && error.get(ContextKind::SuggestedSubcommand).is_none()
+        }
+        _ => false,
+    }
 }
 
 impl ServerArgs {
-    /// The server that these flags ask for.
+    /// Returns the configuration that these options ask for.
     ///
     /// ```
     /// use clap::Parser;
@@ -149,7 +233,7 @@ impl ServerArgs {
 
 fn parse_host(value: &str) -> Result<IpAddr, String> {
     let needed = "an IP address is needed, such as 0.0.0.0 for every interface, 127.0.0.1 for this \
-                  machine alone, or :: for IPv6 and IPv4";
+                  machine only, or :: for IPv6 and IPv4";
     value.parse().map_err(|_| match value {
         "localhost" => format!("{needed}; did you mean 127.0.0.1?"),
         _ if value.parse::<SocketAddr>().is_ok() => {
@@ -157,14 +241,6 @@ fn parse_host(value: &str) -> Result<IpAddr, String> {
         }
         _ => needed.to_owned(),
     })
-}
-
-fn parse_switch(value: &str) -> Result<bool, String> {
-    match value {
-        "true" | "1" => Ok(true),
-        "false" | "0" => Ok(false),
-        _ => Err("true or false is needed".to_owned()),
-    }
 }
 
 fn parse_port(value: &str) -> Result<u16, String> {
@@ -183,7 +259,7 @@ fn parse_max_connections(value: &str) -> Result<usize, String> {
 fn parse_max_connections_per_ip(value: &str) -> Result<usize, String> {
     value
         .parse()
-        .map_err(|_| "a whole number is needed; 0: any number".to_owned())
+        .map_err(|_| "a whole number is needed; 0: no limit".to_owned())
 }
 
 fn parse_duration(value: &str) -> Result<Duration, String> {
@@ -209,7 +285,7 @@ fn parse_busy_poll(value: &str) -> Result<Duration, String> {
     }
 }
 
-/// The likely meaning of a duration that was given without a unit.
+/// Returns a suggestion if `value` is a duration without a unit.
 fn unit_hint(value: &str, unit: &str) -> String {
     let is_number = value.parse::<u64>().is_ok();
     if is_number {
@@ -229,21 +305,21 @@ fn parse_buffer_size(value: &str) -> Result<usize, String> {
     }
 }
 
-/// The sentence for a person whose server could not listen on `address`: why, and what to do.
+/// Returns the error message for a server that cannot listen on `address`: why, and what to do.
 #[must_use]
 pub fn explain_bind_error(address: SocketAddr, error: &io::Error) -> String {
     let why = match error.kind() {
         ErrorKind::AddrInUse => {
-            "the port is in use; stop the program that has it, or choose another with --port \
+            "the port is in use; stop the program that uses it, or choose another port with --port \
              (0 lets the system choose)"
         }
         ErrorKind::PermissionDenied => {
-            "permission denied; choose another port with --port (those below 1024 are for privileged \
+            "permission denied; choose another port with --port (ports below 1024 are for privileged \
              users)"
         }
         ErrorKind::AddrNotAvailable => {
-            "this machine has no such address; --host 0.0.0.0 listens on every one it has, \
-             --host 127.0.0.1 on this machine alone"
+            "this machine has no such address; --host 0.0.0.0 listens on all its addresses, \
+             --host 127.0.0.1 on this machine only"
         }
         _ => return format!("cannot listen on {address}: {error}; try another --host or --port"),
     };
@@ -260,8 +336,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_flags_defaults_are_those_of_the_library() -> Result<(), clap::Error> {
-        // Whatever variables whoever runs the tests has set.
+    fn defaults_are_those_of_the_library() -> Result<(), clap::Error> {
+        // Ignore the variables of the user who runs the tests.
         let command = ServerArgs::command().mut_args(|arg| arg.env(None::<&str>));
         let matches = command.try_get_matches_from(["echo-server"])?;
         let args = ServerArgs::from_arg_matches(&matches)?;
@@ -281,7 +357,7 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn a_size_is_its_number_of_bytes(bytes in 1..=MAX_BUFFER_SIZE, kib in 1..=16_384_usize, mib in 1..=16_usize) {
+        fn sizes_are_numbers_of_bytes(bytes in 1..=MAX_BUFFER_SIZE, kib in 1..=16_384_usize, mib in 1..=16_usize) {
             prop_assert_eq!(size(bytes), Some(bytes));
             prop_assert_eq!(size(format_args!("{kib}KiB")), Some(kib * 1024));
             prop_assert_eq!(size(format_args!("{kib} KiB")), Some(kib * 1024));
@@ -289,14 +365,14 @@ mod tests {
         }
 
         #[test]
-        fn a_size_out_of_bounds_is_none(bytes in MAX_BUFFER_SIZE + 1.., mib in 17..100_000_000_u64) {
+        fn sizes_out_of_bounds_are_invalid(bytes in MAX_BUFFER_SIZE + 1.., mib in 17..100_000_000_u64) {
             prop_assert_eq!(size(bytes), None);
             prop_assert_eq!(size(format_args!("{mib}MiB")), None);
             prop_assert_eq!(size(format_args!("-{mib}")), None);
         }
 
         #[test]
-        fn a_duration_is_its_number_of_units(n in 0..=u64::from(u32::MAX)) {
+        fn durations_are_numbers_of_units(n in 0..=u64::from(u32::MAX)) {
             prop_assert_eq!(duration(format_args!("{n}us")), Some(Duration::from_micros(n)));
             prop_assert_eq!(duration(format_args!("{n}ms")), Some(Duration::from_millis(n)));
             prop_assert_eq!(duration(format_args!("{n}s")), Some(Duration::from_secs(n)));
@@ -304,26 +380,26 @@ mod tests {
         }
 
         #[test]
-        fn a_duration_is_the_sum_of_its_parts(h in 0..1000_u64, s in 0..10_000_u64, us in 0..10_000_000_u64) {
+        fn durations_are_sums_of_their_parts(h in 0..1000_u64, s in 0..10_000_u64, us in 0..10_000_000_u64) {
             let sum = Duration::from_secs(h * 3600 + s) + Duration::from_micros(us);
             prop_assert_eq!(duration(format_args!("{h}h {s}s {us}us")), Some(sum));
             prop_assert_eq!(duration(format_args!("{h}h{s}s{us}us")), Some(sum));
         }
 
         #[test]
-        fn looking_takes_ten_milliseconds_at_most(us in 0..20_000_u64) {
+        fn busy_poll_is_limited_to_10_ms(us in 0..20_000_u64) {
             let limit = Some(Duration::from_micros(us)).filter(|limit| *limit <= MAX_BUSY_POLL);
             prop_assert_eq!(parse_busy_poll(&format!("{us}us")).ok(), limit);
         }
 
         #[test]
-        fn a_number_alone_is_no_duration_but_its_unit_is_guessed(n in 1..u64::MAX) {
+        fn numbers_without_a_unit_get_a_suggestion(n in 1..u64::MAX) {
             let error = parse_duration(&n.to_string()).expect_err("it has no unit");
             prop_assert!(error.ends_with(&format!("; did you mean {n}s?")), "{}", error);
         }
 
         #[test]
-        fn an_address_is_itself(ip: IpAddr, port: u16, n in 1..usize::MAX) {
+        fn addresses_and_numbers_keep_their_value(ip: IpAddr, port: u16, n in 1..usize::MAX) {
             prop_assert_eq!(parse_host(&ip.to_string()), Ok(ip));
             prop_assert_eq!(parse_port(&port.to_string()), Ok(port));
             prop_assert_eq!(parse_max_connections(&n.to_string()), Ok(n));
@@ -333,11 +409,10 @@ mod tests {
         }
 
         #[test]
-        fn any_text_gets_an_answer_of_one_line(text in ".*") {
+        fn errors_have_one_line(text in ".*") {
             let errors = [
                 parse_host(&text).err(),
                 parse_port(&text).err(),
-                parse_switch(&text).err(),
                 parse_max_connections(&text).err(),
                 parse_max_connections_per_ip(&text).err(),
                 parse_duration(&text).err(),

@@ -1,36 +1,36 @@
-//! A TCP echo server ([RFC 862]): whatever a client sends comes back to it, byte for byte.
+//! A TCP echo server ([RFC 862]): sends back to each client what it receives, byte for byte.
 //!
-//! It is blocking and has one thread for each client, which is the plainest shape a server can
-//! have. The story of one connection reads downwards through these files:
+//! It blocks, and it has one thread per client: the plainest shape that a server can have. This map
+//! follows one connection from top to bottom; the first seven files are its whole path:
 //!
-//! | file | its part |
+//! | file | role |
 //! | --- | --- |
-//! | `main.rs` | the program: parse the flags, bind, say ready, run, exit code |
-//! | [`cli`] | the flags, their environment variables, how their values are read |
-//! | `cli/documents.rs` | the man page and the completions |
-//! | [`log_writer`] | writes the log to stderr without blocking the threads that log |
-//! | [`server`] | [`Server`]: the accept loop and the stop |
-//! | `server/listener.rs` | the listening socket: fast restart, a deep backlog, both IP versions |
-//! | `server/connection.rs` | one connection: admission, the echo loop, the drain, the lingering close |
-//! | `server/connection/proxy.rs` | the PROXY header, which carries the client's address |
-//! | `server/limits.rs` | the connection limit and the per-IP limit: permits |
-//! | `server/accept_backoff.rs` | how long the accept loop pauses after a failed `accept` |
-//! | `server/overload_log.rs` | what the log says when new clients must wait in the listen backlog |
-//! | `server/busy_poll.rs` | polling before blocking, and whether that pays |
-//! | `server/totals.rs` | what the server has done, for its last log line |
-//! | `server/shutdown.rs` | graceful shutdown: an `AtomicBool`, its deadline and its handle |
-//! | [`platform`] | all that differs by platform |
-//! | `platform/console.rs` | the close of the console, which on Windows is the end of the program |
-//! | `platform/terminal.rs` | how the client's prompt learns that its terminal has gone |
-//! | `platform/socket.rs` | socket options, `recv` and `accept` |
+//! | `main.rs` | the binary: parses the arguments, binds, prints the ready line, serves |
+//! | `server.rs` | [`Server`]: accept loop, one thread per client, drain |
+//! | `server/listener.rs` | the listening socket and its backlog |
+//! | `server/limits.rs` | connection limit and per-IP limit: permits |
+//! | `server/connection.rs` | one connection: admission, echo loop, close |
+//! | `server/shutdown.rs` | graceful shutdown: [`ShutdownHandle`], `AtomicBool`, deadline, quiet period |
 //! | `platform/wait.rs` | how a thread waits for a socket, in a way that shutdown can end |
+//! | `server/config.rs` | [`Config`] |
+//! | `server/accept_backoff.rs` | the pause after a failed `accept` |
+//! | `server/busy_poll.rs` | adaptive polling before a thread blocks |
+//! | `server/proxy_protocol.rs` | parser for the PROXY protocol header |
+//! | `server/totals.rs` | counts for the last log line |
+//! | `platform.rs` | what differs by platform |
+//! | `platform/socket.rs` | socket options, `recv` and `accept` |
 //! | `platform/tcp_info.rs` | round trips, retransmissions and acknowledgements of a connection |
 //! | `platform/capacity.rs` | how many connections the system can hold |
-//! | `platform/systemd.rs` | with the feature `systemd`: the socket that it hands over, the news that it wants |
+//! | `platform/systemd.rs` | socket activation and readiness notification |
+//! | `platform/console.rs` | console close on Windows |
+//! | `platform/terminal.rs` | how the client notices that its terminal is closed |
+//! | `cli.rs` | command line of the server |
+//! | `cli/generate.rs` | generated man page and completions |
+//! | `log_writer.rs` | writes the log to stderr without blocking the threads that log |
 //!
 //! The client, `echo-client`, is behind the feature `client`, which is on by default:
 //!
-//! | file | its part |
+//! | file | role |
 //! | --- | --- |
 //! | `bin/echo-client.rs` | the binary: parses the arguments, runs the command, sets the exit code |
 //! | `cli/client.rs` | its command line |
@@ -56,7 +56,7 @@
 //! | `client/bench/report.rs` | the report, for people or scripts |
 //! | `client/bench/histogram.rs` | the drawn histogram of latencies |
 //!
-//! The library runs inside other programs too, for example in their tests:
+//! The library also runs inside other programs, for example in their tests:
 //!
 //! ```
 //! use std::io::{Read, Write};
@@ -67,11 +67,11 @@
 //!
 //! # fn main() -> std::io::Result<()> {
 //! let server = Server::bind(Config {
-//!     address: ([127, 0, 0, 1], 0).into(), // port 0: the system chooses a free one
+//!     address: ([127, 0, 0, 1], 0).into(), // port 0: the system chooses a free port
 //!     ..Config::default()
 //! })?;
 //! let address = server.local_addr()?;
-//! let stop = server.shutdown_handle();
+//! let handle = server.shutdown_handle();
 //! let running = thread::spawn(move || server.run());
 //!
 //! let mut client = TcpStream::connect(address)?;
@@ -81,7 +81,7 @@
 //! client.read_to_string(&mut echo)?;
 //! assert_eq!(echo, "hello");
 //!
-//! stop.shutdown();
+//! handle.shutdown();
 //! running.join().expect("the server does not panic");
 //! # Ok(())
 //! # }
@@ -92,15 +92,21 @@
 #![warn(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "they panic where the stream is closed"
+    reason = "they panic if the stream is closed"
 )]
 
+// The binaries use these modules. They are not part of the public API.
+#[doc(hidden)]
 pub mod cli;
 #[cfg(feature = "client")]
+#[doc(hidden)]
 pub mod client;
+#[doc(hidden)]
 pub mod log_writer;
+#[doc(hidden)]
 pub mod platform;
+
 mod plural;
-pub mod server;
+mod server;
 
 pub use server::{Config, Server, ShutdownHandle};

@@ -1,9 +1,10 @@
-//! The `echo-server` program: parse the flags, bind, say ready, run, exit code.
+//! The `echo-server` binary: parses the arguments, binds, prints the ready line, serves, and sets the
+//! exit code.
 
 #![warn(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "they panic where the stream is closed"
+    reason = "they panic if the stream is closed"
 )]
 
 use std::env;
@@ -21,11 +22,11 @@ use echo_server::{Config, Server};
 use env_logger::{Target, WriteStyle};
 use log::{debug, warn};
 
-/// The exit code of a second Ctrl+C: 128 and the number of SIGINT, as shells have it.
-const FORCED: i32 = 130;
+/// The exit code after a second Ctrl+C: 128 plus the number of SIGINT, as in shells.
+const EXIT_SIGINT: i32 = 130;
 
-/// How long the exit waits for stdout and stderr to be read.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the process waits at its end until stdout and stderr are read.
+const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     match cli::print_document::<ServerArgs>() {
@@ -35,35 +36,35 @@ fn main() -> ExitCode {
     }
 }
 
-/// Serves from the first line of the log to the last.
+/// Serves clients, from the first log line to the last, and returns the exit code.
 fn serve(args: &ServerArgs) -> ExitCode {
     let log = match LogWriter::start(io::stderr()) {
         Ok(log) => log,
         Err(error) => return fail(io::stderr(), &format!("cannot start: {error}")),
     };
     init_logger(args, &log);
-    // Disconnects when the ready line is written, or when there is none to write.
+    // Its sender is dropped when the ready line is written, or when there is none to write.
     let (writing, written) = mpsc::channel();
     let code = match run(args, writing) {
         Ok(()) => ExitCode::SUCCESS,
         // The log writer keeps the order of the lines, and does not block if stderr is not read.
         Err(message) => fail(log.clone(), &message),
     };
-    let deadline = Instant::now() + FLUSH_TIMEOUT;
-    let _ = written.recv_timeout(FLUSH_TIMEOUT);
+    let deadline = Instant::now() + LOG_FLUSH_TIMEOUT;
+    let _ = written.recv_timeout(LOG_FLUSH_TIMEOUT);
     log.close(deadline.saturating_duration_since(Instant::now()));
     code
 }
 
-/// Writes the error line and returns the exit code that goes with it. If stderr is closed, the exit
-/// code alone reports the failure.
+/// Writes an error line and returns the exit code for a failure. If stderr is closed, the exit code
+/// alone reports it.
 fn fail(mut stderr: impl Write, message: &str) -> ExitCode {
     let _ = stderr.write_all(format!("echo-server: {message}\n").as_bytes());
     ExitCode::FAILURE
 }
 
 fn init_logger(args: &ServerArgs, log: &LogWriter) {
-    let coloured =
+    let is_coloured =
         io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
     let filters = env::var("RUST_LOG").unwrap_or_default();
     // env_logger prints filter errors directly to stderr, which may be closed or full.
@@ -71,7 +72,7 @@ fn init_logger(args: &ServerArgs, log: &LogWriter) {
     env_logger::Builder::new()
         .filter_level(args.verbosity.log_level_filter())
         .format_target(false)
-        .write_style(if coloured {
+        .write_style(if is_coloured {
             WriteStyle::Always
         } else {
             WriteStyle::Never
@@ -95,18 +96,18 @@ fn run(args: &ServerArgs, writing: Sender<()>) -> Result<(), String> {
         .local_addr()
         .map_err(|error| explain_bind_error(address, &error))?;
 
-    let stop = server.shutdown_handle();
+    let handle = server.shutdown_handle();
     ctrlc::set_handler(move || {
-        if stop.is_shutdown() {
-            process::exit(FORCED);
+        if handle.is_shutdown() {
+            process::exit(EXIT_SIGINT);
         }
-        stop.shutdown();
+        handle.shutdown();
         systemd::stopping();
     })
-    .map_err(|error| format!("cannot listen for Ctrl+C: {error}"))?;
-    let stop = server.shutdown_handle();
-    console::on_close(move || stop.shutdown())
-        .map_err(|error| format!("cannot listen for the console's close: {error}"))?;
+    .map_err(|error| format!("cannot set the signal handler: {error}"))?;
+    let handle = server.shutdown_handle();
+    console::on_close(move || handle.shutdown())
+        .map_err(|error| format!("cannot set the handler for console close: {error}"))?;
 
     // The address is in the log too, because stdout may be closed.
     debug!("listening on {address}");
@@ -116,7 +117,7 @@ fn run(args: &ServerArgs, writing: Sender<()>) -> Result<(), String> {
     Ok(())
 }
 
-/// On the socket that systemd has handed over, else on one of its own.
+/// Listens on the socket that is inherited from systemd, if there is one, or on a new socket.
 fn listen(config: Config) -> Result<Server, String> {
     if let Some(listener) = systemd::listener()? {
         return Server::from_listener(listener, config)
@@ -126,7 +127,7 @@ fn listen(config: Config) -> Result<Server, String> {
     Server::bind(config).map_err(|error| explain_bind_error(address, &error))
 }
 
-/// Writes the line that scripts wait for, in a thread of its own, because stdout may be a full pipe.
+/// Writes the line that scripts wait for. It does so in a thread, because stdout may be a full pipe.
 /// The thread drops `writing` when the line is written or stdout fails.
 fn write_ready_line(address: SocketAddr, writing: Sender<()>) -> Result<(), String> {
     let write = move || {

@@ -1,5 +1,5 @@
-//! All that differs by platform, behind functions that do not. The rest of the source knows of no
-//! platform.
+//! Everything that differs by platform, behind functions that do not. The rest of the source is the
+//! same on all platforms.
 //!
 //! | | Linux | other Unix | Windows |
 //! | --- | --- | --- | --- |
@@ -7,10 +7,10 @@
 //! | `platform/wait.rs` | a pipe wakes waiting threads | a pipe wakes waiting threads | threads check for shutdown every 0.1 s |
 //! | `platform/tcp_info.rs` | `TCP_INFO` | nothing | nothing |
 //! | `platform/capacity.rs` | files, memory maps, threads, memory | files | no limits |
-//! | [`systemd`] | with the feature `systemd`: a socket handed over, and news for the manager | nothing | nothing |
-//! | what `ctrlc` hears in time | SIGINT, SIGTERM, SIGHUP | SIGINT, SIGTERM, SIGHUP | Ctrl+C, Ctrl+Break |
-//! | [`console`] | nothing: SIGHUP tells | nothing: SIGHUP tells | hears the close in time |
-//! | `platform/terminal.rs` | tells when the terminal has gone | the same, but for macOS | the program goes with its console |
+//! | [`systemd`] | with the feature `systemd`: inherited socket, readiness notification | nothing | nothing |
+//! | signals that `ctrlc` handles | SIGINT, SIGTERM, SIGHUP | SIGINT, SIGTERM, SIGHUP | Ctrl+C, Ctrl+Break |
+//! | [`console`] | nothing: SIGHUP suffices | nothing: SIGHUP suffices | holds up console close for the drain |
+//! | `platform/terminal.rs` | waits until the terminal is closed | the same, except on macOS | nothing: the process ends with its console |
 
 pub(crate) mod capacity;
 pub mod console;
@@ -24,20 +24,20 @@ pub(crate) mod wait;
 
 pub use capacity::raise_file_limit;
 
-/// Where there is no systemd: nobody hands a socket over, and nobody wants news.
+/// Without systemd there is no inherited socket and no service manager to notify.
 #[cfg(not(all(feature = "systemd", target_os = "linux")))]
 pub mod systemd {
-    /// None.
+    /// Returns `None`.
     ///
     /// # Errors
-    /// None here.
+    /// Never fails.
     pub fn listener() -> Result<Option<std::net::TcpListener>, String> {
         Ok(None)
     }
 
-    /// Tells nobody.
+    /// Does nothing.
     pub fn ready() {}
 
-    /// Tells nobody.
+    /// Does nothing.
     pub fn stopping() {}
 }

@@ -94,7 +94,7 @@ fn bad_arguments_are_told_with_the_flag_the_value_and_what_to_do() {
         (
             "--max-connections-per-ip",
             "many",
-            "a whole number is needed; 0: any number",
+            "a whole number is needed; 0: no limit",
         ),
         ("--proxy-protocol", "yes", "unexpected value"),
         (

@@ -96,7 +96,7 @@ fn the_man_page_has_every_flag() {
             is_server,
             "{page}"
         );
-        assert_eq!(page.contains("stands for --busy-poll"), is_server, "{page}");
+        assert_eq!(page.contains("Sets --busy-poll."), is_server, "{page}");
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 
-use super::{Documents, parse_buffer_size, parse_duration};
+use super::{GenerateArgs, parse_buffer_size, parse_duration};
 use crate::client::Target;
 
 /// Talks to a TCP echo server. Without a command: line by line if stdin is a terminal, otherwise as
@@ -48,7 +48,7 @@ pub struct ClientArgs {
 
     /// Documents to print instead of connecting.
     #[command(flatten)]
-    pub documents: Documents,
+    pub generate: GenerateArgs,
 
     /// What to do
     #[command(subcommand)]

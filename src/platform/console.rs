@@ -1,27 +1,27 @@
-//! The close of the console in which a program runs. On Unix it is a signal as any other, SIGHUP. On
-//! Windows it is the end: the system ends the program as soon as its [handlers] of that have
-//! returned, and the handler of `ctrlc` returns at once, before anything can be drained.
+//! Console close. On Unix it is a signal like any other, SIGHUP. On Windows the system ends the
+//! process as soon as its [handlers] have returned, and the handler of `ctrlc` returns at once, before
+//! the server is drained.
 //!
 //! [handlers]: https://learn.microsoft.com/en-us/windows/console/handlerroutine
 
 use std::io;
 
-/// Calls `stop` when the console is closed (or a service is told of a log-off or a shutdown), and holds
-/// up the system until the program has ended by itself. As Windows comes, it waits five seconds.
+/// Calls `stop` when the console is closed, or at log-off or system shutdown, and delays Windows
+/// until the process has ended: five seconds by default.
 ///
-/// To be called once `ctrlc` has its handler: Windows asks the newest first.
+/// Must be called after the handler of `ctrlc` is set, because Windows calls the newest one first.
 ///
 /// # Errors
-/// The system gives no handler or no thread.
+/// Returns an error if the system cannot set the handler or spawn a thread.
 #[cfg(windows)]
 pub fn on_close(stop: impl FnOnce() + Send + 'static) -> io::Result<()> {
     use signal_mod::{Coordinator, Signal, SignalSet};
 
-    // By these names it knows the close, and log-off and shutdown.
+    // `signal-mod` calls console close Terminate; log-off and system shutdown are Hangup.
     let events = SignalSet::empty()
         .with(Signal::Terminate)
         .with(Signal::Hangup);
-    // To the end: one more event must not end the drain.
+    // It lives until the process ends: a second event must not end the drain.
     let coordinator = Box::leak(Box::new(Coordinator::builder().signals(events).build()));
     coordinator.install().map_err(io::Error::other)?;
     let wait = move || {
@@ -34,10 +34,10 @@ pub fn on_close(stop: impl FnOnce() + Send + 'static) -> io::Result<()> {
         .map(drop)
 }
 
-/// Does nothing: `ctrlc` hears SIGHUP, and nothing ends the program before its time.
+/// Does nothing: `ctrlc` handles SIGHUP, and the system does not end the process.
 ///
 /// # Errors
-/// None here.
+/// Never fails.
 #[cfg(unix)]
 pub fn on_close(_: impl FnOnce() + Send + 'static) -> io::Result<()> {
     Ok(())

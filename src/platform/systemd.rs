@@ -1,8 +1,8 @@
-//! What systemd gives to a service and wants to hear from it, behind the feature `systemd`: the
-//! listening socket that it holds and hands over ([sd_listen_fds(3)]), so that a restart refuses
-//! nobody; and the service's news ([sd_notify(3)]), so that whoever waits for it can go on.
+//! Socket activation and readiness notification, behind the feature `systemd`. The service manager
+//! keeps the listening socket open ([sd_listen_fds(3)]), so that a restart refuses no client. The
+//! server notifies it when it is ready and when it shuts down ([sd_notify(3)]).
 //!
-//! Both are promises in the environment (`LISTEN_FDS`, `NOTIFY_SOCKET`) that any program can make.
+//! Both use environment variables (`LISTEN_FDS`, `NOTIFY_SOCKET`), which any program can set.
 //!
 //! [sd_listen_fds(3)]: https://www.freedesktop.org/software/systemd/man/latest/sd_listen_fds.html
 //! [sd_notify(3)]: https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html
@@ -21,19 +21,17 @@ use listenfd::ListenFd;
 use log::{info, warn};
 use socket2::SockRef;
 
-/// How long news may wait for a manager that does not read them: a stop, and a second signal, must
-/// not hang there.
-const SOCKET_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a notification may block if the service manager does not read it: shutdown must not hang.
+const NOTIFY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The listening socket that was handed over, if one was.
+/// Returns the inherited listening socket, if there is one.
 ///
 /// # Errors
-/// A sentence for the person who wrote the socket unit: what was handed over cannot be served.
+/// Returns an error message for the author of the socket unit if the socket cannot be served.
 pub fn listener() -> Result<Option<TcpListener>, String> {
-    match sockets_handed_over() {
+    match inherited_sockets() {
         0 => return Ok(None),
         1 => {}
-        // Before `listenfd` makes a list of them all.
         n => {
             return Err(format!(
                 "inherited {n} sockets (LISTEN_FDS), but can serve only one: write one \
@@ -41,25 +39,26 @@ pub fn listener() -> Result<Option<TcpListener>, String> {
             ));
         }
     }
-    let refuse = |why: &str| {
+    let explain = |why: &str| {
         format!(
             "cannot serve the inherited socket (LISTEN_FDS): {why}; in the socket unit, \
              ListenStream= must be a TCP port and Accept= no"
         )
     };
     let listener = ListenFd::from_env().take_tcp_listener(0);
-    let listener = listener.map_err(|error| refuse(&error.to_string()))?;
+    let listener = listener.map_err(|error| explain(&error.to_string()))?;
     if let Some(listener) = &listener
         && !SockRef::from(listener).is_listener().unwrap_or(true)
     {
-        return Err(refuse("it does not listen"));
+        return Err(explain("it does not listen"));
     }
     info!("using the inherited socket (LISTEN_FDS); --host and --port are ignored");
     Ok(listener)
 }
 
-/// How many there are for this process; what was meant for another one may be inherited.
-fn sockets_handed_over() -> u64 {
+/// Returns how many sockets this process has inherited. The variables may be meant for another
+/// process.
+fn inherited_sockets() -> u64 {
     let ours = env::var("LISTEN_PID").map_or(true, |pid| pid == process::id().to_string());
     let count = env::var("LISTEN_FDS")
         .ok()
@@ -67,31 +66,31 @@ fn sockets_handed_over() -> u64 {
     count.filter(|_| ours).unwrap_or(0)
 }
 
-/// Tells the service manager that clients can connect.
+/// Notifies the service manager that clients can connect.
 pub fn ready() {
-    tell("READY=1");
+    notify("READY=1");
 }
 
-/// Tells the service manager that a stop has begun.
+/// Notifies the service manager that graceful shutdown has begun.
 pub fn stopping() {
-    tell("STOPPING=1");
+    notify("STOPPING=1");
 }
 
-/// Who did not ask is not told.
-fn tell(news: &str) {
+/// Notifies the service manager, if there is one.
+fn notify(state: &str) {
     if let Some(manager) = env::var_os("NOTIFY_SOCKET")
-        && let Err(error) = send(&manager, news)
+        && let Err(error) = send(&manager, state)
     {
-        warn!("cannot send {news} to the service manager: {error}");
+        warn!("cannot send {state} to the service manager: {error}");
     }
 }
 
-fn send(manager: &OsStr, news: &str) -> io::Result<()> {
+fn send(manager: &OsStr, state: &str) -> io::Result<()> {
     let address = match manager.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
         path => SocketAddr::from_pathname(OsStr::from_bytes(path))?,
     };
     let socket = UnixDatagram::unbound()?;
-    socket.set_write_timeout(Some(SOCKET_TIMEOUT))?;
-    socket.send_to_addr(news.as_bytes(), &address).map(drop)
+    socket.set_write_timeout(Some(NOTIFY_TIMEOUT))?;
+    socket.send_to_addr(state.as_bytes(), &address).map(drop)
 }

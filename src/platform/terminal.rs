@@ -1,23 +1,24 @@
-//! What the client must know of the terminal that it runs in.
+//! The terminal that the client runs in.
 
-/// What a terminal puts between a line and its newline: on Windows a carriage return.
+/// What a terminal sends between a line and its newline: on Windows a carriage return.
 pub(crate) const BEFORE_NEWLINE: &[u8] = if cfg!(windows) { b"\r" } else { b"" };
 
-/// Blocks until the terminal has gone. False, and at once, where the system does not tell.
+/// Blocks until the terminal is closed and returns true. Returns false at once if the system does not
+/// report that.
 #[cfg(all(unix, not(target_vendor = "apple")))]
 pub(crate) fn wait_until_gone() -> bool {
     use rustix::event::{PollFd, PollFlags, poll};
     use rustix::io::Errno;
 
     let stdin = std::io::stdin();
-    // No event is asked for: a hang-up is reported unasked.
+    // A hang-up is reported even if no event is requested.
     let mut fds = [PollFd::new(&stdin, PollFlags::empty())];
     while poll(&mut fds, None) == Err(Errno::INTR) {}
     fds[0].revents().contains(PollFlags::HUP)
 }
 
-/// macOS tells of a hang-up only where other events are asked for, such as keys, and those are for the
-/// prompt. On Windows there is nobody to tell: it ends a program whose console is closed.
+/// Returns false: macOS reports a hang-up only if other events are requested too, such as keys, which
+/// are for the prompt. Windows ends a process whose console is closed.
 #[cfg(any(windows, target_vendor = "apple"))]
 pub(crate) fn wait_until_gone() -> bool {
     false

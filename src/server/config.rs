@@ -47,11 +47,10 @@ pub struct Config {
     pub idle_timeout: Option<Duration>,
     /// How long graceful shutdown waits for pending echoes.
     pub shutdown_timeout: Duration,
-    /// The size of each connection's buffer, in bytes, from 1 to [`MAX_BUFFER_SIZE`].
+    /// The size of each connection's buffer in bytes, from 1 byte to 16 MiB.
     pub buffer_size: usize,
-    /// The maximum time to busy-poll for the next bytes before a thread blocks, up to
-    /// [`MAX_BUSY_POLL`]. Connections do so only while it pays and clients are fewer than CPUs.
-    /// Zero turns it off.
+    /// The maximum time to busy-poll for the next bytes before a thread blocks, up to 10 ms.
+    /// Connections do so only while it pays and clients are fewer than CPUs. Zero turns it off.
     pub busy_poll: Duration,
 }
 

@@ -1,4 +1,5 @@
-//! What a program prints about itself: its man page, and the completions for a shell.
+//! The documents that a binary generates from its command line: the man page and the shell
+//! completions.
 
 use std::io::{self, ErrorKind, Write};
 
@@ -6,10 +7,10 @@ use clap::{Args, Command, CommandFactory, FromArgMatches};
 use clap_complete::{Generator, Shell};
 use clap_mangen::Man;
 
-/// The flags that ask for a document.
+/// The options that print a document.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Documents")]
-pub struct Documents {
+pub struct GenerateArgs {
     /// Prints the completions for a shell
     #[arg(long, value_name = "SHELL")]
     pub completions: Option<Shell>,
@@ -28,14 +29,14 @@ pub struct Documents {
 pub fn print_document<Program: CommandFactory>() -> Result<bool, String> {
     let program = Program::command().mut_args(|arg| arg.env(None::<&str>));
     let matches = program.try_get_matches();
-    match matches.and_then(|matches| Documents::from_arg_matches(&matches)) {
-        Ok(documents) => documents.print::<Program>(),
+    match matches.and_then(|matches| GenerateArgs::from_arg_matches(&matches)) {
+        Ok(args) => args.print::<Program>(),
         // The command line asks for the help, or is invalid: that is for `cli::parse`.
         Err(_) => Ok(false),
     }
 }
 
-impl Documents {
+impl GenerateArgs {
     fn print<Program: CommandFactory>(&self) -> Result<bool, String> {
         if self.completions.is_none() && !self.man {
             return Ok(false);
@@ -44,7 +45,7 @@ impl Documents {
         program.set_bin_name(program.get_name().to_owned());
         program.build();
         match self.write(&program) {
-            // Who leaves early, such as a pager, has seen enough.
+            // The reader of stdout, such as a pager, has closed it early.
             Err(error) if error.kind() != ErrorKind::BrokenPipe => {
                 Err(format!("cannot write to stdout: {error}"))
             }
@@ -64,8 +65,8 @@ impl Documents {
     }
 }
 
-/// In bash the commands of a program with a hyphen in its name have no completions, since
-/// `clap_complete` writes that name in two ways (clap-rs/clap#6421).
+/// Writes the completions. For bash it repairs a name that `clap_complete` writes in two ways, so
+/// that the commands of a binary with a hyphen have completions too (clap-rs/clap#6421).
 fn write_completions(program: &Command, shell: Shell, out: &mut impl Write) -> io::Result<()> {
     let mut script = Vec::new();
     shell.try_generate(program, &mut script)?;
@@ -75,7 +76,7 @@ fn write_completions(program: &Command, shell: Shell, out: &mut impl Write) -> i
     out.write_all(script.as_bytes())
 }
 
-/// One page, also where the program has commands: each gets a section of its own.
+/// Writes one man page, in which each command has a section.
 fn write_man_page(program: &Command, out: &mut impl Write) -> io::Result<()> {
     let page = Man::new(program.clone());
     page.render_title(out)?;
@@ -89,14 +90,14 @@ fn write_man_page(program: &Command, out: &mut impl Write) -> io::Result<()> {
     {
         writeln!(out, ".SH \"{} {}\"", program.get_name(), command.get_name())?;
         let own = command.clone().mut_args(|arg| {
-            let told_above = arg.is_global_set();
-            arg.hide(told_above)
+            let is_shown_above = arg.is_global_set();
+            arg.hide(is_shown_above)
         });
         let section = Man::new(own);
         let mut text = Vec::new();
         section.render_description_section(&mut text)?;
         section.render_options_section(&mut text)?;
-        // A man page has sections and below them subsections.
+        // These sections become subsections of the command's section.
         let text = String::from_utf8_lossy(&text).replace(".SH ", ".SS ");
         out.write_all(text.as_bytes())?;
     }
@@ -108,14 +109,14 @@ fn write_man_page(program: &Command, out: &mut impl Write) -> io::Result<()> {
             writeln!(out, ".SH ENVIRONMENT")?;
         }
         let flag = flag.replace('-', "\\-");
-        writeln!(out, ".TP\n{}\nstands for \\-\\-{flag}", variable.display())?;
+        writeln!(out, ".TP\n{}\nSets \\-\\-{flag}.", variable.display())?;
     }
     let help = program
         .get_after_help()
         .map(ToString::to_string)
         .unwrap_or_default();
     let (examples, notes) = help.split_once("\n\n").unwrap_or((&help, ""));
-    // As they stand: a man page would fill the lines.
+    // With .nf the lines stay as they are.
     let examples = examples.lines().skip(1).collect::<Vec<_>>().join("\n");
     writeln!(
         out,
