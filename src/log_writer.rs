@@ -58,14 +58,19 @@ impl LogWriter {
     /// Starts the thread that writes the queued lines to `out`.
     ///
     /// # Errors
-    /// Returns an error if the thread cannot be spawned.
+    /// Returns an error if the thread cannot be spawned or there is no memory for the queue.
     pub fn start(out: impl Write + Send + 'static) -> io::Result<Self> {
         let writer = Self::default();
         let shared = Arc::clone(&writer.0);
+        // The queue never grows later: if the system is short of memory then, a failed allocation
+        // would end the process.
+        let mut batch = Vec::new();
+        batch.try_reserve_exact(QUEUE_LIMIT)?;
+        writer.0.lock().pending.try_reserve_exact(QUEUE_LIMIT)?;
         thread::Builder::new()
             .name("log".to_owned())
             .stack_size(STACK_SIZE)
-            .spawn(move || shared.write_to(out))?;
+            .spawn(move || shared.write_to(out, batch))?;
         Ok(writer)
     }
 
@@ -107,14 +112,13 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write_to(&self, stream: impl Write) {
+    fn write_to(&self, stream: impl Write, mut batch: Vec<u8>) {
         let mut output = Output {
             stream,
             rest: Vec::new(),
             dropped: 0,
             reason: String::new(),
         };
-        let mut batch = Vec::new();
         loop {
             let mut queue = self.lock();
             while queue.pending.is_empty() && !queue.closing {
@@ -157,25 +161,43 @@ impl<W: Write> Output<W> {
     /// Writes `lines` and leaves it empty. If the stream fails, drops the lines that it did not
     /// take, and counts them; the next call reports them.
     fn write_lines(&mut self, lines: &mut Vec<u8>) {
-        let rest = mem::take(&mut self.rest);
-        let report = self.report();
-        let (report_start, report_end) = (rest.len(), rest.len() + report.len());
-        lines.splice(..0, rest.into_iter().chain(report.into_bytes()));
-        let (written, outcome) = write_patiently(&mut self.stream, lines);
-        if written > report_start {
-            self.dropped = 0;
-        }
-        if let Err(error) = outcome {
-            // Whatever of the last line is not written comes first next time.
-            let line_end = match written {
-                0 => report_start,
-                _ => written - 1 + line_length(&lines[written - 1..]),
-            };
-            lines[written..line_end].clone_into(&mut self.rest);
-            let dropped = lines[line_end.max(report_end)..].split_inclusive(|&b| b == b'\n');
-            self.count_dropped(dropped.count(), error.to_string());
+        if let Err((error, unwritten)) = self.try_write_lines(lines) {
+            let dropped = unwritten.split_inclusive(|&b| b == b'\n').count();
+            self.count_dropped(dropped, error.to_string());
         }
         lines.clear();
+    }
+
+    /// Writes the rest of the last line, the report of dropped lines, and `lines`.
+    ///
+    /// # Errors
+    /// Returns the stream's error and the lines of which nothing is written.
+    fn try_write_lines<'a>(&mut self, lines: &'a [u8]) -> Result<(), (io::Error, &'a [u8])> {
+        let rest = mem::take(&mut self.rest);
+        let (written, outcome) = write_patiently(&mut self.stream, &rest);
+        if let Err(error) = outcome {
+            self.rest = rest[written..].to_vec();
+            return Err((error, lines));
+        }
+        let report = self.report();
+        let (written, outcome) = write_patiently(&mut self.stream, report.as_bytes());
+        if written > 0 {
+            self.dropped = 0;
+            self.rest = report.as_bytes()[written..].to_vec();
+        }
+        if let Err(error) = outcome {
+            return Err((error, lines));
+        }
+        let (written, outcome) = write_patiently(&mut self.stream, lines);
+        if let Err(error) = outcome {
+            let line_end = match written {
+                0 => 0,
+                _ => written - 1 + line_length(&lines[written - 1..]),
+            };
+            self.rest = lines[written..line_end].to_vec();
+            return Err((error, &lines[line_end..]));
+        }
+        Ok(())
     }
 
     fn count_dropped(&mut self, count: usize, reason: String) {

@@ -4,9 +4,12 @@
 
 mod common;
 
-use std::io::{Read, Write};
+use std::io::{Read, Write, pipe};
 use std::net::TcpStream;
+use std::process::Stdio;
 use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use common::{Server, echo_server, exchange, noise};
 
@@ -174,4 +177,42 @@ fn server_survives_more_clients_than_its_memory_maps() {
     drop(clients);
     assert_lives(&mut server, "17,000 clients");
     exchange(&server.connect(), b"hello again");
+}
+
+#[test]
+fn unread_log_under_a_memory_limit_does_not_end_the_server() {
+    let (_unread, stderr) = pipe().expect("the system has a pipe");
+    let binary = env!("CARGO_BIN_EXE_echo-server");
+    let arguments = "--host 127.0.0.1 --port 0 -vv --buffer-size 1KiB";
+    let script = format!("ulimit -v 30720 && exec {binary} {arguments}");
+    let mut command = common::command("sh");
+    command.args(["-c", &script]).stdout(Stdio::piped());
+    let server = Server::spawn_as_is(command.stderr(stderr));
+
+    // As many clients as the memory allows.
+    let mut clients = Vec::new();
+    loop {
+        let mut client = server.connect();
+        let timeout = client.read_timeout().expect("the timeout can be read");
+        client
+            .set_read_timeout(Some(Duration::from_millis(500)))
+            .expect("the timeout can be set");
+        client.write_all(b"x").expect("the byte is sent");
+        if client.read_exact(&mut [0]).is_err() {
+            break;
+        }
+        client
+            .set_read_timeout(timeout)
+            .expect("the timeout can be set");
+        clients.push(client);
+    }
+    // Far more lines than the queue holds.
+    let bytes = noise(100_000, 17);
+    thread::scope(|scope| {
+        for client in &clients {
+            scope.spawn(|| assert!(common::send_and_read_all(client, &[&bytes]) == bytes));
+        }
+    });
+    drop(clients);
+    exchange(&server.connect(), b"hello");
 }

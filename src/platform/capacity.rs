@@ -1,6 +1,8 @@
 //! How many connections the system can hold. Beyond that, a new thread may find no memory for its
 //! signal stack, and then the standard library ends the process.
 
+#[cfg(unix)]
+use std::fs;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -77,14 +79,16 @@ pub(crate) fn capacity(size: ConnectionSize) -> Option<Capacity> {
 
 #[cfg(unix)]
 fn open_files() -> Option<Capacity> {
-    /// Files that are not clients: the standard streams, the listener, the waker, some to spare.
-    const RESERVE: u64 = 20;
+    /// For the listener, the waker, and files that are open only for a moment.
+    const RESERVE: u64 = 15;
     let (limit, _) = rlimit::Resource::NOFILE.get().ok()?;
     if limit == rlimit::INFINITY {
         return None;
     }
+    // The standard streams, and what the parent process has left open.
+    let in_use = fs::read_dir("/dev/fd").map_or(3, Iterator::count) as u64;
     Some(Capacity {
-        connections: usize::try_from(limit.saturating_sub(RESERVE)).ok()?,
+        connections: usize::try_from(limit.saturating_sub(in_use + RESERVE)).ok()?,
         reason: format!("only {limit} files can be open (raise it with ulimit -n)"),
     })
 }
@@ -113,8 +117,8 @@ impl MemoryLimit {
     pub(crate) fn check(&self, active: usize) -> io::Result<()> {
         /// What each connection may need to log its end.
         const RESERVE_PER_CONNECTION: usize = 8192;
-        /// What other threads may need in the meantime.
-        const RESERVE: usize = 2_097_152;
+        /// What other threads may need in the meantime: `malloc` takes memory by the megabyte.
+        const RESERVE: usize = 4_194_304;
         if active < self.peak.load(Relaxed) {
             return Ok(());
         }
