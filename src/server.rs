@@ -210,8 +210,11 @@ impl Shared {
             }
             match accepted {
                 Ok(Some((stream, peer))) => {
-                    backoff.reset();
-                    self.spawn(stream, peer);
+                    if self.spawn(stream, peer) {
+                        backoff.reset();
+                    } else {
+                        self.pause(backoff.record_failure());
+                    }
                 }
                 Ok(None) => {}
                 Err(error) => {
@@ -262,18 +265,18 @@ impl Shared {
         }
     }
 
-    /// Spawns the thread that serves a client.
+    /// Spawns the thread that serves a client. Returns whether that succeeds.
     ///
-    /// If that fails, the socket is closed and the permits are released. Other clients are
+    /// If it fails, the socket is closed and the permits are released. Other clients are
     /// unaffected.
-    fn spawn(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+    fn spawn(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) -> bool {
         let permit = self.limiter.acquire();
         let thread_permit = self.threads.acquire();
         let connection = match Connection::new(stream, peer, permit, Arc::clone(self)) {
             Ok(connection) => connection,
             Err(error) => {
                 warn!("{peer} rejected: cannot allocate its buffer ({error})");
-                return;
+                return false;
             }
         };
         let (started, has_started) = mpsc::channel::<()>();
@@ -285,15 +288,16 @@ impl Shared {
                 drop(started);
                 connection.serve();
             });
-        match thread {
+        if let Err(error) = thread {
+            warn!("{peer} rejected: cannot spawn a thread ({error})");
+            return false;
+        }
+        if self.memory_limit.is_some() {
             // The next check for memory must see what this thread takes, so wait until it has
             // started: then it drops its end of the channel.
-            Ok(_) if self.memory_limit.is_some() => {
-                let _ = has_started.recv();
-            }
-            Ok(_) => {}
-            Err(error) => warn!("{peer} rejected: cannot spawn a thread ({error})"),
+            let _ = has_started.recv();
         }
+        true
     }
 
     /// Refuses new clients, serves those in the listen backlog, and waits for all connections.

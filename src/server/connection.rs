@@ -112,6 +112,10 @@ pub(crate) struct Connection {
     idle_since: Instant,
     /// When data last arrived during the drain, as far as this thread has noticed.
     last_arrival: Option<Instant>,
+    /// When the server last made room in a receive buffer that may have been full.
+    window_opened_at: Option<Instant>,
+    /// How many bytes were echoed before the drain last waited for this client.
+    echoed_before_wait: u64,
     bytes_echoed: u64,
 }
 
@@ -141,6 +145,8 @@ impl Connection {
             moved: false,
             idle_since: Instant::now(),
             last_arrival: None,
+            window_opened_at: None,
+            echoed_before_wait: 0,
             bytes_echoed: 0,
         })
     }
@@ -277,12 +283,23 @@ impl Connection {
     /// quiet. Everything it sent is echoed then.
     fn wait_unless_quiet(&mut self) -> ControlFlow<CloseReason> {
         let shutdown = &self.shared.shutdown;
+        // If much has arrived without a pause, the client may have waited for room in the receive
+        // buffer. It needs a round trip to send more.
+        let receive_buffer = SockRef::from(&self.stream).recv_buffer_size();
+        let echoed = self.bytes_echoed - self.echoed_before_wait;
+        if receive_buffer.is_ok_and(|size| echoed >= size as u64 / 4) {
+            self.window_opened_at = Some(Instant::now());
+        }
         loop {
             if shutdown.is_overdue() {
                 return Break(CloseReason::ForciblyClosed);
             }
             let started = Instant::now();
-            let quiet_at = shutdown.quiet_at(TcpInfo::of(&self.stream), self.last_arrival);
+            let quiet_at = shutdown.quiet_at(
+                TcpInfo::of(&self.stream),
+                self.last_arrival,
+                self.window_opened_at,
+            );
             let deadline = [Some(quiet_at), shutdown.deadline()]
                 .into_iter()
                 .flatten()
@@ -292,6 +309,7 @@ impl Connection {
                     if started.elapsed() > Duration::from_millis(1) {
                         // The data was not there before: it has just arrived.
                         self.last_arrival = Some(Instant::now());
+                        self.echoed_before_wait = self.bytes_echoed;
                     }
                     shutdown.record_arrival();
                     return Continue(());

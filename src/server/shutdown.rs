@@ -110,15 +110,22 @@ impl Shutdown {
     /// What the client sent before the shutdown request may still be in flight. On a slow link it
     /// arrives with pauses as long as the connection's round trips and retransmissions, so these
     /// decide. If the system does not report them in `info`, fixed times and `last_arrival` do:
-    /// when data of this client last arrived during the drain.
-    pub(crate) fn quiet_at(&self, info: Option<TcpInfo>, last_arrival: Option<Instant>) -> Instant {
+    /// when data of this client last arrived during the drain. `window_opened_at` is when the
+    /// server last made room for data that the client could not send before.
+    pub(crate) fn quiet_at(
+        &self,
+        info: Option<TcpInfo>,
+        last_arrival: Option<Instant>,
+        window_opened_at: Option<Instant>,
+    ) -> Instant {
         let now = Instant::now();
         let (rtt, rto, last_arrival) = match info {
             Some(info) => (info.rtt, info.rto, now.checked_sub(info.last_received)),
             None => (Duration::ZERO, MIN_RTO, last_arrival),
         };
         let requested_at = self.requested_at.get().copied().unwrap_or(now);
-        let earliest = requested_at + MIN_QUIET_PERIOD.max(rtt);
+        let earliest =
+            requested_at.max(window_opened_at.unwrap_or(requested_at)) + MIN_QUIET_PERIOD.max(rtt);
         let Some(mut last_arrival) = last_arrival else {
             return earliest;
         };
@@ -129,7 +136,9 @@ impl Shutdown {
             let limit = requested_at + SHARED_LINK_TIMEOUT.min(self.timeout / 4);
             last_arrival = last_arrival.max(arrival_of_any.min(limit));
         }
-        earliest.max(last_arrival + quiet_period(rto))
+        // Delays that vary much make the timeout long. A quiet client must not be kept until it is
+        // forcibly closed.
+        earliest.max(last_arrival + quiet_period(rto).min(self.timeout / 2))
     }
 
     fn last_arrival(&self) -> MutexGuard<'_, Option<Instant>> {
