@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::signal::{self, Signal};
-use common::{PATIENCE, Server, echo_client, end, listen, nobody};
+use common::{PATIENCE, Server, closed_port, echo_client, end, listen};
 use serde_json::Value;
 
 /// The command `echo-client bench` for a run as short as can be, unless the arguments say more.
@@ -241,7 +241,7 @@ fn no_connection_is_closed_with_rst() {
             &mut bench(server.address, &["--mode", mode, "--timeout", "20s"]),
             0,
         );
-        server.stop();
+        server.shut_down();
         let log = server.rest_of_log().join("\n");
         assert!(
             log.contains("closed by client") && !log.contains("reset"),
@@ -481,7 +481,7 @@ fn a_silent_server_is_a_timeout() {
 
 #[test]
 fn without_a_server_it_is_one_sentence() {
-    let (_nobody, address) = nobody();
+    let (_nobody, address) = closed_port();
     let output = end(bench(address, &[]).spawn().expect("the client starts"));
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(
@@ -665,14 +665,14 @@ fn after_the_run_the_first_ctrl_c_ends_it() {
 #[cfg(target_os = "linux")]
 fn a_second_ctrl_c_ends_it_at_once() {
     use socket2::{Domain, Socket, Type};
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket can be had");
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket can be created");
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     socket
         .bind(&any.into())
         .and_then(|()| socket.listen(0))
-        .expect("a port can be had");
+        .expect("a port is free");
     let listener = std::net::TcpListener::from(socket);
-    let address = listener.local_addr().expect("it has an address");
+    let address = listener.local_addr().expect("the socket has an address");
     let options = ["--connections", "8", "--timeout", "1h"];
     let mut client = bench(address, &options).spawn().expect("it starts");
     let _first = common::accept(&listener);

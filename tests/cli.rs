@@ -60,7 +60,7 @@ fn linux_a_privileged_port_is_told_with_the_address_and_what_to_do() {
     use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
     let first = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
     if first.is_ok_and(|first| first.trim().parse().is_ok_and(|first: u16| first <= 7)) {
-        return common::leave_out(format_args!("a privileged port: this system has none"));
+        return common::skip(format_args!("a privileged port: this system has none"));
     }
     if rustix::process::geteuid().is_root() {
         // Of this test's thread, and so of the server that it spawns.
@@ -254,7 +254,7 @@ fn log_of_a_visit(command: &mut Command) -> Option<String> {
         common::send_and_read_all(&server.connect(), &[b"hello\x1b[2J\r\n"]),
         b"hello\x1b[2J\r\n"
     );
-    assert_eq!(server.stop().code(), Some(0));
+    assert_eq!(server.shut_down().code(), Some(0));
     assert_eq!(
         server.rest_of_stdout(),
         "",
@@ -312,7 +312,7 @@ fn an_invalid_rust_log_is_logged_and_ignored() {
         "the log is as without it: {log}"
     );
 
-    let (reader, stderr) = std::io::pipe().expect("a pipe can be had");
+    let (reader, stderr) = std::io::pipe().expect("a pipe can be created");
     drop(reader);
     let mut command = echo_server();
     command

@@ -5,7 +5,7 @@ mod common;
 
 use std::process::Command;
 
-use common::{Server, command, echo_client, nobody, run};
+use common::{Server, closed_port, command, echo_client, run};
 
 /// Runs a client that fails; what it says on stderr. Nothing must be on stdout.
 fn fails(client: &mut Command, code: i32) -> String {
@@ -29,7 +29,7 @@ fn cannot_connect(client: &mut Command) -> String {
 
 #[test]
 fn a_refused_connection_is_told_with_the_address_and_what_to_do() {
-    let (_nobody, address) = nobody();
+    let (_nobody, address) = closed_port();
     for arguments in [&[][..], &["test"], &["test", "--json"]] {
         let message = cannot_connect(echo_client(address).args(arguments));
         assert!(message.contains(&format!("cannot connect to {address}: connection refused")));
@@ -72,7 +72,7 @@ fn an_address_without_a_way_to_it_is_told_with_the_address_and_what_to_do() {
 fn linux_a_server_that_does_not_accept_is_told_after_the_timeout() {
     use std::net::TcpStream;
     use std::time::Duration;
-    let (listener, address) = nobody();
+    let (listener, address) = closed_port();
     listener.listen(0).expect("it can listen");
     let soon = Duration::from_millis(200);
     // Linux drops the SYN of who does not fit into the queue.
@@ -106,7 +106,7 @@ fn a_host_may_be_a_name() {
 
 #[test]
 fn options_may_stand_before_or_after_the_command() {
-    let (_nobody, address) = nobody();
+    let (_nobody, address) = closed_port();
     let port = address.port().to_string();
     for arguments in [["--port", &port, "test"], ["test", "--port", &port]] {
         let mut client = command(env!("CARGO_BIN_EXE_echo-client"));

@@ -12,12 +12,13 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use common::{Server, echo_client, failures, judge, listen, reset_on_close, run};
+use common::conformance::{failures, run_suite};
+use common::{Server, echo_client, listen, reset_on_close, run};
 use serde_json::Value;
 
 /// Asserts that the server passes.
 fn passes(address: SocketAddr) {
-    let (report, code) = judge(address, "20s");
+    let (report, code) = run_suite(address, "20s");
     assert_eq!(failures(&report), Vec::<[&str; 3]>::new());
     assert_eq!((code, &report["failed"]), (Some(0), &Value::from(0)));
 }
@@ -222,7 +223,7 @@ macro_rules! broken_servers {
         $(
             #[test]
             fn $serve() {
-                let (report, code) = judge(serve(servers::$serve), "1s");
+                let (report, code) = run_suite(serve(servers::$serve), "1s");
                 assert_eq!(code, Some(1));
                 let failures = failures(&report);
                 let [_, expected, got] = failures
@@ -236,7 +237,7 @@ macro_rules! broken_servers {
 
         #[test]
         fn each_check_has_a_server_that_fails_it() {
-            let (report, _) = judge(Server::start(&[]).address, "20s");
+            let (report, _) = run_suite(Server::start(&[]).address, "20s");
             let checks = report["checks"].as_array().expect("there is a list of checks");
             for check in checks {
                 assert!([$($check),*].iter().any(|name| check["name"] == **name), "{check}");

@@ -19,7 +19,7 @@ const PROGRAMS: [&str; 1] = [env!("CARGO_BIN_EXE_echo-server")];
 const SHELLS: [&str; 5] = ["bash", "elvish", "fish", "powershell", "zsh"];
 
 fn stdout(command: &mut Command) -> String {
-    let output = command.output().expect("it can be spawned");
+    let output = command.output().expect("the program can be spawned");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && stderr.is_empty(), "{stderr}");
     String::from_utf8(output.stdout).expect("it is text")
@@ -174,7 +174,7 @@ fn a_pager_that_leaves_early_is_no_failure() {
         &["--completions", "fish"],
     ] {
         for program in PROGRAMS {
-            let (reader, writer) = pipe().expect("a pipe can be had");
+            let (reader, writer) = pipe().expect("a pipe can be created");
             drop(reader);
             let mut command = command(program);
             let output = command
@@ -182,7 +182,7 @@ fn a_pager_that_leaves_early_is_no_failure() {
                 .stdout(writer)
                 .stderr(Stdio::piped())
                 .output();
-            let output = output.expect("it can be spawned");
+            let output = output.expect("the program can be spawned");
             assert!(
                 output.status.success() && output.stderr.is_empty(),
                 "{output:?}"
@@ -202,7 +202,7 @@ fn a_full_disk_is_told() {
                 .open("/dev/full")
                 .expect("it is there");
             let output = command(program).arg(document).stdout(full).output();
-            let output = output.expect("it can be spawned");
+            let output = output.expect("the program can be spawned");
             let stderr = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(1), "{stderr}");
             assert!(stderr.contains("cannot write to stdout: "), "{stderr}");

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::signal::{self, Signal};
-use common::{Server, exchange, fill, read_until_fin};
+use common::{Server, exchange, fill, local_address, local_server, read_until_fin};
 
 /// Unix alone can pause a program.
 #[test]
@@ -21,7 +21,7 @@ fn clients_in_the_kernels_queue_are_served_then_get_fin() {
     for (number, mut client) in clients.iter().enumerate() {
         client
             .write_all(&noise(1000, number as u64))
-            .expect("the bytes go out");
+            .expect("the bytes are sent");
     }
     server.signal(Signal::TERM);
     server.signal(Signal::CONT);
@@ -70,7 +70,7 @@ fn bytes_that_come_shortly_after_the_stop_come_back_too() {
         if was_late && !echo.as_ref().is_ok_and(|echo| echo == b"on their way") {
             continue;
         }
-        assert_eq!(echo.expect("the bytes go out"), b"on their way");
+        assert_eq!(echo.expect("the bytes are sent"), b"on their way");
         drop(client);
         assert_eq!(server.wait().code(), Some(0));
         return;
@@ -115,7 +115,7 @@ fn linux_the_server_stays_as_long_as_the_system_has_yet_to_send_what_a_client_is
     let mut client = common::connect_with_buffer(server.address, 4096);
     // Small enough for the server to have written it all: it is the system that still has it.
     let sent = common::noise(60_000, 9);
-    client.write_all(&sent).expect("the bytes go out");
+    client.write_all(&sent).expect("the bytes are sent");
     server.signal(Signal::TERM);
     server.wait_for_log("shutting down: ");
     // Longer than a server takes to leave a client that it owes nothing.
@@ -137,8 +137,8 @@ fn linux_what_the_system_cannot_send_holds_a_stop_up_until_the_shutdown_timeout(
     let mut client = common::connect_with_buffer(server.address, 4096);
     client
         .write_all(&common::noise(60_000, 9))
-        .expect("the bytes go out");
-    assert_eq!(server.stop().code(), Some(0));
+        .expect("the bytes are sent");
+    assert_eq!(server.shut_down().code(), Some(0));
     server.wait_for_log("disconnected: forcibly closed, 60000 bytes echoed");
     server.wait_for_log("shut down: 1 client served, 1 forcibly closed, ");
 }
@@ -204,12 +204,10 @@ fn a_shutdown_timeout_of_zero_cuts_everybody_off_at_once() {
     if !signal::can_be_sent() {
         return;
     }
-    let mut command = common::echo_server();
-    command.env("ECHO_SERVER_SHUTDOWN_TIMEOUT", "0s");
-    let mut server = Server::spawn(command.args(["--host", "127.0.0.1", "--port", "0"]));
+    let mut server = Server::spawn(local_server().env("ECHO_SERVER_SHUTDOWN_TIMEOUT", "0s"));
     let client = server.connect();
     exchange(&client, b"hello");
-    assert_eq!(server.stop().code(), Some(0));
+    assert_eq!(server.shut_down().code(), Some(0));
     server.wait_for_log("shut down: 1 client served, 1 forcibly closed, 5 bytes echoed");
 }
 
@@ -222,8 +220,8 @@ fn who_waits_for_a_place_until_the_shutdown_timeout_is_cut_off_and_counted() {
     let inside = server.connect();
     fill(&inside);
     let waiting = server.connect();
-    assert_eq!(server.stop().code(), Some(0));
-    let address = waiting.local_addr().expect("it has an address");
+    assert_eq!(server.shut_down().code(), Some(0));
+    let address = local_address(&waiting);
     server.wait_for_log(&format!("{address} forcibly closed in the listen backlog"));
     server.wait_for_log("shut down: 1 client served, 2 forcibly closed, ");
 }
@@ -250,7 +248,7 @@ fn the_idle_timeout_holds_during_the_stop_too() {
     };
     let client = server.connect();
     fill(&client);
-    assert_eq!(server.stop().code(), Some(0));
+    assert_eq!(server.shut_down().code(), Some(0));
     server.wait_for_log("disconnected: idle timeout, ");
 }
 

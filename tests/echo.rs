@@ -3,11 +3,12 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::TcpStream;
 use std::thread;
 
 use common::{
-    Server, echo_server, exchange, fill, noise, read_until_fin, reset, send_and_read_all,
+    Server, echo_server, exchange, fill, half_close, local_address, noise, read_until_fin, reset,
+    send_and_read_all,
 };
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -89,7 +90,7 @@ fn the_powershell_one_liner_gets_its_line_back() {
     // What the README's one-liner sends: the bytes of "hello" and CR LF; and it reads one line.
     let server = Server::start(&[]);
     let mut client = server.connect();
-    client.write_all(b"hello\r\n").expect("the line goes out");
+    client.write_all(b"hello\r\n").expect("the line is sent");
     let mut line = [0; 7];
     client.read_exact(&mut line).expect("the line comes back");
     assert_eq!(&line, b"hello\r\n");
@@ -99,10 +100,10 @@ fn the_powershell_one_liner_gets_its_line_back() {
 fn an_urgent_byte_comes_back_among_the_others() {
     let server = Server::start(&[]);
     let mut client = server.connect();
-    client.write_all(b"abc").expect("the bytes go out");
+    client.write_all(b"abc").expect("the bytes are sent");
     socket2::SockRef::from(&client)
         .send_out_of_band(b"!")
-        .expect("the byte goes out");
+        .expect("the byte is sent");
     assert_eq!(send_and_read_all(&client, &[b"def"]), b"abc!def");
 }
 
@@ -118,7 +119,7 @@ fn a_message_without_a_newline_comes_back_at_once() {
 fn a_client_that_half_closes_at_once_gets_fin_and_no_byte() {
     let server = Server::start(&[]);
     let client = server.connect();
-    client.shutdown(Shutdown::Write).expect("FIN goes out");
+    half_close(&client);
     assert_eq!(read_until_fin(&client), b"");
 }
 
@@ -135,7 +136,7 @@ fn a_client_that_sends_20_mb_and_half_closes_and_reads_late_gets_every_byte_then
         "{} bytes came back",
         echo.len()
     );
-    let departure = server.wait_for_departure(client.local_addr().expect("it has an address"));
+    let departure = server.wait_for_disconnect(local_address(&client));
     assert!(
         departure.contains("closed by client, 20000000 bytes echoed"),
         "{departure}"
@@ -181,12 +182,12 @@ fn a_reset_in_the_middle_of_a_stream_is_logged_as_one_and_harms_nobody_else() {
     let server = Server::start(&[]);
     let neighbour = server.connect();
     let rude = server.connect();
-    let address = rude.local_addr().expect("it has an address");
+    let address = local_address(&rude);
     // The server has more to write, and cannot but meet the reset. One that came while it waits for
     // bytes would be told as their end by Wine.
     fill(&rude);
     reset(rude);
-    let departure = server.wait_for_departure(address);
+    let departure = server.wait_for_disconnect(address);
     assert!(departure.contains("reset by client"), "{departure}");
     exchange(&neighbour, b"after");
 }
@@ -205,7 +206,7 @@ fn the_ipv6_wildcard_serves_both_versions_and_tells_an_ipv4_peer_plainly() {
         let client =
             common::connect((host.parse::<std::net::IpAddr>().expect("it is one"), port).into());
         exchange(&client, host.as_bytes());
-        let address = client.local_addr().expect("it has an address");
+        let address = local_address(&client);
         server.wait_for_log(&format!("{address} connected"));
     }
 }

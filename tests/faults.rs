@@ -8,7 +8,7 @@ use std::net::TcpStream;
 use std::process::Stdio;
 
 use common::signal;
-use common::{Server, echo_server, exchange, fill, noise, reset};
+use common::{Server, echo_server, exchange, fill, local_address, noise, reset};
 
 /// Unix alone can pause a program.
 #[test]
@@ -52,11 +52,11 @@ fn a_flood_of_connects_and_resets_is_two_lines_a_client_in_the_log() {
         }
     }
     let last = server.connect();
-    let address = last.local_addr().expect("it has an address");
+    let address = local_address(&last);
     exchange(&last, b"all those before were in the queue before it");
     drop(last);
-    server.wait_for_departure(address);
-    assert_eq!(server.stop().code(), Some(0));
+    server.wait_for_disconnect(address);
+    assert_eq!(server.shut_down().code(), Some(0));
     let log = server.rest_of_log();
     let about = |text: &str| log.iter().filter(|line| line.contains(text)).count();
     // Not every system gives the server a client that has reset before its turn came.
@@ -74,7 +74,7 @@ fn a_flood_of_connects_and_resets_is_two_lines_a_client_in_the_log() {
 
 #[test]
 fn a_log_that_nobody_reads_stops_neither_the_service_nor_the_stop() {
-    let (_nobody_reads, stderr) = pipe().expect("a pipe can be had");
+    let (_nobody_reads, stderr) = pipe().expect("a pipe can be created");
     let mut command = echo_server();
     command.args([
         "--host",
@@ -92,7 +92,7 @@ fn a_log_that_nobody_reads_stops_neither_the_service_nor_the_stop() {
     assert!(common::send_and_read_all(&client, &[&bytes]) == bytes);
     exchange(&server.connect(), b"hello");
     if signal::can_be_sent() {
-        assert_eq!(server.stop().code(), Some(0));
+        assert_eq!(server.shut_down().code(), Some(0));
     }
 }
 
@@ -105,7 +105,7 @@ fn payload_cannot_forge_a_line_of_the_log_nor_drive_the_terminal() {
     exchange(&server.connect(), forged);
     exchange(&server.connect(), &vec![b'\n'; 100_000]);
     server.wait_for_logs(2, "disconnected: closed by client");
-    assert_eq!(server.stop().code(), Some(0));
+    assert_eq!(server.shut_down().code(), Some(0));
     let log = server.rest_of_log();
     let cut = format!("sent {}… and ", r"\n".repeat(64));
     assert!(log.iter().any(|line| line.contains(&cut)), "{log:?}");

@@ -16,7 +16,7 @@ use common::signal::Signal;
 use common::tools::Haproxy;
 use common::{
     PATIENCE, Server, connect_from, echo_server, exchange, fill, noise, read_until_fin,
-    readme_block, reserve, send_and_read_all, wait_until,
+    readme_block, reserve_port, send_and_read_all, wait_until,
 };
 use socket2::Socket;
 
@@ -36,7 +36,7 @@ const NAMES: [&str; 3] = ["one", "two", "three"];
 
 impl Cluster {
     fn start() -> Option<Self> {
-        let reserved = [reserve(), reserve(), reserve()];
+        let reserved = [reserve_port(), reserve_port(), reserve_port()];
         let servers = reserved
             .each_ref()
             .map(|(_, address)| start_server(*address));
@@ -184,7 +184,7 @@ fn connect(front: SocketAddr) -> TcpStream {
 }
 
 fn local_address(client: &TcpStream) -> SocketAddr {
-    client.local_addr().expect("it has an address")
+    common::local_address(client)
 }
 
 /// A client that behaves: it reads all the time, and after FIN it connects again and goes on where
@@ -284,7 +284,7 @@ impl Client {
         };
         stream
             .set_read_timeout(Some(Duration::from_secs(1)))
-            .expect("a timeout can be set");
+            .expect("the timeout can be set");
         match stream.read(&mut [0]) {
             Ok(0) => self.is_left(&stream),
             Ok(_) => panic!("there is more than what was sent"),
@@ -292,7 +292,7 @@ impl Client {
                 assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}");
                 stream
                     .set_read_timeout(Some(PATIENCE))
-                    .expect("a timeout can be set");
+                    .expect("the timeout can be set");
                 *connection = Some(stream);
             }
         }
@@ -397,10 +397,10 @@ impl Drop for End<'_> {
 #[cfg(feature = "client")]
 mod conformance {
     use super::{Cluster, Haproxy, Server, readme_block, replace};
-    use crate::common::{failures, judge};
+    use crate::common::conformance::{failures, run_suite};
 
     fn assert_passes_through(haproxy: &Haproxy, servers: &[Server]) {
-        let (report, code) = judge(haproxy.address, "20s");
+        let (report, code) = run_suite(haproxy.address, "20s");
         // What the servers have to say, beside the good ends, where something is wrong.
         let log = || -> Vec<String> {
             let lines = servers.iter().flat_map(Server::log);

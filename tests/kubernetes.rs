@@ -6,7 +6,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Server, connect, echo_server, exchange, readme_block};
+use common::{Server, connect, echo_server, exchange, local_address, readme_block};
 use jiff::fmt::friendly::SpanParser;
 use yaml_rust2::{Yaml, YamlLoader};
 
@@ -132,9 +132,9 @@ fn the_server_starts_with_the_arguments_and_takes_a_probe_for_what_it_is() {
     let (server, _) = start(&deployment);
     // As the kubelet does it.
     let probe = connect(server.address);
-    let address = probe.local_addr().expect("it has an address");
+    let address = local_address(&probe);
     drop(probe);
-    let departure = server.wait_for_departure(address);
+    let departure = server.wait_for_disconnect(address);
     assert!(
         departure.contains("closed by client, 0 bytes echoed"),
         "{departure}"
@@ -146,7 +146,7 @@ fn the_server_starts_with_the_arguments_and_takes_a_probe_for_what_it_is() {
 fn the_grace_period_is_long_enough_for_the_pause_and_the_stop() {
     let (deployment, _) = manifest();
     let (mut server, _) = start(&deployment);
-    assert_eq!(server.stop().code(), Some(0));
+    assert_eq!(server.shut_down().code(), Some(0));
     let line = server.wait_for_log("shutting down: waiting up to ");
     let timeout = line
         .split(' ')

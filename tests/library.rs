@@ -13,8 +13,8 @@ use echo_server::{Config, Server, ShutdownHandle};
 /// A server that runs in a thread of the test's.
 fn run(mut config: Config) -> (SocketAddr, ShutdownHandle, JoinHandle<()>) {
     config.address = ([127, 0, 0, 1], 0).into();
-    let server = Server::bind(config).expect("a port can be had");
-    let address = server.local_addr().expect("it has an address");
+    let server = Server::bind(config).expect("a port is free");
+    let address = server.local_addr().expect("the server has an address");
     (
         address,
         server.shutdown_handle(),
@@ -33,7 +33,7 @@ fn a_stop_before_run_is_heeded() {
         address: ([127, 0, 0, 1], 0).into(),
         ..Config::default()
     };
-    let server = Server::bind(config).expect("a port can be had");
+    let server = Server::bind(config).expect("a port is free");
     let stop = server.shutdown_handle();
     assert!(!stop.is_shutdown());
     stop.shutdown();

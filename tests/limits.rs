@@ -7,12 +7,12 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Server, echo_server, exchange, fill, read_until_fin};
+use common::{Server, exchange, fill, local_address, local_server, read_until_fin};
 
 /// Connects, and sends a byte that will be echoed once the server has a place.
 fn knock(server: &Server) -> TcpStream {
     let mut client = server.connect();
-    client.write_all(b"k").expect("the byte goes out");
+    client.write_all(b"k").expect("the byte is sent");
     client
 }
 
@@ -24,7 +24,7 @@ fn is_let_in(client: &TcpStream) {
 }
 
 fn address(client: &TcpStream) -> String {
-    client.local_addr().expect("it has an address").to_string()
+    local_address(client).to_string()
 }
 
 #[test]
@@ -77,9 +77,7 @@ fn clients_over_the_limit_wait_and_are_served_in_order_as_places_come_free() {
 
 #[test]
 fn the_limit_comes_from_its_variable_too() {
-    let mut command = echo_server();
-    command.env("ECHO_SERVER_MAX_CONNECTIONS", "1");
-    let server = Server::spawn(command.args(["--host", "127.0.0.1", "--port", "0"]));
+    let server = Server::spawn(local_server().env("ECHO_SERVER_MAX_CONNECTIONS", "1"));
     is_let_in(&knock(&server));
     server.wait_for_log("connection limit reached (1)");
 }
@@ -126,9 +124,7 @@ fn a_client_that_never_speaks_and_one_that_spoke_are_closed_with_fin_once_idle()
 
 #[test]
 fn a_client_that_sends_and_never_reads_is_idle_too_and_harms_nobody() {
-    let mut command = echo_server();
-    command.env("ECHO_SERVER_IDLE_TIMEOUT", "2s");
-    let server = Server::spawn(command.args(["--host", "127.0.0.1", "--port", "0"]));
+    let server = Server::spawn(local_server().env("ECHO_SERVER_IDLE_TIMEOUT", "2s"));
     let stuck = server.connect();
     let address = address(&stuck);
     fill(&stuck);

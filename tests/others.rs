@@ -6,8 +6,9 @@ mod common;
 
 use std::process::{Command, Stdio};
 
-use common::tools::{Tool, wait_until_it_listens};
-use common::{Log, failures, judge, reserve};
+use common::conformance::{failures, run_suite};
+use common::tools::{Tool, wait_until_listening};
+use common::{Log, reserve_port};
 
 /// A process for each client, and a queue of five.
 #[test]
@@ -27,7 +28,7 @@ fn socat_passes() {
         .next_back()
         .and_then(|address| address.parse().ok());
 
-    let (report, code) = judge(address.expect("an address"), "20s");
+    let (report, code) = run_suite(address.expect("an address"), "20s");
     assert_eq!(failures(&report), Vec::<[String; 3]>::new());
     assert_eq!(code, Some(0));
 }
@@ -36,7 +37,7 @@ fn socat_passes() {
 /// the client's FIN it leaves without what is still in `cat`. `nc -N` loses bytes with it too.
 #[test]
 fn ncat_passes_but_for_streams_of_megabytes() {
-    let (_reserved, address) = reserve();
+    let (_reserved, address) = reserve_port();
     let mut command = Command::new("ncat");
     command.args([
         "-l",
@@ -49,9 +50,9 @@ fn ncat_passes_but_for_streams_of_megabytes() {
     let Some(_ncat) = Tool::start(&mut command) else {
         return;
     };
-    wait_until_it_listens(address);
+    wait_until_listening(address);
 
-    let (report, _) = judge(address, "10s");
+    let (report, _) = run_suite(address, "10s");
     let failures = failures(&report);
     let known = [
         "64 MiB both ways at once",

@@ -12,7 +12,7 @@ use rustix::io::ioctl_fionbio;
 
 /// A pipe that takes no byte until its reader reads. It holds `x` alone.
 fn full_pipe() -> (PipeReader, PipeWriter) {
-    let (reader, mut writer) = pipe().expect("a pipe can be had");
+    let (reader, mut writer) = pipe().expect("a pipe can be created");
     ioctl_fionbio(&writer, true).expect("the mode can be set");
     while writer.write(b"x").is_ok() {}
     ioctl_fionbio(&writer, false).expect("the mode can be set");
@@ -43,7 +43,7 @@ fn a_full_stdout_gets_the_ready_line_once_it_is_read() {
     reader.read_line(&mut line).expect("stdout is text");
     let ready_line = format!("Server listening on {}\n", server.address);
     assert_eq!(line.trim_start_matches('x'), ready_line);
-    assert_eq!(server.stop().code(), Some(0));
+    assert_eq!(server.shut_down().code(), Some(0));
     let mut rest = String::new();
     reader.read_to_string(&mut rest).expect("stdout is text");
     assert_eq!(rest, "");
@@ -55,7 +55,7 @@ fn an_unread_stdout_does_not_prevent_the_shutdown() {
     let (_reader, stdout) = full_pipe();
     let mut server = start(stdout);
     exchange(&server.connect(), b"hello");
-    assert_eq!(server.stop().code(), Some(0));
+    assert_eq!(server.shut_down().code(), Some(0));
 }
 
 /// Takes a second: `fill` waits half a second for the server to stop reading.
@@ -87,7 +87,7 @@ fn an_unread_stderr_does_not_prevent_exit_code_1() {
     let mut child = cannot_start(address.port())
         .stderr(stderr)
         .spawn()
-        .expect("it can be spawned");
+        .expect("the program can be spawned");
     let status = common::wait(&mut child);
     let _ = child.kill();
     assert_eq!(status.expect("it ends").code(), Some(1));
@@ -100,7 +100,7 @@ fn a_full_stderr_gets_the_error_line_after_the_log() {
     let mut child = cannot_start(address.port())
         .stderr(stderr)
         .spawn()
-        .expect("it can be spawned");
+        .expect("the program can be spawned");
     let mut output = String::new();
     reader.read_to_string(&mut output).expect("stderr is text");
     let lines: Vec<&str> = output.trim_start_matches('x').lines().collect();
@@ -141,7 +141,7 @@ fn a_full_disk_drops_whole_log_lines_and_counts_them() {
         exchange(&server.connect(), b"hello");
     }
     limit_file_size(&server, None);
-    assert_eq!(server.stop().code(), Some(0));
+    assert_eq!(server.shut_down().code(), Some(0));
 
     let log = fs::read_to_string(&path).expect("the log is text");
     let _ = fs::remove_file(&path);
@@ -175,5 +175,6 @@ fn limit_file_size(server: &Server, limit: Option<u64>) {
         current: limit.or(maximum),
         maximum,
     };
-    prlimit(Some(Pid::from_child(&server.child)), Resource::Fsize, limit).expect("it can be set");
+    prlimit(Some(Pid::from_child(&server.child)), Resource::Fsize, limit)
+        .expect("the timeout can be set");
 }

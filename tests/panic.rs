@@ -35,19 +35,19 @@ fn a_panic_in_a_clients_thread_costs_that_client_alone_and_frees_its_place() {
         max_connections: 2,
         ..Config::default()
     });
-    let server = server.expect("a port can be had");
-    let address = server.local_addr().expect("it has an address");
+    let server = server.expect("a port is free");
+    let address = server.local_addr().expect("the server has an address");
     let stop = server.shutdown_handle();
     let running = thread::spawn(|| server.run());
     let connect = || {
         let stream = TcpStream::connect(address).expect("the server accepts");
         stream
             .set_read_timeout(Some(Duration::from_secs(20)))
-            .expect("it can be set");
+            .expect("the timeout can be set");
         stream
     };
     let echoes = |mut stream: &TcpStream, message: &[u8]| {
-        stream.write_all(message).expect("the message goes out");
+        stream.write_all(message).expect("the message is sent");
         let mut echo = vec![0; message.len()];
         stream.read_exact(&mut echo).is_ok_and(|()| echo == message)
     };

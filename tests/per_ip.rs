@@ -5,7 +5,7 @@ mod common;
 use std::io::Read;
 use std::net::TcpStream;
 
-use common::{Server, echo_server, exchange};
+use common::{Server, exchange, local_server};
 
 /// The server closes the connection of one who has sent nothing.
 fn is_turned_away(mut client: TcpStream) {
@@ -87,9 +87,7 @@ fn by_default_one_address_may_have_all_places() {
 
 #[test]
 fn the_limit_comes_from_its_variable_too() {
-    let mut command = echo_server();
-    command.env("ECHO_SERVER_MAX_CONNECTIONS_PER_IP", "1");
-    let server = Server::spawn(command.args(["--host", "127.0.0.1", "--port", "0"]));
+    let server = Server::spawn(local_server().env("ECHO_SERVER_MAX_CONNECTIONS_PER_IP", "1"));
     let client = server.connect();
     exchange(&client, b"hello");
     is_turned_away(server.connect());
@@ -104,7 +102,7 @@ fn those_turned_away_do_not_count_as_served() {
     is_turned_away(server.connect());
     drop(client);
     server.wait_for_log("closed by client");
-    assert_eq!(server.stop().code(), Some(0));
+    assert_eq!(server.shut_down().code(), Some(0));
     server.wait_for_log("shut down: 1 client served, 0 forcibly closed, 5 bytes echoed");
 }
 

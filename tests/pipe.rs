@@ -295,7 +295,10 @@ fn linux_a_full_disk_is_told() {
         .stdin(Stdio::piped())
         .stdout(full)
         .stderr(Stdio::piped());
-    let message = failure(&send(client.spawn().expect("it can be spawned"), b"hello"));
+    let message = failure(&send(
+        client.spawn().expect("the program can be spawned"),
+        b"hello",
+    ));
     assert!(
         message.contains("cannot write to stdout: No space left"),
         "{message}"

@@ -3,11 +3,11 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Server, echo_server, exchange, read_until_fin};
+use common::{Server, exchange, half_close, local_address, local_server, read_until_fin};
 use proxy_header::{ProxiedAddress, ProxyHeader};
 
 const V1: &[u8] = b"PROXY TCP4 198.51.100.7 192.0.2.1 4321 54000\r\n";
@@ -19,7 +19,7 @@ fn start(arguments: &[&str]) -> Server {
 
 /// A header of version 2 for a client at `source`.
 fn v2(source: &str) -> Vec<u8> {
-    let source = source.parse().expect("it is an address");
+    let source = source.parse().expect("a socket address");
     let mut header = Vec::new();
     let address = ProxiedAddress::stream(source, source);
     ProxyHeader::with_address(address)
@@ -33,8 +33,8 @@ fn echo_after(server: &Server, header: &[u8]) -> Vec<u8> {
     let mut client = server.connect();
     client
         .write_all(&[header, b"hello"].concat())
-        .expect("the bytes go out");
-    client.shutdown(Shutdown::Write).expect("FIN goes out");
+        .expect("the bytes are sent");
+    half_close(&client);
     read_until_fin(&client)
 }
 
@@ -79,9 +79,9 @@ fn a_connection_of_the_balancers_own_has_its_own_address() {
         b"PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n",
     ] {
         let mut client = server.connect();
-        client.write_all(header).expect("the header goes out");
+        client.write_all(header).expect("the header is sent");
         exchange(&client, b"hello");
-        let address = client.local_addr().expect("it has an address");
+        let address = local_address(&client);
         let arrival = server.wait_for_log(&format!("{address} connected"));
         assert!(arrival.ends_with(" connected"), "{arrival}");
     }
@@ -94,9 +94,9 @@ fn a_header_may_come_in_pieces_and_with_any_size_of_buffer() {
         for header in [V1, &v2("198.51.100.7:4321")] {
             let mut client = server.connect();
             for byte in [header, b"hello"].concat() {
-                client.write_all(&[byte]).expect("the byte goes out");
+                client.write_all(&[byte]).expect("the byte is sent");
             }
-            client.shutdown(Shutdown::Write).expect("FIN goes out");
+            half_close(&client);
             assert_eq!(read_until_fin(&client), b"hello");
         }
         server.wait_for_logs(2, "198.51.100.7:4321 connected via ");
@@ -122,7 +122,7 @@ fn a_connection_that_does_not_begin_with_a_header_is_closed_and_the_log_says_so(
     .enumerate()
     {
         let mut client = server.connect();
-        client.write_all(bytes).expect("the bytes go out");
+        client.write_all(bytes).expect("the bytes are sent");
         let mut echo = Vec::new();
         // FIN, or RST where more had come than was looked at.
         let _ = client.read_to_end(&mut echo);
@@ -139,8 +139,8 @@ fn a_connection_that_ends_before_its_header_does_is_told_as_such() {
     let server = start(&[]);
     for (number, bytes) in [&b""[..], &V1[..20], &LOCAL[..13]].into_iter().enumerate() {
         let mut client = server.connect();
-        client.write_all(bytes).expect("the bytes go out");
-        client.shutdown(Shutdown::Write).expect("FIN goes out");
+        client.write_all(bytes).expect("the bytes are sent");
+        half_close(&client);
         assert_eq!(read_until_fin(&client), b"");
         server.wait_for_logs(
             number + 1,
@@ -172,7 +172,7 @@ fn a_header_that_does_not_come_in_five_seconds_ends_the_connection() {
 fn drip(mut client: &TcpStream, bytes: &[u8]) {
     client
         .set_read_timeout(Some(Duration::from_millis(400)))
-        .expect("a timeout can be set");
+        .expect("the timeout can be set");
     for byte in bytes {
         let closed = client.write_all(&[*byte]).is_err() || client.read(&mut [0]).is_ok();
         if closed {
@@ -189,9 +189,9 @@ fn a_header_counts_as_bytes_that_move() {
     for byte in &V1[..15] {
         // Longer than the idle timeout in all, but not at any time.
         thread::sleep(Duration::from_millis(200));
-        client.write_all(&[*byte]).expect("the byte goes out");
+        client.write_all(&[*byte]).expect("the byte is sent");
     }
-    client.write_all(&V1[15..]).expect("the rest goes out");
+    client.write_all(&V1[15..]).expect("the rest is sent");
     exchange(&client, b"hello");
 }
 
@@ -214,7 +214,7 @@ fn a_limit_for_each_address_counts_the_true_one() {
     let server = start(&["--max-connections-per-ip", "1"]);
     let enter = |source: &str| {
         let mut client = server.connect();
-        client.write_all(&v2(source)).expect("the header goes out");
+        client.write_all(&v2(source)).expect("the header is sent");
         client
     };
     let first = enter("198.51.100.7:1");
@@ -227,9 +227,7 @@ fn a_limit_for_each_address_counts_the_true_one() {
 #[test]
 fn it_comes_from_its_variable_too() {
     for (value, echo) in [("true", &b"hello"[..]), ("0", &[V1, b"hello"].concat())] {
-        let mut command = echo_server();
-        command.env("ECHO_SERVER_PROXY_PROTOCOL", value);
-        let server = Server::spawn(command.args(["--host", "127.0.0.1", "--port", "0"]));
+        let server = Server::spawn(local_server().env("ECHO_SERVER_PROXY_PROTOCOL", value));
         assert_eq!(echo_after(&server, V1), echo, "{value}");
     }
 }
@@ -239,7 +237,7 @@ fn it_comes_from_its_variable_too() {
 fn a_stop_does_not_wait_for_a_header() {
     let mut server = start(&["--shutdown-timeout", "1h"]);
     let mut client = server.connect();
-    client.write_all(&V1[..10]).expect("the bytes go out");
+    client.write_all(&V1[..10]).expect("the bytes are sent");
     let silent = server.connect();
     server.signal(rustix::process::Signal::TERM);
     assert_eq!(read_until_fin(&client), b"");

@@ -77,7 +77,7 @@ fn nine_thousand_clients_at_once_are_all_served() {
             .saturating_sub(1000),
     );
     if count < 9000 {
-        common::leave_out(format_args!(
+        common::skip(format_args!(
             "9,000 clients: this system allows {files} open files"
         ));
     }
@@ -182,7 +182,7 @@ fn processor_time(server: &Server) -> Duration {
 fn out_of_files_those_inside_are_served_and_those_outside_once_files_come_free() {
     let (server, mut inside) = out_of_files(3);
     let mut outside = server.connect();
-    outside.write_all(b"outside").expect("the bytes go out");
+    outside.write_all(b"outside").expect("the bytes are sent");
     server.wait_for_log("cannot accept new clients: Too many open files");
     let (begin, used) = (Instant::now(), processor_time(&server));
     while begin.elapsed() < Duration::from_secs(1) {
@@ -229,7 +229,7 @@ fn out_of_files_a_stop_serves_those_in_the_queue_as_files_come_free() {
     let (mut server, inside) = out_of_files(3);
     let outside: Vec<TcpStream> = (0..10).map(|_| server.connect()).collect();
     for mut client in &outside {
-        client.write_all(b"outside").expect("the bytes go out");
+        client.write_all(b"outside").expect("the bytes are sent");
     }
     server.wait_for_log("cannot accept new clients");
     server.signal(Signal::TERM);

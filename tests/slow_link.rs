@@ -35,7 +35,7 @@ fn on_link(name: &str, rate: &str, queue: &str, body: fn()) {
         Err(error) => Some(error.to_string()),
     };
     if let Some(error) = error {
-        common::leave_out(format_args!(
+        common::skip(format_args!(
             "no namespace with a slow link can be made: {error}"
         ));
         return;

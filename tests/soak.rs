@@ -36,10 +36,10 @@ fn enter(server: &Server) -> Option<TcpStream> {
     let stream = TcpStream::connect(server.address).ok()?;
     stream
         .set_read_timeout(Some(PATIENCE))
-        .expect("it can be set");
+        .expect("the timeout can be set");
     stream
         .set_write_timeout(Some(PATIENCE))
-        .expect("it can be set");
+        .expect("the timeout can be set");
     Some(stream)
 }
 

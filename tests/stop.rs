@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::signal::{self, STOPS, Signal};
+use common::signal::{self, SHUTDOWN_SIGNALS, Signal};
 use common::{Server, echo_server, exchange, fill, read_until_fin};
 
 #[test]
 fn each_signal_stops_an_idle_server_by_itself_with_exit_code_0() {
-    for &signal in STOPS {
+    for &signal in SHUTDOWN_SIGNALS {
         let flags = ["--shutdown-timeout", "1h"];
         let Some(mut server) = Server::start_to_signal(&flags) else {
             return;
@@ -51,7 +51,7 @@ fn an_idle_client_that_never_closes_holds_up_the_stop_for_as_long_as_the_server_
     let client = server.connect();
     exchange(&client, b"hello");
     let begin = Instant::now();
-    assert_eq!(server.stop().code(), Some(0));
+    assert_eq!(server.shut_down().code(), Some(0));
     // Quiet for 0.1 s, lingering for 0.3 s; and far from the timeout.
     let (shortest, longest) = (Duration::from_millis(400), Duration::from_secs(10));
     assert!(
@@ -185,7 +185,7 @@ fn in_time_wait(port: u16) -> bool {
 
 #[test]
 fn a_stdout_whose_reader_is_gone_does_not_stop_the_service() {
-    let (reader, writer) = pipe().expect("a pipe can be had");
+    let (reader, writer) = pipe().expect("a pipe can be created");
     drop(reader);
     let mut command = echo_server();
     command.args(["--host", "127.0.0.1", "--port", "0", "-v"]);
@@ -196,7 +196,7 @@ fn a_stdout_whose_reader_is_gone_does_not_stop_the_service() {
 
 #[test]
 fn a_stderr_whose_reader_is_gone_does_not_stop_the_service() {
-    let (reader, writer) = pipe().expect("a pipe can be had");
+    let (reader, writer) = pipe().expect("a pipe can be created");
     drop(reader);
     let mut command = echo_server();
     command.args(["--host", "127.0.0.1", "--port", "0", "-vv"]);
@@ -232,6 +232,6 @@ fn serves(server: &mut Server) {
     exchange(&server.connect(), b"hello");
     exchange(&server.connect(), b"hello again");
     if signal::can_be_sent() {
-        assert_eq!(server.stop().code(), Some(0));
+        assert_eq!(server.shut_down().code(), Some(0));
     }
 }

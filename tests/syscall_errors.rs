@@ -26,7 +26,7 @@ fn start_with(injection: &str) -> Option<Server> {
         Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
         Err(error) => error.to_string(),
     };
-    common::leave_out(format_args!("strace cannot trace the server: {error}"));
+    common::skip(format_args!("strace cannot trace the server: {error}"));
     None
 }
 

@@ -5,17 +5,17 @@ mod common;
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use common::tools::{Tool, wait_until_it_listens};
+use common::tools::{Tool, wait_until_listening};
 use common::{
-    PATIENCE, Server, command, connect, echo_server, exchange, listen, noise, read_until_fin,
-    reserve, run,
+    PATIENCE, Server, command, connect, echo_server, exchange, half_close, listen, local_address,
+    noise, read_until_fin, reserve_port, run,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -54,12 +54,12 @@ fn a_restart_refuses_nobody_and_loses_nothing() {
             assert!(read_until_fin(&client) == sent, "round {round}");
         }
         exchange(&server.connect(), b"hello");
-        assert_eq!(server.stop().code(), Some(0));
+        assert_eq!(server.shut_down().code(), Some(0));
         // While no server runs at all.
         let mut client = server.connect();
         let sent = noise(50_000, round);
-        client.write_all(&sent).expect("the bytes go out");
-        client.shutdown(Shutdown::Write).expect("FIN goes out");
+        client.write_all(&sent).expect("the bytes are sent");
+        half_close(&client);
         waiting = Some((client, sent));
     }
 }
@@ -68,17 +68,17 @@ fn a_restart_refuses_nobody_and_loses_nothing() {
 #[test]
 fn the_first_client_is_served_as_any_other() {
     let (listener, _) = listen();
-    let first = connect(listener.local_addr().expect("it has an address"));
+    let first = connect(listener.local_addr().expect("the socket has an address"));
     let mut command = hand_over(&listener);
     let mut server = Server::spawn(command.env("ECHO_SERVER_IDLE_TIMEOUT", "2s"));
     let socket = socket2::SockRef::from(&first);
-    (&first).write_all(b"abc").expect("the bytes go out");
-    socket.send_out_of_band(b"U").expect("the byte goes out");
-    (&first).write_all(b"def").expect("the bytes go out");
+    (&first).write_all(b"abc").expect("the bytes are sent");
+    socket.send_out_of_band(b"U").expect("the byte is sent");
+    (&first).write_all(b"def").expect("the bytes are sent");
     assert_eq!(read_until_fin(&first), b"abcUdef");
-    server.wait_for_departure(first.local_addr().expect("it has an address"));
+    server.wait_for_disconnect(local_address(&first));
     server.wait_for_log("disconnected: idle timeout, 7 bytes echoed");
-    assert_eq!(server.stop().code(), Some(0));
+    assert_eq!(server.shut_down().code(), Some(0));
 }
 
 #[test]
@@ -95,10 +95,10 @@ fn a_stop_at_the_limit_leaves_those_who_wait_to_the_next_server() {
     let _owed = common::fill(&inside);
     let waiting: Vec<TcpStream> = (0..5).map(|_| connect(address)).collect();
     for mut client in &waiting {
-        client.write_all(b"hello").expect("the bytes go out");
-        client.shutdown(Shutdown::Write).expect("FIN goes out");
+        client.write_all(b"hello").expect("the bytes are sent");
+        half_close(client);
     }
-    assert_eq!(server.stop().code(), Some(0));
+    assert_eq!(server.shut_down().code(), Some(0));
     drop(inside);
     let _next = limited(&listener);
     for client in waiting {
@@ -112,7 +112,7 @@ fn a_stop_is_heard_though_the_socket_was_left_non_blocking() {
     listener.set_nonblocking(true).expect("the mode can be set");
     let mut server = Server::spawn(&mut hand_over(&listener));
     exchange(&server.connect(), b"hello");
-    assert_eq!(server.stop().code(), Some(0));
+    assert_eq!(server.shut_down().code(), Some(0));
 }
 
 /// Runs `command`, which must fail with exit code 1; its one line on stderr.
@@ -164,10 +164,10 @@ impl Manager {
     fn new(name: &str) -> Self {
         let path = format!("echo-server-test-{}-{name}", std::process::id());
         let path = std::env::temp_dir().join(path);
-        let socket = UnixDatagram::bind(&path).expect("a socket can be had");
+        let socket = UnixDatagram::bind(&path).expect("a socket can be created");
         socket
             .set_read_timeout(Some(PATIENCE))
-            .expect("a timeout can be set");
+            .expect("the timeout can be set");
         Self { socket, path }
     }
 
@@ -208,7 +208,7 @@ fn a_manager_that_is_gone_does_not_stop_the_service() {
     let mut server = Server::spawn(&mut command);
     server.wait_for_log("cannot send READY=1 to the service manager: ");
     exchange(&server.connect(), b"hello");
-    assert_eq!(server.stop().code(), Some(0));
+    assert_eq!(server.shut_down().code(), Some(0));
 }
 
 #[test]
@@ -218,7 +218,7 @@ fn a_manager_with_an_abstract_name_is_told_too() {
     let manager = UnixDatagram::bind_addr(&address).expect("it can be had");
     manager
         .set_read_timeout(Some(PATIENCE))
-        .expect("a timeout can be set");
+        .expect("the timeout can be set");
     let mut command = echo_server();
     command
         .args(["--host", "127.0.0.1", "--port", "0"])
@@ -235,7 +235,7 @@ fn a_manager_that_does_not_read_holds_up_nothing() {
     // A sender has a limit of its own, and the manager's queue another.
     let fillers: Vec<UnixDatagram> = (0..100)
         .map(|_| {
-            let filler = UnixDatagram::unbound().expect("a socket can be had");
+            let filler = UnixDatagram::unbound().expect("a socket can be created");
             filler.set_nonblocking(true).expect("the mode can be set");
             while filler.send_to(b"x", &manager.path).is_ok() {}
             filler
@@ -248,7 +248,7 @@ fn a_manager_that_does_not_read_holds_up_nothing() {
     let mut server = Server::spawn(&mut command);
     server.wait_for_log("cannot send READY=1 to the service manager");
     exchange(&server.connect(), b"hello");
-    assert_eq!(server.stop().code(), Some(0));
+    assert_eq!(server.shut_down().code(), Some(0));
     drop(fillers);
 }
 
@@ -256,13 +256,13 @@ fn a_manager_that_does_not_read_holds_up_nothing() {
 /// client.
 #[test]
 fn systemds_own_tool_can_start_the_server() {
-    let (_reserved, address) = reserve();
+    let (_reserved, address) = reserve_port();
     let mut command = command("systemd-socket-activate");
     command.args(["--listen", &address.to_string(), PROGRAM]);
     let Some(mut server) = Tool::start(command.stdout(Stdio::null()).stderr(Stdio::null())) else {
         return;
     };
-    wait_until_it_listens(address);
+    wait_until_listening(address);
     exchange(&connect(address), b"hello");
     let pid = Pid::from_child(&server.0);
     kill_process(pid, Signal::TERM).expect("it can be signalled");

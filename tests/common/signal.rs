@@ -1,14 +1,13 @@
-//! How a test asks a program to stop, as a person or a service manager does: what the tests know of
-//! signals, and of what Windows has in their place.
+//! Sends signals to programs, as a user or a service manager does, or what Windows has instead.
 
 use std::process::{Child, Command};
 
 #[cfg(unix)]
 pub use rustix::process::Signal;
 
-/// On Windows a test can send Ctrl+Break to a program, and nothing else: Ctrl+C goes to every program
-/// of the console, the test too, and a console that is closed takes the test with it. `ctrlc` has one
-/// handler for the first two, so Ctrl+Break stands for what Unix calls by these names.
+/// On Windows a test can only send Ctrl+Break. Ctrl+C would reach every program of the console, so
+/// the test too, and closing the console would end the test. `ctrlc` handles both like Ctrl+Break,
+/// so that stands for the Unix signals.
 #[cfg(windows)]
 #[derive(Clone, Copy, Debug)]
 pub enum Signal {
@@ -21,42 +20,43 @@ impl Signal {
     pub const TERM: Self = Self::CtrlBreak;
 }
 
-/// Each signal that stops a program.
+/// The signals that start a graceful shutdown.
 #[cfg(unix)]
-pub const STOPS: &[Signal] = &[Signal::INT, Signal::TERM, Signal::HUP];
+pub const SHUTDOWN_SIGNALS: &[Signal] = &[Signal::INT, Signal::TERM, Signal::HUP];
 #[cfg(windows)]
-pub const STOPS: &[Signal] = &[Signal::CtrlBreak];
+pub const SHUTDOWN_SIGNALS: &[Signal] = &[Signal::CtrlBreak];
 
+/// Sends `signal` to the program.
 #[cfg(unix)]
 pub fn send(child: &Child, signal: Signal) {
     let pid = rustix::process::Pid::from_child(child);
-    rustix::process::kill_process(pid, signal).expect("it can be signalled");
+    rustix::process::kill_process(pid, signal).expect("the signal can be sent");
 }
 
-/// Stops the program as job control does, until it gets SIGCONT.
+/// Suspends the program as job control does, until it gets SIGCONT.
 #[cfg(unix)]
 pub fn pause(child: &Child) {
     use rustix::process::{Pid, WaitOptions, waitpid};
 
     send(child, Signal::STOP);
-    // SIGCONT would take back a SIGSTOP that has not got through to every thread.
-    let stopped = waitpid(Some(Pid::from_child(child)), WaitOptions::UNTRACED);
-    let (_, status) = stopped
-        .expect("it can be waited for")
-        .expect("it has stopped");
-    assert!(status.stopped(), "it has ended");
+    // SIGCONT would cancel a SIGSTOP that has not reached every thread yet.
+    let result = waitpid(Some(Pid::from_child(child)), WaitOptions::UNTRACED);
+    let (_, status) = result
+        .expect("the program can be waited for")
+        .expect("its state has changed");
+    assert!(status.stopped(), "the program has exited");
 }
 
-/// The program must have been [prepared](prepare) for it.
+/// Sends Ctrl+Break to the program, which must have been [prepared](prepare) for it.
 #[cfg(windows)]
 pub fn send(child: &Child, Signal::CtrlBreak: Signal) {
-    windows::send(child).expect("it can be signalled");
+    windows::send(child).expect("the signal can be sent");
 }
 
 #[cfg(unix)]
 pub fn prepare(_: &mut Command) {}
 
-/// Ctrl+Break goes to a group of programs: makes `command` the first of its own.
+/// Makes `command` the first program of a new process group: Ctrl+Break goes to a whole group.
 #[cfg(windows)]
 pub fn prepare(command: &mut Command) {
     const CREATE_NEW_PROCESS_GROUP: u32 = 0x0000_0200;
@@ -68,15 +68,15 @@ pub fn can_be_sent() -> bool {
     true
 }
 
-/// Ctrl+Break takes a console, which the test and the program share; and Wine has learnt it only
-/// after its version 8. Where it cannot be sent, CI fails and others are told.
+/// Returns whether a test can send Ctrl+Break, and reports a skipped test if not. It needs a console
+/// that the test shares with the program, and a Wine later than version 8.
 #[cfg(windows)]
 pub fn can_be_sent() -> bool {
     static CAN: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
     *CAN.get_or_init(|| {
         let sent = windows::send(&super::Server::start(&[]).child);
         let error = sent.as_ref().err();
-        error.inspect(|error| super::leave_out(format_args!("Ctrl+Break cannot be sent: {error}")));
+        error.inspect(|error| super::skip(format_args!("Ctrl+Break cannot be sent: {error}")));
         sent.is_ok()
     })
 }
@@ -92,7 +92,7 @@ mod windows {
         Group(child.id()).terminate()
     }
 
-    /// A program that is the first of its group, by its number.
+    /// The process ID of the first program of a process group.
     struct Group(u32);
 
     impl Interruptible for Group {

@@ -1,4 +1,4 @@
-//! Programs that are not ours, for the tests that need them.
+//! Runs programs of other projects, such as haproxy.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -10,11 +10,12 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::{Log, listen, start_tool, wait, wait_until};
 
-pub fn wait_until_it_listens(address: SocketAddr) {
-    wait_until("somebody listens", || TcpStream::connect(address).is_ok());
+/// Waits until a program listens on `address`.
+pub fn wait_until_listening(address: SocketAddr) {
+    wait_until("a program listens", || TcpStream::connect(address).is_ok());
 }
 
-/// A program that is killed when the test ends, with the processes that it has forked.
+/// A running program. Dropping it kills the program and the processes that it has forked.
 pub struct Tool(pub Child);
 
 impl Drop for Tool {
@@ -25,17 +26,18 @@ impl Drop for Tool {
 }
 
 impl Tool {
+    /// Spawns `command`. Skips the test and returns `None` if the program is not installed.
     pub fn start(command: &mut Command) -> Option<Self> {
         start_tool(command.process_group(0)).map(Self)
     }
 
-    /// Waits for its end by itself.
+    /// Waits until the program exits.
     pub fn wait(&mut self) -> ExitStatus {
-        wait(&mut self.0).expect("it ends")
+        wait(&mut self.0).expect("the program exits")
     }
 }
 
-/// haproxy, which listens on `address`.
+/// A running haproxy, which listens on `address`.
 pub struct Haproxy {
     _tool: Tool,
     pub address: SocketAddr,
@@ -43,10 +45,12 @@ pub struct Haproxy {
 }
 
 impl Haproxy {
-    /// What `config` is to bind instead of an address. haproxy cannot say which port it got, so it
-    /// gets a socket that listens already; as its stdout, for no other process to inherit it.
+    /// What the configuration must bind to. haproxy does not report which port it got, so it inherits
+    /// a listening socket; as its stdout, so that no other process inherits it.
     pub const BIND: &str = "fd@1";
 
+    /// Starts haproxy with this configuration. Skips the test and returns `None` if it is not
+    /// installed.
     pub fn start(config: &str) -> Option<Self> {
         let (listener, address) = listen();
         let mut command = Command::new("haproxy");
@@ -68,7 +72,7 @@ impl Haproxy {
         })
     }
 
-    /// Waits for a line of its log that contains `text`.
+    /// Waits for a log line that contains `text`.
     pub fn wait_for_log(&self, text: &str) -> String {
         self.log.wait_for(1, text).remove(0)
     }
