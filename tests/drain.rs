@@ -1,4 +1,6 @@
-//! What a stop promises: what a client had sent before it comes back, then FIN, never RST.
+//! The drain, the second half of graceful shutdown: everything a client sent before the signal is
+//! echoed, followed by FIN, never RST. At the shutdown timeout, remaining clients are forcibly
+//! closed.
 
 mod common;
 
@@ -8,13 +10,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::signal::{self, Signal};
-use common::{Server, exchange, fill, local_address, local_server, read_until_fin};
+use common::{Server, exchange, fill, local_address, local_server, noise, read_until_fin};
 
-/// Unix alone can pause a program.
+/// Only Unix can pause a program, so that clients stay in the listen backlog.
 #[test]
 #[cfg(unix)]
-fn clients_in_the_kernels_queue_are_served_then_get_fin() {
-    use common::noise;
+fn drain_serves_clients_in_the_listen_backlog() {
     let mut server = Server::start(&[]);
     signal::pause(&server.child);
     let clients: Vec<_> = (0..50).map(|_| server.connect()).collect();
@@ -37,7 +38,34 @@ fn clients_in_the_kernels_queue_are_served_then_get_fin() {
 }
 
 #[test]
-fn a_client_that_reads_late_gets_all_that_it_had_sent_then_fin() {
+fn drain_serves_the_listen_backlog_of_a_full_server_in_time() {
+    // The default timeout of 5 s leaves 25 ms for each client.
+    let Some(mut server) = Server::start_to_signal(&["--max-connections", "1"]) else {
+        return;
+    };
+    let admitted = server.connect();
+    exchange(&admitted, b"admitted");
+    let waiting: Vec<_> = (0..200).map(|_| server.connect()).collect();
+    for (number, mut client) in waiting.iter().enumerate() {
+        client
+            .write_all(&noise(100, number as u64))
+            .expect("the bytes are sent");
+    }
+    server.signal(Signal::TERM);
+    assert_eq!(read_until_fin(&admitted), b"");
+    drop(admitted);
+    for (number, client) in waiting.into_iter().enumerate() {
+        assert!(
+            read_until_fin(&client) == noise(100, number as u64),
+            "client {number}"
+        );
+    }
+    assert_eq!(server.wait().code(), Some(0));
+    server.wait_for_log(": 201 clients served, 0 ");
+}
+
+#[test]
+fn client_that_reads_late_gets_everything_it_sent_then_fin() {
     let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else {
         return;
     };
@@ -52,8 +80,8 @@ fn a_client_that_reads_late_gets_all_that_it_had_sent_then_fin() {
 }
 
 #[test]
-fn bytes_that_come_shortly_after_the_stop_come_back_too() {
-    // Should this thread not get to run for so long that the client counts as quiet: once more.
+fn bytes_that_arrive_shortly_after_the_signal_are_echoed() {
+    // The test tries again if its thread is delayed for so long that the client counts as quiet.
     for _ in 0..20 {
         let flags = ["--shutdown-timeout", "1h"];
         let Some(mut server) = Server::start_to_signal(&flags) else {
@@ -75,13 +103,13 @@ fn bytes_that_come_shortly_after_the_stop_come_back_too() {
         assert_eq!(server.wait().code(), Some(0));
         return;
     }
-    panic!("this machine is too busy to tell");
+    panic!("the machine is too busy for this test");
 }
 
 #[test]
-fn a_client_that_sends_after_the_servers_fin_gets_no_rst_while_the_server_lingers() {
-    // The server waits 0.1 s for quiet and lingers for 0.3 s. Should this thread not get to run in that
-    // time, it has seen nothing: once more.
+fn client_that_sends_after_fin_gets_no_rst_during_lingering() {
+    // The server waits 0.1 s for a quiet client and lingers for 0.3 s. The test tries again if its
+    // thread is delayed for that long.
     for _ in 0..20 {
         let Some(server) = Server::start_to_signal(&[]) else {
             return;
@@ -91,7 +119,7 @@ fn a_client_that_sends_after_the_servers_fin_gets_no_rst_while_the_server_linger
         let begin = Instant::now();
         server.signal(Signal::TERM);
         assert_eq!(read_until_fin(&client), b"");
-        // The first would be answered with RST, and then the second would fail.
+        // Without lingering, the first write is answered with RST, so the second one fails.
         let sent = client
             .write_all(b"too")
             .and_then(|()| client.write_all(b"late"));
@@ -99,76 +127,81 @@ fn a_client_that_sends_after_the_servers_fin_gets_no_rst_while_the_server_linger
         if closed.is_err() && begin.elapsed() > Duration::from_millis(400) {
             continue;
         }
-        closed.expect("no RST has come");
+        closed.expect("no RST has arrived");
         server.wait_for_log("disconnected: server shutting down, 6 bytes echoed");
-        assert_eq!(client.read(&mut [0]).expect("no RST has come"), 0);
+        assert_eq!(client.read(&mut [0]).expect("no RST has arrived"), 0);
         return;
     }
     panic!("the server does not linger");
 }
 
-/// Elsewhere the system does not tell what it has yet to send.
+/// Only Linux lets the server see how much the kernel has not sent yet.
 #[test]
 #[cfg(target_os = "linux")]
-fn linux_the_server_stays_as_long_as_the_system_has_yet_to_send_what_a_client_is_owed() {
+fn linux_drain_waits_until_the_kernel_has_sent_everything() {
     let mut server = Server::start(&["--shutdown-timeout", "1h"]);
     let mut client = common::connect_with_buffer(server.address, 4096);
-    // Small enough for the server to have written it all: it is the system that still has it.
-    let sent = common::noise(60_000, 9);
+    // Few enough bytes for the server to have written them all: the rest is in the kernel.
+    let sent = noise(60_000, 9);
     client.write_all(&sent).expect("the bytes are sent");
     server.signal(Signal::TERM);
     server.wait_for_log("shutting down: ");
-    // Longer than a server takes to leave a client that it owes nothing.
-    thread::sleep(Duration::from_secs(1));
+    // Longer than the server waits for a quiet client and lingers.
+    thread::sleep(Duration::from_millis(600));
     assert!(
-        server.child.try_wait().expect("it can be asked").is_none(),
-        "the server has left"
+        server
+            .child
+            .try_wait()
+            .expect("the status can be read")
+            .is_none(),
+        "the server has exited"
     );
     assert!(read_until_fin(&client) == sent);
     drop(client);
     assert_eq!(server.wait().code(), Some(0));
 }
 
-/// As above, but the client never takes it.
+/// As above, but the client never reads.
 #[test]
 #[cfg(target_os = "linux")]
-fn linux_what_the_system_cannot_send_holds_a_stop_up_until_the_shutdown_timeout() {
-    let mut server = Server::start(&["--shutdown-timeout", "1s"]);
+fn linux_unsent_data_delays_exit_until_the_shutdown_timeout() {
+    let mut server = Server::start(&["--shutdown-timeout", "700ms"]);
     let mut client = common::connect_with_buffer(server.address, 4096);
     client
-        .write_all(&common::noise(60_000, 9))
+        .write_all(&noise(60_000, 9))
         .expect("the bytes are sent");
     assert_eq!(server.shut_down().code(), Some(0));
     server.wait_for_log("disconnected: forcibly closed, 60000 bytes echoed");
     server.wait_for_log("shut down: 1 client served, 1 forcibly closed, ");
 }
 
+/// Takes a second because of the shutdown timeout, which must leave time for the quiet client.
 #[test]
-fn who_never_reads_or_never_pauses_is_cut_off_at_the_shutdown_timeout_and_counted() {
-    let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1s"]) else {
+fn clients_are_forcibly_closed_and_counted_at_the_timeout() {
+    let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "700ms"]) else {
         return;
     };
     let never_reads = server.connect();
     fill(&never_reads);
     let never_pauses = server.connect();
     exchange(&never_pauses, b"hello");
-    let polite = server.connect();
-    exchange(&polite, b"hello");
+    let quiet = server.connect();
+    exchange(&quiet, b"hello");
     let begin = Instant::now();
     thread::scope(|scope| {
         scope.spawn(|| {
             let (mut writer, mut reader) = (&never_pauses, &never_pauses);
-            while writer.write_all(b"and on").is_ok()
+            while writer.write_all(b"more").is_ok()
                 && reader.read(&mut [0; 64]).is_ok_and(|n| n > 0)
             {}
         });
         server.signal(Signal::TERM);
-        assert_eq!(read_until_fin(&polite), b"");
-        drop(polite);
+        assert_eq!(read_until_fin(&quiet), b"");
+        drop(quiet);
         assert_eq!(server.wait().code(), Some(0));
     });
     assert!(
-        begin.elapsed() >= Duration::from_secs(1),
+        begin.elapsed() >= Duration::from_millis(700),
         "{:?}",
         begin.elapsed()
     );
@@ -177,7 +210,7 @@ fn who_never_reads_or_never_pauses_is_cut_off_at_the_shutdown_timeout_and_counte
 }
 
 #[test]
-fn who_reads_without_end_is_cut_off_in_the_middle_of_a_buffer() {
+fn client_that_reads_slowly_is_forcibly_closed_within_a_buffer() {
     let flags = ["--buffer-size", "16MiB", "--shutdown-timeout", "500ms"];
     let Some(mut server) = Server::start_to_signal(&flags) else {
         return;
@@ -186,7 +219,8 @@ fn who_reads_without_end_is_cut_off_in_the_middle_of_a_buffer() {
     fill(&client);
     server.signal(Signal::TERM);
     thread::scope(|scope| {
-        // Slow enough to be owed a part of the buffer all the time, too fast to block the server.
+        // So slow that a part of the buffer is always pending, so fast that the server is never
+        // blocked for long.
         scope.spawn(|| {
             let mut piece = vec![0; 100_000];
             while (&client).read_exact(&mut piece).is_ok() {
@@ -200,7 +234,7 @@ fn who_reads_without_end_is_cut_off_in_the_middle_of_a_buffer() {
 }
 
 #[test]
-fn a_shutdown_timeout_of_zero_cuts_everybody_off_at_once() {
+fn shutdown_timeout_of_zero_forcibly_closes_clients_at_once() {
     if !signal::can_be_sent() {
         return;
     }
@@ -212,13 +246,13 @@ fn a_shutdown_timeout_of_zero_cuts_everybody_off_at_once() {
 }
 
 #[test]
-fn who_waits_for_a_place_until_the_shutdown_timeout_is_cut_off_and_counted() {
-    let flags = ["--max-connections", "1", "--shutdown-timeout", "1s"];
+fn waiting_client_is_forcibly_closed_at_the_shutdown_timeout() {
+    let flags = ["--max-connections", "1", "--shutdown-timeout", "500ms"];
     let Some(mut server) = Server::start_to_signal(&flags) else {
         return;
     };
-    let inside = server.connect();
-    fill(&inside);
+    let admitted = server.connect();
+    fill(&admitted);
     let waiting = server.connect();
     assert_eq!(server.shut_down().code(), Some(0));
     let address = local_address(&waiting);
@@ -227,7 +261,7 @@ fn who_waits_for_a_place_until_the_shutdown_timeout_is_cut_off_and_counted() {
 }
 
 #[test]
-fn a_client_that_resets_during_the_stop_does_not_hold_it_up() {
+fn client_that_resets_during_the_drain_does_not_delay_exit() {
     let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else {
         return;
     };
@@ -240,8 +274,9 @@ fn a_client_that_resets_during_the_stop_does_not_hold_it_up() {
     server.wait_for_log("disconnected: reset by client, ");
 }
 
+/// Takes over a second, because the idle timeout must be longer than `fill` takes.
 #[test]
-fn the_idle_timeout_holds_during_the_stop_too() {
+fn idle_timeout_applies_during_the_drain() {
     let flags = ["--shutdown-timeout", "1h", "--idle-timeout", "1s"];
     let Some(mut server) = Server::start_to_signal(&flags) else {
         return;
@@ -250,31 +285,4 @@ fn the_idle_timeout_holds_during_the_stop_too() {
     fill(&client);
     assert_eq!(server.shut_down().code(), Some(0));
     server.wait_for_log("disconnected: idle timeout, ");
-}
-
-#[test]
-fn full_server_drains_its_backlog_within_the_timeout() {
-    // The default timeout of 5 s leaves 25 ms for each client.
-    let Some(mut server) = Server::start_to_signal(&["--max-connections", "1"]) else {
-        return;
-    };
-    let admitted = server.connect();
-    exchange(&admitted, b"admitted");
-    let waiting: Vec<_> = (0..200).map(|_| server.connect()).collect();
-    for (number, mut client) in waiting.iter().enumerate() {
-        client
-            .write_all(&common::noise(100, number as u64))
-            .expect("the bytes are sent");
-    }
-    server.signal(Signal::TERM);
-    assert_eq!(read_until_fin(&admitted), b"");
-    drop(admitted);
-    for (number, client) in waiting.into_iter().enumerate() {
-        assert!(
-            read_until_fin(&client) == common::noise(100, number as u64),
-            "client {number}"
-        );
-    }
-    assert_eq!(server.wait().code(), Some(0));
-    server.wait_for_log(": 201 clients served, 0 ");
 }

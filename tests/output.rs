@@ -1,123 +1,185 @@
-//! Output that cannot be written: a full disk and full pipes never stop the server.
-#![cfg(unix)]
+//! Output that cannot be written: a closed, broken or unread stdout or stderr never stops the
+//! service, and neither does a full disk.
 
 mod common;
 
-use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write, pipe};
-use std::process::{Command, Stdio};
+use std::io::pipe;
+use std::process::Stdio;
 
-use common::signal::Signal;
-use common::{Server, echo_server, exchange, fill, listen};
-use rustix::io::ioctl_fionbio;
+use common::{Server, exchange, local_server, noise, send_and_read_all, signal};
 
-/// A pipe that takes no byte until its reader reads. It holds `x` alone.
-fn full_pipe() -> (PipeReader, PipeWriter) {
-    let (reader, mut writer) = pipe().expect("a pipe can be created");
-    ioctl_fionbio(&writer, true).expect("the mode can be set");
-    while writer.write(b"x").is_ok() {}
-    ioctl_fionbio(&writer, false).expect("the mode can be set");
-    (reader, writer)
-}
-
-/// A server whose stdout is `stdout`. The log has its address.
-fn start(stdout: impl Into<Stdio>) -> Server {
-    let mut command = echo_server();
-    command.args([
-        "--host",
-        "127.0.0.1",
-        "--port",
-        "0",
-        "--shutdown-timeout",
-        "1h",
-        "-v",
-    ]);
-    Server::spawn_as_is(command.stdout(stdout).stderr(Stdio::piped()))
+#[test]
+fn stdout_without_a_reader_does_not_stop_the_service() {
+    let (reader, writer) = pipe().expect("a pipe can be created");
+    drop(reader);
+    let mut command = local_server();
+    command.arg("-v").stdout(writer).stderr(Stdio::piped());
+    check_service(&mut Server::spawn_as_is(&mut command));
 }
 
 #[test]
-fn a_full_stdout_gets_the_ready_line_once_it_is_read() {
-    let (reader, stdout) = full_pipe();
-    let mut server = start(stdout);
-    exchange(&server.connect(), b"hello");
-    let (mut reader, mut line) = (BufReader::new(reader), String::new());
-    reader.read_line(&mut line).expect("stdout is text");
-    let ready_line = format!("Server listening on {}\n", server.address);
-    assert_eq!(line.trim_start_matches('x'), ready_line);
-    assert_eq!(server.shut_down().code(), Some(0));
-    let mut rest = String::new();
-    reader.read_to_string(&mut rest).expect("stdout is text");
-    assert_eq!(rest, "");
+fn stderr_without_a_reader_does_not_stop_the_service() {
+    let (reader, writer) = pipe().expect("a pipe can be created");
+    drop(reader);
+    let mut command = local_server();
+    command.arg("-vv").stdout(Stdio::piped()).stderr(writer);
+    check_service(&mut Server::spawn_as_is(&mut command));
 }
 
-/// Takes a second, which is how long the server waits for stdout to be read before it exits.
 #[test]
-fn an_unread_stdout_does_not_prevent_the_shutdown() {
-    let (_reader, stdout) = full_pipe();
-    let mut server = start(stdout);
-    exchange(&server.connect(), b"hello");
-    assert_eq!(server.shut_down().code(), Some(0));
-}
-
-/// Takes a second: `fill` waits half a second for the server to stop reading.
-#[test]
-fn a_second_signal_ends_a_server_with_an_unread_stdout() {
-    let (_reader, stdout) = full_pipe();
-    let mut server = start(stdout);
+fn unread_log_stops_neither_the_service_nor_the_shutdown() {
+    let (_reader, stderr) = pipe().expect("a pipe can be created");
+    let mut command = local_server();
+    command.args(["-vv", "--buffer-size", "64"]);
+    let mut server = Server::spawn_as_is(command.stdout(Stdio::piped()).stderr(stderr));
+    // Each 64 bytes are three log lines: together far more than the pipe and the queue of 1 MiB hold.
     let client = server.connect();
-    fill(&client);
-    server.signal(Signal::INT);
-    server.wait_for_log("shutting down: ");
-    server.signal(Signal::INT);
-    assert_eq!(server.wait().code(), Some(130));
+    let bytes = noise(1_000_000, 10);
+    assert!(send_and_read_all(&client, &[&bytes]) == bytes);
+    check_service(&mut server);
 }
 
-/// A server that cannot start: a line of its log, and an error line.
-fn cannot_start(port: u16) -> Command {
-    let mut command = echo_server();
-    command.args(["--host", "127.0.0.1", "--port", &port.to_string()]);
-    command.env("RUST_LOG", "echo_server=loud");
-    command
+/// Checks that the server serves clients and shuts down.
+fn check_service(server: &mut Server) {
+    exchange(&server.connect(), b"hello");
+    exchange(&server.connect(), b"hello again");
+    if signal::can_be_sent() {
+        assert_eq!(server.shut_down().code(), Some(0));
+    }
 }
 
-/// Takes a second, which is how long the server waits for stderr to be read before it exits.
-#[test]
-fn an_unread_stderr_does_not_prevent_exit_code_1() {
-    let (_listener, address) = listen();
-    let (_reader, stderr) = full_pipe();
-    let mut child = cannot_start(address.port())
-        .stderr(stderr)
-        .spawn()
-        .expect("the program can be spawned");
-    let status = common::wait(&mut child);
-    let _ = child.kill();
-    assert_eq!(status.expect("it ends").code(), Some(1));
+/// Only Unix has a shell that can close the streams of a program, and pipes that a test can fill.
+#[cfg(unix)]
+mod unix {
+    use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write, pipe};
+    use std::process::{Command, Stdio};
+
+    use super::check_service;
+    use super::common::signal::Signal;
+    use super::common::{Server, command, echo_server, exchange, fill, listen, local_server, wait};
+    use rustix::io::ioctl_fionbio;
+
+    #[test]
+    fn closed_stdout_does_not_stop_the_service() {
+        let mut command = start_without(">&-");
+        check_service(&mut Server::spawn_as_is(command.stderr(Stdio::piped())));
+    }
+
+    #[test]
+    fn closed_stderr_does_not_stop_the_service() {
+        let mut command = start_without("2>&-");
+        check_service(&mut Server::spawn_as_is(command.stdout(Stdio::piped())));
+    }
+
+    /// Returns a command that starts a server and closes one of its streams.
+    fn start_without(redirection: &str) -> Command {
+        let script = format!(r#"exec "$0" --host 127.0.0.1 --port 0 -vv {redirection}"#);
+        let mut shell = command("sh");
+        shell.args(["-c", &script, env!("CARGO_BIN_EXE_echo-server")]);
+        shell
+    }
+
+    /// Returns a pipe that accepts no byte until its reader reads. It contains only `x`.
+    fn full_pipe() -> (PipeReader, PipeWriter) {
+        let (reader, mut writer) = pipe().expect("a pipe can be created");
+        ioctl_fionbio(&writer, true).expect("the mode can be set");
+        while writer.write(b"x").is_ok() {}
+        ioctl_fionbio(&writer, false).expect("the mode can be set");
+        (reader, writer)
+    }
+
+    /// Starts a server with this stdout. Its address is taken from the log.
+    fn start(stdout: impl Into<Stdio>) -> Server {
+        let mut command = local_server();
+        command.args(["--shutdown-timeout", "1h", "-v"]);
+        Server::spawn_as_is(command.stdout(stdout).stderr(Stdio::piped()))
+    }
+
+    #[test]
+    fn full_stdout_gets_the_ready_line_once_it_is_read() {
+        let (reader, stdout) = full_pipe();
+        let mut server = start(stdout);
+        exchange(&server.connect(), b"hello");
+        let (mut reader, mut line) = (BufReader::new(reader), String::new());
+        reader.read_line(&mut line).expect("stdout is text");
+        let ready_line = format!("Server listening on {}\n", server.address);
+        assert_eq!(line.trim_start_matches('x'), ready_line);
+        assert_eq!(server.shut_down().code(), Some(0));
+        let mut rest = String::new();
+        reader.read_to_string(&mut rest).expect("stdout is text");
+        assert_eq!(rest, "");
+    }
+
+    /// Takes a second: the server waits that long for a reader of stdout before it exits.
+    #[test]
+    fn unread_stdout_does_not_prevent_the_shutdown() {
+        let (_reader, stdout) = full_pipe();
+        let mut server = start(stdout);
+        exchange(&server.connect(), b"hello");
+        assert_eq!(server.shut_down().code(), Some(0));
+    }
+
+    #[test]
+    fn second_signal_ends_a_server_with_an_unread_stdout() {
+        let (_reader, stdout) = full_pipe();
+        let mut server = start(stdout);
+        let client = server.connect();
+        fill(&client);
+        server.signal(Signal::INT);
+        server.wait_for_log("shutting down: ");
+        server.signal(Signal::INT);
+        assert_eq!(server.wait().code(), Some(130));
+    }
+
+    /// Returns a command for a server that cannot start. It logs a line, then prints an error line.
+    fn cannot_start(port: u16) -> Command {
+        let mut command = echo_server();
+        command.args(["--host", "127.0.0.1", "--port", &port.to_string()]);
+        command.env("RUST_LOG", "echo_server=loud");
+        command
+    }
+
+    /// Takes a second: the server waits that long for a reader of stderr before it exits.
+    #[test]
+    fn unread_stderr_does_not_prevent_exit_code_1() {
+        let (_listener, address) = listen();
+        let (_reader, stderr) = full_pipe();
+        let mut child = cannot_start(address.port())
+            .stderr(stderr)
+            .spawn()
+            .expect("the program can be spawned");
+        let status = wait(&mut child);
+        let _ = child.kill();
+        assert_eq!(status.expect("the server exits").code(), Some(1));
+    }
+
+    #[test]
+    fn full_stderr_gets_the_error_line_after_the_log() {
+        let (_listener, address) = listen();
+        let (mut reader, stderr) = full_pipe();
+        let mut child = cannot_start(address.port())
+            .stderr(stderr)
+            .spawn()
+            .expect("the program can be spawned");
+        let mut output = String::new();
+        reader.read_to_string(&mut output).expect("stderr is text");
+        let lines: Vec<&str> = output.trim_start_matches('x').lines().collect();
+        assert!(lines[0].contains(" WARN ] "), "{lines:?}");
+        assert!(
+            lines[1].starts_with("echo-server: cannot listen on "),
+            "{lines:?}"
+        );
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        let status = wait(&mut child).expect("the server exits");
+        assert_eq!(status.code(), Some(1));
+    }
 }
 
-#[test]
-fn a_full_stderr_gets_the_error_line_after_the_log() {
-    let (_listener, address) = listen();
-    let (mut reader, stderr) = full_pipe();
-    let mut child = cannot_start(address.port())
-        .stderr(stderr)
-        .spawn()
-        .expect("the program can be spawned");
-    let mut output = String::new();
-    reader.read_to_string(&mut output).expect("stderr is text");
-    let lines: Vec<&str> = output.trim_start_matches('x').lines().collect();
-    assert!(lines[0].contains(" WARN ] "), "{lines:?}");
-    assert!(
-        lines[1].starts_with("echo-server: cannot listen on "),
-        "{lines:?}"
-    );
-    assert_eq!(lines.len(), 2, "{lines:?}");
-    assert_eq!(common::wait(&mut child).expect("it ends").code(), Some(1));
-}
-
-/// A limit on the file size stands for a full disk. It fails like one, in the middle of a line, and
-/// needs no file system of its own.
+/// A limit on the file size stands for a full disk. Writes fail like on a full disk, in the middle of
+/// a line, and no separate file system is needed.
 #[test]
 #[cfg(target_os = "linux")]
-fn a_full_disk_drops_whole_log_lines_and_counts_them() {
+fn full_disk_drops_whole_log_lines_and_counts_them() {
     use std::fs::{self, File};
 
     const SPACE: u64 = 500;
@@ -166,6 +228,7 @@ fn a_full_disk_drops_whole_log_lines_and_counts_them() {
     assert_eq!(kept + dropped, 2 * 20, "two lines for each client: {log}");
 }
 
+/// Sets or removes the limit on the size of the files that the server writes.
 #[cfg(target_os = "linux")]
 fn limit_file_size(server: &Server, limit: Option<u64>) {
     use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
@@ -176,5 +239,5 @@ fn limit_file_size(server: &Server, limit: Option<u64>) {
         maximum,
     };
     prlimit(Some(Pid::from_child(&server.child)), Resource::Fsize, limit)
-        .expect("the timeout can be set");
+        .expect("the limit can be set");
 }
