@@ -1,31 +1,31 @@
-//! Whatever a client sends comes back, byte for byte and in order, however it was cut.
+//! Whatever a client sends comes back byte for byte and in order, in whatever pieces it was sent.
 
 mod common;
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::thread;
 
 use common::{
-    Server, echo_server, exchange, fill, half_close, local_address, noise, read_until_fin, reset,
-    send_and_read_all,
+    Server, connect, echo_server, exchange, fill, half_close, local_address, noise, read_until_fin,
+    reset, send_and_read_all,
 };
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 #[test]
-fn every_byte_value_comes_back() {
+fn every_byte_value_is_echoed() {
     let server = Server::start(&[]);
     let all: Vec<u8> = (0..=255).collect();
     exchange(&server.connect(), &all);
 }
 
 #[test]
-fn random_bytes_in_random_chunks_come_back() {
+fn random_bytes_in_random_chunks_are_echoed() {
     let server = Server::start(&[]);
     let chunks = prop::collection::vec(prop::collection::vec(any::<u8>(), 1..5_000), 1..20);
     let mut runner = TestRunner::new(ProptestConfig {
-        cases: 64,
+        cases: 32,
         failure_persistence: None,
         ..Default::default()
     });
@@ -35,11 +35,11 @@ fn random_bytes_in_random_chunks_come_back() {
             prop_assert!(send_and_read_all(&server.connect(), &chunks) == chunks.concat());
             Ok(())
         })
-        .expect("every stream comes back");
+        .expect("every stream is echoed");
 }
 
 #[test]
-fn many_megabytes_in_random_chunks_come_back() {
+fn many_megabytes_in_random_chunks_are_echoed() {
     let server = Server::start(&[]);
     let sizes = prop::collection::vec(1_usize..1_000_000, 20..30);
     let mut runner = TestRunner::new(ProptestConfig {
@@ -58,11 +58,11 @@ fn many_megabytes_in_random_chunks_come_back() {
             prop_assert!(send_and_read_all(&server.connect(), &chunks) == bytes);
             Ok(())
         })
-        .expect("every stream comes back");
+        .expect("every stream is echoed");
 }
 
 #[test]
-fn a_client_that_is_looked_for_gets_every_byte_back() {
+fn busy_polling_of_any_length_loses_no_byte() {
     for limit in ["0s", "50us", "10ms"] {
         let server = Server::start(&["--busy-poll", limit]);
         let client = server.connect();
@@ -75,7 +75,7 @@ fn a_client_that_is_looked_for_gets_every_byte_back() {
 }
 
 #[test]
-fn sizes_around_the_buffers_edge_come_back_whatever_the_buffer() {
+fn messages_around_the_buffer_size_are_echoed() {
     for buffer in ["1", "7", "4096", "64KiB", "1MiB"] {
         let server = Server::start(&["--buffer-size", buffer]);
         let client = server.connect();
@@ -86,18 +86,18 @@ fn sizes_around_the_buffers_edge_come_back_whatever_the_buffer() {
 }
 
 #[test]
-fn the_powershell_one_liner_gets_its_line_back() {
-    // What the README's one-liner sends: the bytes of "hello" and CR LF; and it reads one line.
+fn powershell_one_liner_of_the_readme_gets_its_line() {
+    // The one-liner sends "hello", CR and LF, and reads one line.
     let server = Server::start(&[]);
     let mut client = server.connect();
     client.write_all(b"hello\r\n").expect("the line is sent");
     let mut line = [0; 7];
-    client.read_exact(&mut line).expect("the line comes back");
+    client.read_exact(&mut line).expect("the line arrives");
     assert_eq!(&line, b"hello\r\n");
 }
 
 #[test]
-fn an_urgent_byte_comes_back_among_the_others() {
+fn urgent_byte_is_echoed_in_order() {
     let server = Server::start(&[]);
     let mut client = server.connect();
     client.write_all(b"abc").expect("the bytes are sent");
@@ -108,7 +108,7 @@ fn an_urgent_byte_comes_back_among_the_others() {
 }
 
 #[test]
-fn a_message_without_a_newline_comes_back_at_once() {
+fn message_without_a_newline_is_echoed_at_once() {
     let server = Server::start(&[]);
     let client = server.connect();
     exchange(&client, b"no newline");
@@ -116,7 +116,7 @@ fn a_message_without_a_newline_comes_back_at_once() {
 }
 
 #[test]
-fn a_client_that_half_closes_at_once_gets_fin_and_no_byte() {
+fn client_that_half_closes_at_once_gets_fin_and_no_byte() {
     let server = Server::start(&[]);
     let client = server.connect();
     half_close(&client);
@@ -124,27 +124,27 @@ fn a_client_that_half_closes_at_once_gets_fin_and_no_byte() {
 }
 
 #[test]
-fn a_client_that_sends_20_mb_and_half_closes_and_reads_late_gets_every_byte_then_fin() {
+fn client_that_reads_late_gets_20_megabytes_then_fin() {
     let server = Server::start(&[]);
     let client = server.connect();
-    // It does not read before every buffer on the way is full: server and client are both stuck.
-    let stuck = fill(&client);
-    let rest = noise(20_000_000 - stuck.len(), 3);
+    // The client reads only when every buffer is full, so client and server are both blocked.
+    let first = fill(&client);
+    let rest = noise(20_000_000 - first.len(), 3);
     let echo = send_and_read_all(&client, &[&rest]);
     assert!(
-        echo == [stuck, rest].concat(),
-        "{} bytes came back",
+        echo == [first, rest].concat(),
+        "{} bytes arrived",
         echo.len()
     );
-    let departure = server.wait_for_disconnect(local_address(&client));
+    let line = server.wait_for_disconnect(local_address(&client));
     assert!(
-        departure.contains("closed by client, 20000000 bytes echoed"),
-        "{departure}"
+        line.contains("closed by client, 20000000 bytes echoed"),
+        "{line}"
     );
 }
 
 #[test]
-fn two_hundred_clients_at_once_are_all_served_each_by_its_own_thread() {
+fn two_hundred_clients_each_have_their_own_thread() {
     let server = Server::start(&[]);
     let clients: Vec<TcpStream> = (0..200).map(|_| server.connect()).collect();
     for (number, client) in clients.iter().enumerate() {
@@ -154,7 +154,7 @@ fn two_hundred_clients_at_once_are_all_served_each_by_its_own_thread() {
     assert_eq!(
         server.threads(),
         200 + 3,
-        "one for each client, the main thread, Ctrl+C's and the log's"
+        "one for each client, and one each for the main thread, signals and the log"
     );
     for (number, client) in clients.iter().enumerate().rev() {
         let message = noise(1000, 1000 + number as u64);
@@ -164,7 +164,7 @@ fn two_hundred_clients_at_once_are_all_served_each_by_its_own_thread() {
 }
 
 #[test]
-fn clients_that_stream_at_once_each_get_their_own_bytes() {
+fn concurrent_clients_each_get_their_own_bytes() {
     let server = Server::start(&[]);
     thread::scope(|scope| {
         for number in 0..16 {
@@ -178,22 +178,22 @@ fn clients_that_stream_at_once_each_get_their_own_bytes() {
 }
 
 #[test]
-fn a_reset_in_the_middle_of_a_stream_is_logged_as_one_and_harms_nobody_else() {
+fn reset_is_logged_as_a_reset_and_harms_no_other_client() {
     let server = Server::start(&[]);
     let neighbour = server.connect();
-    let rude = server.connect();
-    let address = local_address(&rude);
-    // The server has more to write, and cannot but meet the reset. One that came while it waits for
-    // bytes would be told as their end by Wine.
-    fill(&rude);
-    reset(rude);
-    let departure = server.wait_for_disconnect(address);
-    assert!(departure.contains("reset by client"), "{departure}");
+    let client = server.connect();
+    let address = local_address(&client);
+    // The server is blocked in a write, so it notices the reset there. In a read, Wine would report
+    // the reset as FIN.
+    fill(&client);
+    reset(client);
+    let line = server.wait_for_disconnect(address);
+    assert!(line.contains("reset by client"), "{line}");
     exchange(&neighbour, b"after");
 }
 
 #[test]
-fn the_ipv6_wildcard_serves_both_versions_and_tells_an_ipv4_peer_plainly() {
+fn ipv6_wildcard_serves_both_and_logs_plain_ipv4_addresses() {
     let mut command = echo_server();
     let server = Server::spawn(command.args(["--host", "::", "--port", "0"]));
     assert!(
@@ -201,19 +201,17 @@ fn the_ipv6_wildcard_serves_both_versions_and_tells_an_ipv4_peer_plainly() {
         "{}",
         server.ready_line
     );
-    let port = server.address.port();
     for host in ["127.0.0.1", "::1"] {
-        let client =
-            common::connect((host.parse::<std::net::IpAddr>().expect("it is one"), port).into());
+        let ip: IpAddr = host.parse().expect("an IP address");
+        let client = connect((ip, server.address.port()).into());
         exchange(&client, host.as_bytes());
-        let address = local_address(&client);
-        server.wait_for_log(&format!("{address} connected"));
+        server.wait_for_log(&format!("{} connected", local_address(&client)));
     }
 }
 
 #[test]
-fn an_ipv6_address_other_than_the_wildcard_does_not_take_the_port_of_ipv4() {
-    // In this order: on 127.0.0.1 other tests have ports, and on ::1 none has.
+fn ipv6_address_leaves_the_same_ipv4_port_free() {
+    // IPv4 first: other tests use ports of 127.0.0.1, but none of ::1.
     let four = Server::start(&[]);
     let port = four.address.port().to_string();
     let mut command = echo_server();
