@@ -1,0 +1,81 @@
+//! The connection limit (`--max-connections`): clients over it wait in the listen backlog.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use common::{Server, exchange, local_address, local_server, read_until_fin};
+
+/// Connects and sends a byte, which is echoed once the client is admitted.
+fn connect_and_send(server: &Server) -> TcpStream {
+    let mut client = server.connect();
+    client.write_all(b"k").expect("the byte is sent");
+    client
+}
+
+/// Waits for the echo of the byte that `connect_and_send` sent.
+fn wait_until_admitted(mut client: &TcpStream) {
+    let mut echo = [0];
+    client.read_exact(&mut echo).expect("the echo arrives");
+    assert_eq!(&echo, b"k");
+}
+
+#[test]
+fn clients_over_the_limit_wait_and_are_served_in_order() {
+    let server = Server::start(&["--max-connections", "2"]);
+    let (first, second) = (connect_and_send(&server), connect_and_send(&server));
+    wait_until_admitted(&first);
+    wait_until_admitted(&second);
+    server.wait_for_log("connection limit reached (2): new clients wait in the listen backlog");
+    let (third, fourth) = (connect_and_send(&server), connect_and_send(&server));
+    let is_admitted = |client: &TcpStream| {
+        server.count_in_log(&format!("{} connected", local_address(client))) > 0
+    };
+
+    assert!(!is_admitted(&third) && !is_admitted(&fourth));
+    let third_address = local_address(&third);
+    drop(first);
+    wait_until_admitted(&third);
+    assert!(!is_admitted(&fourth));
+    exchange(&second, b"admitted clients are served all the time");
+    drop(second);
+    wait_until_admitted(&fourth);
+    drop((third, fourth));
+
+    server.wait_for_log("accepting new clients again");
+    let log = server.log();
+    let position = |text: &str| log.iter().position(|line| line.contains(text));
+    assert!(
+        position(" disconnected: ") < position(&format!("{third_address} connected")),
+        "{log:#?}"
+    );
+    for line in ["connection limit reached", "accepting new clients again"] {
+        assert_eq!(server.count_in_log(line), 1, "{log:#?}");
+    }
+}
+
+#[test]
+fn connection_limit_can_come_from_the_environment() {
+    let server = Server::spawn(local_server().env("ECHO_SERVER_MAX_CONNECTIONS", "1"));
+    wait_until_admitted(&connect_and_send(&server));
+    server.wait_for_log("connection limit reached (1)");
+}
+
+#[test]
+fn full_server_shuts_down_and_serves_waiting_clients() {
+    let flags = ["--max-connections", "1", "--shutdown-timeout", "1h"];
+    let Some(mut server) = Server::start_to_signal(&flags) else {
+        return;
+    };
+    let admitted = connect_and_send(&server);
+    wait_until_admitted(&admitted);
+    let waiting: Vec<TcpStream> = (0..3).map(|_| connect_and_send(&server)).collect();
+    server.signal(common::signal::Signal::TERM);
+    for client in waiting {
+        wait_until_admitted(&client);
+        assert_eq!(read_until_fin(&client), b"");
+    }
+    assert_eq!(server.wait().code(), Some(0));
+    server.wait_for_log("shut down: 4 clients served, 0 forcibly closed, 4 bytes echoed");
+}

@@ -1,0 +1,113 @@
+//! The idle timeout (`--idle-timeout`): a connection is closed after this long without a byte in or
+//! out. The tests with a client that must not be closed take longer than the timeout by design.
+
+mod common;
+
+use std::io::Read;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{
+    Server, exchange, fill, local_address, local_server, read_until_fin, send_and_read_all,
+};
+
+#[test]
+fn idle_clients_get_fin_whether_they_sent_bytes_or_not() {
+    let server = Server::start(&["--idle-timeout", "500ms"]);
+    let silent = server.connect();
+    let active_before = server.connect();
+    let begin = Instant::now();
+    exchange(&active_before, b"hello");
+    for client in [&silent, &active_before] {
+        assert_eq!(read_until_fin(client), b"");
+    }
+    assert!(
+        begin.elapsed() >= Duration::from_millis(450),
+        "closed after {:?}",
+        begin.elapsed()
+    );
+    let addresses = [&silent, &active_before].map(local_address);
+    drop((silent, active_before));
+    for address in addresses {
+        let line = server.wait_for_disconnect(address);
+        assert!(line.contains("disconnected: idle timeout, "), "{line}");
+    }
+}
+
+/// Takes a second, because it waits for the timeout nine times.
+#[test]
+fn idle_timeout_is_on_time_after_an_echo() {
+    let server = Server::start(&["--idle-timeout", "100ms"]);
+    let mut times = [(); 9].map(|()| {
+        let client = server.connect();
+        exchange(&client, b"hello");
+        let begin = Instant::now();
+        assert_eq!(read_until_fin(&client), b"");
+        begin.elapsed()
+    });
+    times.sort();
+    // A busy machine may delay some of them. The server has sent the echo before this thread reads it.
+    assert!(times[0] > Duration::from_millis(80), "{times:?}");
+    assert!(times[4] < Duration::from_millis(200), "{times:?}");
+}
+
+/// Takes over a second: the timeout must be longer than `fill` takes.
+#[test]
+fn client_that_never_reads_is_idle_and_harms_no_other() {
+    let server = Server::spawn(local_server().env("ECHO_SERVER_IDLE_TIMEOUT", "1s"));
+    let blocked = server.connect();
+    let address = local_address(&blocked);
+    fill(&blocked);
+    exchange(&server.connect(), b"others are served");
+    server.wait_for_log(&format!("{address} disconnected: idle timeout, "));
+}
+
+#[test]
+fn client_that_sends_often_enough_is_not_closed() {
+    let server = Server::start(&["--idle-timeout", "1s"]);
+    let client = server.connect();
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_millis(2500) {
+        exchange(&client, b"still here");
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(send_and_read_all(&client, &[b"bye"]), b"bye");
+    server.wait_for_log("disconnected: closed by client, ");
+}
+
+#[test]
+fn client_that_reads_in_bursts_is_not_closed_between_them() {
+    let server = Server::start(&["--idle-timeout", "1s"]);
+    let client = server.connect();
+    let sent = fill(&client);
+    let mut echo = vec![0; sent.len()];
+    // Eight bursts in 2.4 s. Between them, the server is mostly blocked.
+    for burst in echo.chunks_mut(sent.len().div_ceil(8)) {
+        thread::sleep(Duration::from_millis(300));
+        (&client)
+            .read_exact(burst)
+            .expect("the server still echoes");
+    }
+    assert!(echo == sent);
+}
+
+/// On other systems a socket becomes writable only when a large part of its buffer has been sent.
+#[test]
+#[cfg(target_os = "linux")]
+fn linux_client_that_reads_slowly_is_not_closed() {
+    let server = Server::start(&["--idle-timeout", "1s"]);
+    // A small buffer: a large one would have room for all that the client reads.
+    let client = common::connect_with_buffer(server.address, 20_000);
+    fill(&client);
+    // Fifty pieces in 2.5 s, a small part of what is pending. The client's kernel accepts more from
+    // the server after each 64 KiB at the latest.
+    let mut piece = vec![0; 5_000];
+    for _ in 0..50 {
+        thread::sleep(Duration::from_millis(50));
+        (&client)
+            .read_exact(&mut piece)
+            .expect("the server still echoes");
+    }
+    let disconnected = format!("{} disconnected", local_address(&client));
+    assert_eq!(server.count_in_log(&disconnected), 0, "{:#?}", server.log());
+}
