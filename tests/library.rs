@@ -1,16 +1,17 @@
-//! The server inside another program, stopped through its handle: on every platform, also where a
-//! test cannot send a signal.
+//! The server inside another program, shut down through its handle. These tests run on every
+//! platform, even if a test cannot send a signal there.
 
 mod common;
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use common::{connect, exchange, fill, noise, read_until_fin, wait_until};
+use common::{connect, exchange, fill, read_until_fin, wait_until};
 use echo_server::{Config, Server, ShutdownHandle};
 
-/// A server that runs in a thread of the test's.
+/// Runs a server in a thread of the test.
 fn run(mut config: Config) -> (SocketAddr, ShutdownHandle, JoinHandle<()>) {
     config.address = ([127, 0, 0, 1], 0).into();
     let server = Server::bind(config).expect("a port is free");
@@ -22,85 +23,84 @@ fn run(mut config: Config) -> (SocketAddr, ShutdownHandle, JoinHandle<()>) {
     )
 }
 
-fn ends(running: JoinHandle<()>) {
-    wait_until("it has stopped", || running.is_finished());
-    running.join().expect("it does not panic");
+fn wait_for(server: JoinHandle<()>) {
+    wait_until("the server has shut down", || server.is_finished());
+    server.join().expect("the server does not panic");
 }
 
 #[test]
-fn a_stop_before_run_is_heeded() {
+fn shutdown_before_run_takes_effect() {
     let config = Config {
         address: ([127, 0, 0, 1], 0).into(),
         ..Config::default()
     };
     let server = Server::bind(config).expect("a port is free");
-    let stop = server.shutdown_handle();
-    assert!(!stop.is_shutdown());
-    stop.shutdown();
-    stop.shutdown();
-    assert!(stop.is_shutdown());
-    ends(thread::spawn(|| server.run()));
+    let handle = server.shutdown_handle();
+    assert!(!handle.is_shutdown());
+    handle.shutdown();
+    handle.shutdown();
+    assert!(handle.is_shutdown());
+    wait_for(thread::spawn(|| server.run()));
 }
 
 #[test]
-fn idle_clients_get_fin_when_the_server_stops() {
-    let (address, stop, running) = run(Config::default());
+fn idle_clients_get_fin_at_shutdown() {
+    let (address, handle, server) = run(Config::default());
     let clients = [connect(address), connect(address)];
     exchange(&clients[0], b"hello");
     exchange(&clients[1], b"hello");
-    stop.shutdown();
+    handle.shutdown();
     for client in clients {
         assert_eq!(read_until_fin(&client), b"");
     }
-    ends(running);
+    wait_for(server);
 }
 
 #[test]
-fn a_client_that_reads_late_gets_all_that_it_had_sent_when_the_server_stops() {
-    let (address, stop, running) = run(Config {
+fn client_that_reads_late_gets_everything_it_sent() {
+    let (address, handle, server) = run(Config {
         shutdown_timeout: Duration::MAX,
         ..Config::default()
     });
     let client = connect(address);
     let sent = fill(&client);
-    stop.shutdown();
+    handle.shutdown();
     assert!(read_until_fin(&client) == sent);
     drop(client);
-    ends(running);
+    wait_for(server);
 }
 
 #[test]
-fn a_client_that_never_reads_is_cut_off_when_the_server_stops() {
+fn client_that_never_reads_is_forcibly_closed() {
     let shutdown_timeout = Duration::from_millis(500);
-    let (address, stop, running) = run(Config {
+    let (address, handle, server) = run(Config {
         shutdown_timeout,
         ..Config::default()
     });
     let client = connect(address);
     fill(&client);
     let begin = Instant::now();
-    stop.shutdown();
-    ends(running);
+    handle.shutdown();
+    wait_for(server);
     assert!(begin.elapsed() >= shutdown_timeout, "{:?}", begin.elapsed());
 }
 
 #[test]
-fn a_client_is_closed_by_the_idle_timeout() {
-    let idle_timeout = Some(Duration::from_secs(1));
-    let (address, stop, running) = run(Config {
-        idle_timeout,
+fn idle_client_is_closed_by_the_idle_timeout() {
+    let (address, handle, server) = run(Config {
+        idle_timeout: Some(Duration::from_millis(200)),
         ..Config::default()
     });
     let client = connect(address);
-    exchange(&client, &noise(100, 1));
+    exchange(&client, b"hello");
     assert_eq!(read_until_fin(&client), b"");
-    stop.shutdown();
-    ends(running);
+    handle.shutdown();
+    wait_for(server);
 }
 
 #[test]
-fn a_configuration_with_nothing_where_there_must_be_something_is_refused() {
-    let none_inside = Config {
+fn configuration_out_of_range_is_an_error() {
+    let no_connections = Config {
         max_connections: 0,
         ..Config::default()
     };
@@ -112,9 +112,9 @@ fn a_configuration_with_nothing_where_there_must_be_something_is_refused() {
         buffer_size: usize::MAX,
         ..Config::default()
     };
-    for config in [none_inside, no_buffer, huge_buffer] {
+    for config in [no_connections, no_buffer, huge_buffer] {
         let address = ([127, 0, 0, 1], 0).into();
-        let error = Server::bind(Config { address, ..config }).expect_err("it cannot serve");
-        assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+        let error = Server::bind(Config { address, ..config }).expect_err("the value is invalid");
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
     }
 }

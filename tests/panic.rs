@@ -1,17 +1,21 @@
-//! A panic in a client's thread costs that client alone, and frees its place. No input is known to
-//! cause one, so a logger that panics does, within a server inside this test.
+//! A panic in a connection's thread ends only that connection, and releases its permit. No input is
+//! known to cause a panic, so a logger that panics does. The server runs inside this test, because
+//! the logger must too.
+
+mod common;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::thread;
-use std::time::Duration;
 
+use common::connect;
 use echo_server::{Config, Server};
 use log::{LevelFilter, Log, Metadata, Record};
 
-struct Panicking;
+/// A logger that panics at the log line about a message of 13 bytes.
+struct PanickingLogger;
 
-impl Log for Panicking {
+impl Log for PanickingLogger {
     fn enabled(&self, _: &Metadata<'_>) -> bool {
         true
     }
@@ -19,16 +23,23 @@ impl Log for Panicking {
     fn log(&self, record: &Record<'_>) {
         assert!(
             !record.args().to_string().ends_with("sent 13 bytes"),
-            "this is the test's panic"
+            "this panic is part of the test"
         );
     }
 
     fn flush(&self) {}
 }
 
+/// Returns whether the server echoes `message`.
+fn is_echoed(mut stream: &TcpStream, message: &[u8]) -> bool {
+    stream.write_all(message).expect("the message is sent");
+    let mut echo = vec![0; message.len()];
+    stream.read_exact(&mut echo).is_ok_and(|()| echo == message)
+}
+
 #[test]
-fn a_panic_in_a_clients_thread_costs_that_client_alone_and_frees_its_place() {
-    log::set_logger(&Panicking).expect("it is the only one");
+fn panic_ends_only_its_connection_and_releases_the_permit() {
+    log::set_logger(&PanickingLogger).expect("no other logger is set");
     log::set_max_level(LevelFilter::Debug);
     let server = Server::bind(Config {
         address: ([127, 0, 0, 1], 0).into(),
@@ -37,31 +48,19 @@ fn a_panic_in_a_clients_thread_costs_that_client_alone_and_frees_its_place() {
     });
     let server = server.expect("a port is free");
     let address = server.local_addr().expect("the server has an address");
-    let stop = server.shutdown_handle();
+    let handle = server.shutdown_handle();
     let running = thread::spawn(|| server.run());
-    let connect = || {
-        let stream = TcpStream::connect(address).expect("the server accepts");
-        stream
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .expect("the timeout can be set");
-        stream
-    };
-    let echoes = |mut stream: &TcpStream, message: &[u8]| {
-        stream.write_all(message).expect("the message is sent");
-        let mut echo = vec![0; message.len()];
-        stream.read_exact(&mut echo).is_ok_and(|()| echo == message)
-    };
 
-    let neighbour = connect();
-    assert!(echoes(&neighbour, b"before"));
+    let neighbour = connect(address);
+    assert!(is_echoed(&neighbour, b"before"));
     for _ in 0..5 {
-        // There is a place for one: each panic must have freed it for the next.
-        assert!(!echoes(&connect(), b"unlucky bytes"));
+        // One permit is left, so each panic must release it for the next client.
+        assert!(!is_echoed(&connect(address), b"unlucky bytes"));
     }
-    assert!(echoes(&neighbour, b"after"));
+    assert!(is_echoed(&neighbour, b"after"));
     drop(neighbour);
-    assert!(echoes(&connect(), b"and the next"));
+    assert!(is_echoed(&connect(address), b"and the next"));
 
-    stop.shutdown();
+    handle.shutdown();
     running.join().expect("the accept loop does not panic");
 }
