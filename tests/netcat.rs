@@ -1,5 +1,4 @@
-//! The `nc` of the README, for real. Where there is none, CI fails and others are told. Windows comes
-//! without one, and the README gives PowerShell there.
+//! The client `nc`, as the README uses it. Windows has no `nc`, so the README uses PowerShell there.
 #![cfg(unix)]
 
 mod common;
@@ -9,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use common::{Server, end, noise, start_tool};
 
-/// Runs `nc` with `input` on its stdin; what it prints.
+/// Runs `nc` with `input` as its stdin, and returns its stdout.
 fn nc(server: &Server, input: &[u8]) -> Option<Vec<u8>> {
     let (host, port) = (
         server.address.ip().to_string(),
@@ -17,7 +16,7 @@ fn nc(server: &Server, input: &[u8]) -> Option<Vec<u8>> {
     );
     let mut nc = Command::new("nc");
     if cfg!(not(target_os = "macos")) {
-        // The one of macOS closes its sending side at the end of its input unasked.
+        // On macOS, `nc` half-closes at the end of its stdin without an option.
         nc.arg("-N");
     }
     nc.args([&host, &port])
@@ -30,14 +29,14 @@ fn nc(server: &Server, input: &[u8]) -> Option<Vec<u8>> {
     let output = end(nc);
     writer
         .join()
-        .expect("no panic")
-        .expect("nc takes its input");
+        .expect("the writer does not panic")
+        .expect("nc reads its stdin");
     assert!(output.status.success(), "{:?}", output.status);
     Some(output.stdout)
 }
 
 #[test]
-fn nc_gets_a_line_back() {
+fn nc_gets_its_line_back() {
     let server = Server::start(&[]);
     if let Some(echo) = nc(&server, b"hello\n") {
         assert_eq!(echo, b"hello\n");
@@ -50,6 +49,6 @@ fn nc_gets_a_megabyte_back() {
     let server = Server::start(&[]);
     let bytes = noise(1_000_000, 7);
     if let Some(echo) = nc(&server, &bytes) {
-        assert!(echo == bytes, "{} bytes came back", echo.len());
+        assert!(echo == bytes, "{} bytes arrived", echo.len());
     }
 }
