@@ -1,5 +1,5 @@
-//! What the README has for Kubernetes, taken from there: what must agree in it agrees, and the
-//! server takes what the cluster would give it.
+//! The README's Kubernetes manifest: its parts agree with each other and with the server, and the
+//! server starts with its arguments. The tests read it from README.md.
 #![cfg(unix)]
 
 mod common;
@@ -10,20 +10,20 @@ use common::{Server, connect, echo_server, exchange, local_address, readme_block
 use jiff::fmt::friendly::SpanParser;
 use yaml_rust2::{Yaml, YamlLoader};
 
-/// What a stop may take beyond its timeout, as the README says.
-const LAST_WORDS: Duration = Duration::from_millis(1500);
+/// How long the server may take to exit after the shutdown timeout, according to the README.
+const EXIT_TIME: Duration = Duration::from_millis(1500);
 
-/// The README's Deployment and Service.
+/// Returns the README's Deployment and Service.
 fn manifest() -> (Yaml, Yaml) {
     let text = readme_block("## Growing past one machine", "yaml");
-    let documents = YamlLoader::load_from_str(text).expect("it is YAML");
+    let documents = YamlLoader::load_from_str(text).expect("the block is YAML");
     let [deployment, service] = documents.try_into().expect("there are two documents");
     assert_eq!(string(&deployment, "kind"), "Deployment");
     assert_eq!(string(&service, "kind"), "Service");
     (deployment, service)
 }
 
-/// What stands at `path`: keys and indices, with dots between them.
+/// Returns the node at `path`, which consists of keys and indices separated by dots.
 fn get<'a>(node: &'a Yaml, path: &str) -> Option<&'a Yaml> {
     let found = path
         .split('.')
@@ -41,13 +41,13 @@ fn at<'a>(node: &'a Yaml, path: &str) -> &'a Yaml {
 fn string<'a>(node: &'a Yaml, path: &str) -> &'a str {
     at(node, path)
         .as_str()
-        .unwrap_or_else(|| panic!("{path} is no string"))
+        .unwrap_or_else(|| panic!("{path} is not a string"))
 }
 
 fn number(node: &Yaml, path: &str) -> i64 {
     at(node, path)
         .as_i64()
-        .unwrap_or_else(|| panic!("{path} is no number"))
+        .unwrap_or_else(|| panic!("{path} is not a number"))
 }
 
 fn flag(node: &Yaml, path: &str) -> bool {
@@ -59,21 +59,22 @@ fn flag(node: &Yaml, path: &str) -> bool {
 const POD: &str = "spec.template.spec";
 const CONTAINER: &str = "spec.template.spec.containers.0";
 
-/// The server as the cluster would start it, but on a free port; and the port that it would have.
+/// Starts the server as the cluster would, but on an ephemeral port. Returns the port of the
+/// manifest too.
 fn start(deployment: &Yaml) -> (Server, i64) {
     let container = at(deployment, CONTAINER);
     let mut command = echo_server();
     if get(deployment, &format!("{POD}.enableServiceLinks")) != Some(&Yaml::Boolean(false)) {
-        // What the kubelet sets for a Service of this name.
+        // The kubelet sets this variable for a Service of this name.
         command.env("ECHO_SERVER_PORT", "tcp://10.96.0.1:54000");
     }
     assert_eq!(
         get(container, "env"),
         None,
-        "this test would have to set it"
+        "this test does not set the manifest's variables"
     );
     let mut port = None;
-    for argument in at(container, "args").as_vec().expect("it is a list") {
+    for argument in at(container, "args").as_vec().expect("a list") {
         let argument = argument.as_str().expect("an argument is a string");
         match argument.strip_prefix("--port=") {
             Some(value) => assert_eq!(port.replace(value.parse().expect("a port")), None),
@@ -86,23 +87,24 @@ fn start(deployment: &Yaml) -> (Server, i64) {
     )
 }
 
-/// The number of the port that is meant by a number or by the name of one of the container's.
-fn port(deployment: &Yaml, named: &Yaml) -> i64 {
-    let Some(name) = named.as_str() else {
-        return named.as_i64().expect("a port is a name or a number");
+/// Returns the number of a port that the manifest gives as a number or as the name of one of the
+/// container's ports.
+fn port(deployment: &Yaml, port: &Yaml) -> i64 {
+    let Some(name) = port.as_str() else {
+        return port.as_i64().expect("a port is a name or a number");
     };
     let ports = at(deployment, &format!("{CONTAINER}.ports"))
         .as_vec()
-        .expect("it is a list");
+        .expect("a list");
     let port = ports.iter().find(|port| string(port, "name") == name);
     number(
-        port.unwrap_or_else(|| panic!("no port is called {name}")),
+        port.unwrap_or_else(|| panic!("no port has the name {name}")),
         "containerPort",
     )
 }
 
 #[test]
-fn the_selectors_and_the_ports_agree() {
+fn selectors_and_ports_agree() {
     let (deployment, service) = manifest();
     let labels = at(&deployment, "spec.template.metadata.labels");
     let spread = format!("{POD}.topologySpreadConstraints.0.labelSelector.matchLabels");
@@ -110,40 +112,37 @@ fn the_selectors_and_the_ports_agree() {
     assert_eq!(at(&deployment, &spread), labels);
     assert_eq!(at(&service, "spec.selector"), labels);
 
-    let (_, listens) = start(&deployment);
+    let (_, server_port) = start(&deployment);
     assert_eq!(
         number(&deployment, &format!("{CONTAINER}.ports.0.containerPort")),
-        listens
+        server_port
     );
     let probed = at(
         &deployment,
         &format!("{CONTAINER}.readinessProbe.tcpSocket.port"),
     );
-    assert_eq!(port(&deployment, probed), listens);
+    assert_eq!(port(&deployment, probed), server_port);
     assert_eq!(
         port(&deployment, at(&service, "spec.ports.0.targetPort")),
-        listens
+        server_port
     );
 }
 
 #[test]
-fn the_server_starts_with_the_arguments_and_takes_a_probe_for_what_it_is() {
+fn server_starts_with_the_arguments_and_accepts_a_probe() {
     let (deployment, _) = manifest();
     let (server, _) = start(&deployment);
-    // As the kubelet does it.
+    // The kubelet probes like this.
     let probe = connect(server.address);
     let address = local_address(&probe);
     drop(probe);
-    let departure = server.wait_for_disconnect(address);
-    assert!(
-        departure.contains("closed by client, 0 bytes echoed"),
-        "{departure}"
-    );
+    let line = server.wait_for_disconnect(address);
+    assert!(line.contains("closed by client, 0 bytes echoed"), "{line}");
     exchange(&connect(server.address), b"hello");
 }
 
 #[test]
-fn the_grace_period_is_long_enough_for_the_pause_and_the_stop() {
+fn grace_period_covers_the_pre_stop_pause_and_the_shutdown() {
     let (deployment, _) = manifest();
     let (mut server, _) = start(&deployment);
     assert_eq!(server.shut_down().code(), Some(0));
@@ -155,20 +154,20 @@ fn the_grace_period_is_long_enough_for_the_pause_and_the_stop() {
         Duration::from_secs(
             number(&deployment, path)
                 .try_into()
-                .expect("it is not negative"),
+                .expect("the value is not negative"),
         )
     };
     let pause = seconds(&format!("{CONTAINER}.lifecycle.preStop.sleep.seconds"));
     let grace = seconds(&format!("{POD}.terminationGracePeriodSeconds"));
     assert!(pause > Duration::ZERO);
     assert!(
-        grace >= pause + timeout.expect("the log has it") + LAST_WORDS,
+        grace >= pause + timeout.expect("the line has the timeout") + EXIT_TIME,
         "{line}"
     );
 }
 
 #[test]
-fn a_pod_goes_only_when_another_is_there_and_has_no_rights_that_it_does_not_need() {
+fn rolling_update_starts_a_new_pod_before_it_ends_an_old_one() {
     let (deployment, _) = manifest();
     assert!(number(&deployment, "spec.replicas") > 1);
     assert_eq!(
@@ -176,7 +175,11 @@ fn a_pod_goes_only_when_another_is_there_and_has_no_rights_that_it_does_not_need
         0
     );
     assert!(number(&deployment, "spec.strategy.rollingUpdate.maxSurge") > 0);
+}
 
+#[test]
+fn pod_has_no_unneeded_privileges() {
+    let (deployment, _) = manifest();
     assert!(flag(
         &deployment,
         &format!("{POD}.securityContext.runAsNonRoot")
@@ -186,15 +189,15 @@ fn a_pod_goes_only_when_another_is_there_and_has_no_rights_that_it_does_not_need
         &deployment,
         &format!("{POD}.automountServiceAccountToken")
     ));
-    let rights = at(&deployment, &format!("{CONTAINER}.securityContext"));
-    assert!(flag(rights, "readOnlyRootFilesystem"));
-    assert!(!flag(rights, "allowPrivilegeEscalation"));
-    assert_eq!(string(rights, "capabilities.drop.0"), "ALL");
-    assert!(get(rights, "capabilities.add").is_none());
+    let context = at(&deployment, &format!("{CONTAINER}.securityContext"));
+    assert!(flag(context, "readOnlyRootFilesystem"));
+    assert!(!flag(context, "allowPrivilegeEscalation"));
+    assert_eq!(string(context, "capabilities.drop.0"), "ALL");
+    assert!(get(context, "capabilities.add").is_none());
 }
 
 #[test]
-fn the_image_has_the_version_of_this_source() {
+fn image_has_the_version_of_this_source() {
     let (deployment, _) = manifest();
     let image = string(&deployment, &format!("{CONTAINER}.image"));
     let version = concat!(":", env!("CARGO_PKG_VERSION"));

@@ -1,4 +1,5 @@
-//! Errors of system calls that a healthy machine seldom reports. `strace` injects them.
+//! Errors of system calls that a healthy machine seldom reports. `strace` injects them into the
+//! server.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -7,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::signal::Signal;
-use common::{Server, exchange, read_until_fin};
+use common::{Server, exchange, local_address, read_until_fin};
 
 /// Starts a server whose system calls fail as `injection` says, if `strace` may trace it.
 fn start_with(injection: &str) -> Option<Server> {
@@ -37,7 +38,7 @@ fn interrupted_waits_do_not_shorten_the_drain() {
         return;
     };
     let client = server.connect();
-    let address = client.local_addr().expect("the client has an address");
+    let address = local_address(&client);
     exchange(&client, b"hello");
     let begin = Instant::now();
     server.signal(Signal::TERM);

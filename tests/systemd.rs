@@ -1,4 +1,5 @@
-//! What systemd gives and wants to hear: a listening socket handed over, readiness, the stop.
+//! Socket activation and readiness notifications: what systemd passes to a service, and what it
+//! expects from one. Needs the feature `systemd`.
 #![cfg(all(target_os = "linux", feature = "systemd"))]
 
 mod common;
@@ -15,47 +16,47 @@ use std::process::{Command, Stdio};
 use common::tools::{Tool, wait_until_listening};
 use common::{
     PATIENCE, Server, command, connect, echo_server, exchange, half_close, listen, local_address,
-    noise, read_until_fin, reserve_port, run,
+    local_server, noise, read_until_fin, reserve_port, run,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_echo-server");
+const BINARY: &str = env!("CARGO_BIN_EXE_echo-server");
 
-/// A server to which `socket` is handed over as a service manager does it, by the number 3 and the
-/// environment; the manager keeps it open.
-fn hand_over(socket: &impl AsFd) -> Command {
+/// Returns a command for a server that inherits `socket` as from a service manager: as file
+/// descriptor 3, with environment variables that say so. The test keeps the socket open.
+fn inheriting(socket: &impl AsFd) -> Command {
     let socket = socket
         .as_fd()
         .try_clone_to_owned()
-        .expect("it has one more name");
+        .expect("the descriptor can be duplicated");
     let script = r#"exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" --port 1"#;
     let mut shell = command("sh");
-    shell.args(["-c", script, PROGRAM]).stdin(socket);
+    shell.args(["-c", script, BINARY]).stdin(socket);
     shell
 }
 
 #[test]
-fn a_socket_that_is_handed_over_is_served_and_host_and_port_mean_nothing() {
+fn inherited_socket_is_served_instead_of_host_and_port() {
     let (listener, address) = listen();
-    let server = Server::spawn(&mut hand_over(&listener));
+    let server = Server::spawn(&mut inheriting(&listener));
     assert_eq!(server.address, address);
     server.wait_for_log("using the inherited socket (LISTEN_FDS); --host and --port are ignored");
     exchange(&server.connect(), b"hello");
 }
 
 #[test]
-fn a_restart_refuses_nobody_and_loses_nothing() {
+fn restart_refuses_no_client_and_loses_no_byte() {
     let (listener, address) = listen();
     let mut waiting: Option<(TcpStream, Vec<u8>)> = None;
     for round in 0..5 {
-        let mut server = Server::spawn(&mut hand_over(&listener));
+        let mut server = Server::spawn(&mut inheriting(&listener));
         assert_eq!(server.address, address);
         if let Some((client, sent)) = waiting.take() {
             assert!(read_until_fin(&client) == sent, "round {round}");
         }
         exchange(&server.connect(), b"hello");
         assert_eq!(server.shut_down().code(), Some(0));
-        // While no server runs at all.
+        // No server runs while this client connects.
         let mut client = server.connect();
         let sent = noise(50_000, round);
         client.write_all(&sent).expect("the bytes are sent");
@@ -64,13 +65,14 @@ fn a_restart_refuses_nobody_and_loses_nothing() {
     }
 }
 
-/// It was in the queue before the socket had the server's options.
+/// The first client is in the listen backlog before the server sets the socket's options, so it
+/// cannot inherit them.
 #[test]
-fn the_first_client_is_served_as_any_other() {
-    let (listener, _) = listen();
-    let first = connect(listener.local_addr().expect("the socket has an address"));
-    let mut command = hand_over(&listener);
-    let mut server = Server::spawn(command.env("ECHO_SERVER_IDLE_TIMEOUT", "2s"));
+fn first_client_of_an_inherited_socket_has_all_options() {
+    let (listener, address) = listen();
+    let first = connect(address);
+    let mut command = inheriting(&listener);
+    let mut server = Server::spawn(command.env("ECHO_SERVER_IDLE_TIMEOUT", "500ms"));
     let socket = socket2::SockRef::from(&first);
     (&first).write_all(b"abc").expect("the bytes are sent");
     socket.send_out_of_band(b"U").expect("the byte is sent");
@@ -82,24 +84,24 @@ fn the_first_client_is_served_as_any_other() {
 }
 
 #[test]
-fn a_stop_at_the_limit_leaves_those_who_wait_to_the_next_server() {
+fn clients_over_the_limit_are_left_to_the_next_server() {
     let (listener, address) = listen();
     let limited = |listener: &TcpListener| {
-        let mut command = hand_over(listener);
+        let mut command = inheriting(listener);
         command.env("ECHO_SERVER_MAX_CONNECTIONS", "1");
         command.env("ECHO_SERVER_SHUTDOWN_TIMEOUT", "300ms");
         Server::spawn(&mut command)
     };
     let mut server = limited(&listener);
-    let inside = server.connect();
-    let _owed = common::fill(&inside);
+    let admitted = server.connect();
+    common::fill(&admitted);
     let waiting: Vec<TcpStream> = (0..5).map(|_| connect(address)).collect();
     for mut client in &waiting {
         client.write_all(b"hello").expect("the bytes are sent");
         half_close(client);
     }
     assert_eq!(server.shut_down().code(), Some(0));
-    drop(inside);
+    drop(admitted);
     let _next = limited(&listener);
     for client in waiting {
         assert_eq!(read_until_fin(&client), b"hello");
@@ -107,15 +109,15 @@ fn a_stop_at_the_limit_leaves_those_who_wait_to_the_next_server() {
 }
 
 #[test]
-fn a_stop_is_heard_though_the_socket_was_left_non_blocking() {
+fn server_with_a_non_blocking_socket_serves_and_shuts_down() {
     let (listener, _) = listen();
     listener.set_nonblocking(true).expect("the mode can be set");
-    let mut server = Server::spawn(&mut hand_over(&listener));
+    let mut server = Server::spawn(&mut inheriting(&listener));
     exchange(&server.connect(), b"hello");
     assert_eq!(server.shut_down().code(), Some(0));
 }
 
-/// Runs `command`, which must fail with exit code 1; its one line on stderr.
+/// Runs `command`, which must fail with exit code 1, and returns its only line on stderr.
 fn fails(command: &mut Command) -> String {
     let output = run(command);
     let stderr = String::from_utf8(output.stderr).expect("the message is text");
@@ -126,18 +128,18 @@ fn fails(command: &mut Command) -> String {
 }
 
 #[test]
-fn what_cannot_be_served_is_told_with_what_to_write_in_the_socket_unit() {
+fn error_for_an_unusable_socket_says_what_the_unit_needs() {
     let (_listener, address) = listen();
-    let connected = fails(&mut hand_over(&connect(address)));
+    let connected = fails(&mut inheriting(&connect(address)));
     assert!(connected.contains("it does not listen") && connected.contains("Accept= no"));
-    let null = File::open("/dev/null").expect("it can be opened");
-    let no_socket = fails(&mut hand_over(&null));
+    let null = File::open("/dev/null").expect("the file can be opened");
+    let no_socket = fails(&mut inheriting(&null));
     assert!(
         no_socket.contains("ListenStream= must be a TCP port"),
         "{no_socket}"
     );
 
-    let two = fails(command("sh").args(["-c", r#"LISTEN_FDS=2 LISTEN_PID=$$ exec "$0""#, PROGRAM]));
+    let two = fails(command("sh").args(["-c", r#"LISTEN_FDS=2 LISTEN_PID=$$ exec "$0""#, BINARY]));
     assert!(
         two.contains("inherited 2 sockets") && two.contains("ListenStream="),
         "{two}"
@@ -147,14 +149,13 @@ fn what_cannot_be_served_is_told_with_what_to_write_in_the_socket_unit() {
 }
 
 #[test]
-fn a_socket_for_another_process_is_none_of_its_business() {
-    let mut command = echo_server();
-    command.env("LISTEN_FDS", "1").env("LISTEN_PID", "1");
-    let server = Server::spawn(command.args(["--host", "127.0.0.1", "--port", "0"]));
+fn socket_for_another_process_is_ignored() {
+    let mut command = local_server();
+    let server = Server::spawn(command.env("LISTEN_FDS", "1").env("LISTEN_PID", "1"));
     exchange(&server.connect(), b"hello");
 }
 
-/// Where a service manager listens for news.
+/// The notification socket of a service manager.
 struct Manager {
     socket: UnixDatagram,
     path: PathBuf,
@@ -171,10 +172,12 @@ impl Manager {
         Self { socket, path }
     }
 
-    fn news(&self) -> String {
-        let mut news = [0; 1000];
-        let length = self.socket.recv(&mut news).expect("news come");
-        String::from_utf8_lossy(&news[..length]).into_owned()
+    /// Returns the next notification.
+    fn receive(&self) -> String {
+        let mut message = [0; 1000];
+        let length = self.socket.recv(&mut message);
+        let length = length.expect("a notification arrives");
+        String::from_utf8_lossy(&message[..length]).into_owned()
     }
 }
 
@@ -185,54 +188,42 @@ impl Drop for Manager {
 }
 
 #[test]
-fn the_manager_is_told_when_the_server_is_ready_and_when_it_stops() {
-    let manager = Manager::new("news");
-    let mut command = echo_server();
-    command
-        .args(["--host", "127.0.0.1", "--port", "0"])
-        .env("NOTIFY_SOCKET", &manager.path);
-    let mut server = Server::spawn(&mut command);
-    assert_eq!(manager.news(), "READY=1");
+fn manager_is_notified_of_readiness_and_shutdown() {
+    let manager = Manager::new("notified");
+    let mut server = Server::spawn(local_server().env("NOTIFY_SOCKET", &manager.path));
+    assert_eq!(manager.receive(), "READY=1");
     exchange(&server.connect(), b"hello");
     server.signal(Signal::TERM);
-    assert_eq!(manager.news(), "STOPPING=1");
+    assert_eq!(manager.receive(), "STOPPING=1");
     assert_eq!(server.wait().code(), Some(0));
 }
 
 #[test]
-fn a_manager_that_is_gone_does_not_stop_the_service() {
-    let mut command = echo_server();
-    command
-        .args(["--host", "127.0.0.1", "--port", "0"])
-        .env("NOTIFY_SOCKET", "/nowhere/at/all");
-    let mut server = Server::spawn(&mut command);
+fn missing_manager_does_not_stop_the_service() {
+    let mut server = Server::spawn(local_server().env("NOTIFY_SOCKET", "/nowhere/at/all"));
     server.wait_for_log("cannot send READY=1 to the service manager: ");
     exchange(&server.connect(), b"hello");
     assert_eq!(server.shut_down().code(), Some(0));
 }
 
 #[test]
-fn a_manager_with_an_abstract_name_is_told_too() {
+fn manager_with_an_abstract_address_is_notified() {
     let name = format!("echo-server-test-{}", std::process::id());
-    let address = SocketAddr::from_abstract_name(&name).expect("it is a name");
-    let manager = UnixDatagram::bind_addr(&address).expect("it can be had");
+    let address = SocketAddr::from_abstract_name(&name).expect("the name is valid");
+    let manager = UnixDatagram::bind_addr(&address).expect("the address is free");
     manager
         .set_read_timeout(Some(PATIENCE))
         .expect("the timeout can be set");
-    let mut command = echo_server();
-    command
-        .args(["--host", "127.0.0.1", "--port", "0"])
-        .env("NOTIFY_SOCKET", format!("@{name}"));
-    let _server = Server::spawn(&mut command);
-    let mut news = [0; 100];
-    let length = manager.recv(&mut news).expect("news come");
-    assert_eq!(&news[..length], b"READY=1");
+    let _server = Server::spawn(local_server().env("NOTIFY_SOCKET", format!("@{name}")));
+    let mut message = [0; 100];
+    let length = manager.recv(&mut message).expect("a notification arrives");
+    assert_eq!(&message[..length], b"READY=1");
 }
 
 #[test]
-fn a_manager_that_does_not_read_holds_up_nothing() {
+fn manager_that_does_not_read_does_not_block_the_service() {
     let manager = Manager::new("full");
-    // A sender has a limit of its own, and the manager's queue another.
+    // Many senders: one of them would reach its own limit before it fills the manager's queue.
     let fillers: Vec<UnixDatagram> = (0..100)
         .map(|_| {
             let filler = UnixDatagram::unbound().expect("a socket can be created");
@@ -241,30 +232,26 @@ fn a_manager_that_does_not_read_holds_up_nothing() {
             filler
         })
         .collect();
-    let mut command = echo_server();
-    command
-        .args(["--host", "127.0.0.1", "--port", "0"])
-        .env("NOTIFY_SOCKET", &manager.path);
-    let mut server = Server::spawn(&mut command);
+    let mut server = Server::spawn(local_server().env("NOTIFY_SOCKET", &manager.path));
     server.wait_for_log("cannot send READY=1 to the service manager");
     exchange(&server.connect(), b"hello");
     assert_eq!(server.shut_down().code(), Some(0));
     drop(fillers);
 }
 
-/// systemd's own tool for trying out a service: it listens, and starts the server for the first
-/// client.
+/// `systemd-socket-activate` is systemd's tool to try out socket activation. It listens, and starts
+/// the server when the first client connects.
 #[test]
-fn systemds_own_tool_can_start_the_server() {
+fn systemd_socket_activate_can_start_the_server() {
     let (_reserved, address) = reserve_port();
     let mut command = command("systemd-socket-activate");
-    command.args(["--listen", &address.to_string(), PROGRAM]);
+    command.args(["--listen", &address.to_string(), BINARY]);
     let Some(mut server) = Tool::start(command.stdout(Stdio::null()).stderr(Stdio::null())) else {
         return;
     };
     wait_until_listening(address);
     exchange(&connect(address), b"hello");
     let pid = Pid::from_child(&server.0);
-    kill_process(pid, Signal::TERM).expect("it can be signalled");
+    kill_process(pid, Signal::TERM).expect("the signal can be sent");
     assert_eq!(server.wait().code(), Some(0));
 }
