@@ -1,5 +1,6 @@
-//! Small limits of the system: the server lowers its connection limit to what fits, warns about it
-//! once, and survives as many clients as connect.
+//! Limits of the system: files, threads and memory. The server lowers its connection limit to what
+//! fits and warns about it once. If it still reaches a system limit, other clients are unharmed.
+//! Only Linux lets a test limit and count these resources from outside.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -7,14 +8,11 @@ mod common;
 use std::io::{Read, Write, pipe};
 use std::net::TcpStream;
 use std::process::Stdio;
-use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use common::{Server, echo_server, exchange, noise};
-
-/// Held by each test that opens thousands of connections: this process may have only so many files.
-static MANY_FILES: Mutex<()> = Mutex::new(());
+use common::{Server, cpu_time, exchange, local_server, noise, read_until_fin, wait_until};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 
 /// Starts the server from a shell that first runs the command `ulimit`.
 fn start_under(ulimit: &str, arguments: &str) -> Server {
@@ -23,18 +21,26 @@ fn start_under(ulimit: &str, arguments: &str) -> Server {
     Server::spawn(common::command("sh").args(["-c", &script]))
 }
 
-/// Returns the limit that the server's warning names, which must be its only one and contain
+/// Sets a limit of a running server. `None` sets the highest possible limit.
+fn limit(server: &Server, resource: Resource, to: Option<u64>) {
+    let pid = Some(Pid::from_child(&server.child));
+    let maximum = getrlimit(resource).maximum;
+    let current = to.or(maximum);
+    prlimit(pid, resource, Rlimit { current, maximum }).expect("the limit can be set");
+}
+
+/// Returns the limit that the server's warning names. It must be its only warning and contain
 /// `setting`.
 fn lowered_limit(server: &Server, from: usize, setting: &str) -> usize {
     let start = format!("connection limit lowered from {from} to ");
     let line = server.wait_for_log(&start);
     assert!(line.contains("WARN") && line.contains(setting), "{line}");
-    let warnings = server
-        .log()
-        .iter()
-        .filter(|line| line.contains("limit lowered"))
-        .count();
-    assert_eq!(warnings, 1, "{:#?}", server.log());
+    assert_eq!(
+        server.count_in_log("limit lowered"),
+        1,
+        "{:#?}",
+        server.log()
+    );
     let number = line
         .split(&start)
         .last()
@@ -42,6 +48,24 @@ fn lowered_limit(server: &Server, from: usize, setting: &str) -> usize {
     number
         .and_then(|number| number.parse().ok())
         .expect("the warning names the new limit")
+}
+
+#[test]
+fn soft_limit_of_open_files_is_raised_to_the_hard_limit() {
+    let server = start_under("ulimit -Sn 50 && ulimit -Hn 2000", "--max-connections 100");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.child.id()));
+    let limits = limits.expect("the server runs");
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let columns: Vec<&str> = line
+        .expect("Linux lists this limit")
+        .split_whitespace()
+        .collect();
+    assert_eq!(columns[3..5], ["2000", "2000"]);
+    exchange(&server.connect(), b"hello");
+    server.wait_for_log("closed by client");
+    assert_eq!(server.count_in_log("lowered"), 0, "{:#?}", server.log());
 }
 
 #[test]
@@ -63,11 +87,7 @@ fn connection_limit_is_lowered_to_the_open_files() {
         .read_exact(&mut echo)
         .expect("the client is admitted");
     assert_eq!(&echo, b"hello");
-    assert!(
-        !server.log().iter().any(|line| line.contains("os error")),
-        "{:#?}",
-        server.log()
-    );
+    assert_eq!(server.count_in_log("os error"), 0, "{:#?}", server.log());
 }
 
 #[test]
@@ -75,11 +95,7 @@ fn connection_limit_that_fits_is_not_lowered() {
     let server = start_under("ulimit -n 64", "--max-connections 32");
     exchange(&server.connect(), b"hello");
     server.wait_for_log(" disconnected: ");
-    assert!(
-        !server.log().iter().any(|line| line.contains("lowered")),
-        "{:#?}",
-        server.log()
-    );
+    assert_eq!(server.count_in_log("lowered"), 0, "{:#?}", server.log());
 }
 
 #[test]
@@ -89,20 +105,186 @@ fn connection_limit_is_lowered_to_the_address_space() {
     exchange(&server.connect(), b"hello");
 }
 
+/// Starts a server that may open files for `clients` clients, and connects as many.
+fn start_out_of_files(clients: usize) -> (Server, Vec<TcpStream>) {
+    let server = Server::start(&[]);
+    // The limit is one more than the highest file descriptor, so so many below it must be free.
+    let used = server.files();
+    let mut free = (0..).filter(|number| !used.contains(number));
+    limit(&server, Resource::Nofile, free.nth(clients));
+    let admitted: Vec<TcpStream> = (0..clients).map(|_| server.connect()).collect();
+    for client in &admitted {
+        exchange(client, b"admitted");
+    }
+    (server, admitted)
+}
+
+/// Takes one to two seconds: half of one to measure the CPU time, and up to one of accept back-off.
+#[test]
+fn out_of_files_waiting_clients_are_served_once_files_are_free() {
+    let (server, mut admitted) = start_out_of_files(3);
+    let mut waiting = server.connect();
+    waiting.write_all(b"waiting").expect("the bytes are sent");
+    server.wait_for_log("cannot accept new clients: Too many open files");
+    let (begin, used) = (Instant::now(), cpu_time(&server.child));
+    while begin.elapsed() < Duration::from_millis(500) {
+        for client in &admitted {
+            exchange(client, b"unharmed");
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    let used = cpu_time(&server.child).saturating_sub(used);
+    assert!(
+        used < begin.elapsed() / 5,
+        "the accept loop spins: {used:?} of CPU time"
+    );
+
+    drop(admitted.pop());
+    let mut echo = [0; 7];
+    waiting.read_exact(&mut echo).expect("the client is served");
+    assert_eq!(&echo, b"waiting");
+    drop((admitted, waiting));
+    server.wait_for_log("accepting new clients again");
+    assert_eq!(
+        server.count_in_log("cannot accept"),
+        1,
+        "{:#?}",
+        server.log()
+    );
+}
+
+#[test]
+fn out_of_files_the_server_shuts_down() {
+    let (mut server, admitted) = start_out_of_files(3);
+    let _waiting = server.connect();
+    server.wait_for_log("cannot accept new clients");
+    server.signal(Signal::TERM);
+    for client in &admitted {
+        assert_eq!(read_until_fin(client), b"");
+    }
+    drop(admitted);
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
+fn out_of_files_the_drain_serves_the_listen_backlog() {
+    let (mut server, admitted) = start_out_of_files(3);
+    let waiting: Vec<TcpStream> = (0..10).map(|_| server.connect()).collect();
+    for mut client in &waiting {
+        client.write_all(b"waiting").expect("the bytes are sent");
+    }
+    server.wait_for_log("cannot accept new clients");
+    server.signal(Signal::TERM);
+    drop(admitted);
+    for client in waiting {
+        assert_eq!(read_until_fin(&client), b"waiting");
+    }
+    assert_eq!(server.wait().code(), Some(0));
+    server.wait_for_log("shut down: 13 clients served, 0 forcibly closed, ");
+}
+
+#[test]
+fn client_without_a_thread_is_rejected_and_others_are_unharmed() {
+    // The kernel does not apply the limit on threads to root, so the server runs as another user.
+    // Another server of that user holds most of the threads that the user may have.
+    let other = rustix::process::geteuid()
+        .is_root()
+        .then(|| start_as_user(1, None));
+    let held: Vec<TcpStream> = match &other {
+        Some(other) => (0..50).map(|_| other.connect()).collect(),
+        None => Vec::new(),
+    };
+    for client in &held {
+        exchange(client, b"hold");
+    }
+    // 53 threads of the other server, 3 of this one, and one client.
+    let server = if other.is_some() {
+        start_as_user(1, Some(57))
+    } else {
+        Server::start(&[])
+    };
+    let first = server.connect();
+    exchange(&first, b"first");
+    if other.is_none() {
+        limit(&server, Resource::Nproc, Some(1));
+    }
+    for _ in 0..3 {
+        let mut rejected = server.connect();
+        assert!(
+            matches!(rejected.read(&mut [0]), Ok(0) | Err(_)),
+            "the client is served"
+        );
+    }
+    server.wait_for_logs(3, "rejected: cannot spawn a thread");
+    exchange(&first, b"unharmed");
+    if let Some(other) = &other {
+        drop(held);
+        wait_until("threads are free", || other.threads() <= 3);
+    } else {
+        limit(&server, Resource::Nproc, None);
+    }
+    exchange(&server.connect(), b"served again");
+}
+
+/// Starts a server as a user that has only the threads of this test, and may have `limit` threads.
+fn start_as_user(number: u32, limit: Option<u32>) -> Server {
+    use std::os::unix::process::CommandExt;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static COPIES: AtomicU32 = AtomicU32::new(0);
+    let user = 20_000 + (std::process::id() + number) % 40_000;
+    // The user may read the directory of temporary files. Each server has a copy of the binary: a
+    // process that another test spawns might still hold a shared copy open for writing.
+    let copy = COPIES.fetch_add(1, Ordering::Relaxed);
+    let binary = std::env::temp_dir().join(format!("echo-server-{}-{copy}", std::process::id()));
+    let mut install = common::command("install");
+    install
+        .args(["-m", "755", env!("CARGO_BIN_EXE_echo-server")])
+        .arg(&binary);
+    assert!(common::run(&mut install).status.success());
+    // `ulimit -u` is `-p` in dash.
+    let set_limit = match limit {
+        Some(limit) => format!("{{ ulimit -u {limit} || ulimit -p {limit}; }} 2>/dev/null"),
+        None => "true".to_owned(),
+    };
+    let script = format!(r#"{set_limit}; exec "$0" --host 127.0.0.1 --port 0"#);
+    let mut shell = common::command("sh");
+    let server = Server::spawn(shell.arg("-c").arg(script).arg(&binary).uid(user));
+    let _ = std::fs::remove_file(&binary);
+    // The thread that writes the ready line counts until it has ended.
+    wait_until("the server has started", || server.threads() <= 3);
+    server
+}
+
+#[test]
+fn connection_limit_is_lowered_to_the_threads() {
+    // As in the test above, root's threads are not counted.
+    let root = rustix::process::geteuid().is_root();
+    let server = if root {
+        start_as_user(2, Some(512))
+    } else {
+        start_under("{ ulimit -u 5000 || ulimit -p 5000; } 2>/dev/null", "")
+    };
+    let line = server.wait_for_log("connection limit lowered from 10000 to ");
+    assert!(
+        line.contains("WARN") && line.contains(" threads are allowed"),
+        "{line}"
+    );
+    exchange(&server.connect(), b"hello");
+}
+
 /// Depending on the limit, different things fail first: a new thread's stack, what it maps before it
-/// serves its client, or the client's buffer.
+/// serves its client, or the client's buffer. So this test takes seconds to try several limits.
 #[test]
 fn server_survives_more_clients_than_its_memory_holds() {
-    let _guard = MANY_FILES.lock().unwrap_or_else(PoisonError::into_inner);
-    for mebibytes in (70..=300).step_by(10) {
+    for mebibytes in (70..=300).step_by(23) {
         let mut server = start_under(&format!("ulimit -v {}", mebibytes * 1024), "");
-        survives(&mut server, 300, &format!("{mebibytes} MiB"));
+        check_survival(&mut server, 300, &format!("{mebibytes} MiB"));
     }
 }
 
-/// Connects `count` clients, each of which sends 64 KiB and reads nothing, and checks that the server
+/// Connects `count` clients, each of which sends 64 KiB and reads nothing. Checks that the server
 /// still serves the first one, then serves new ones, and shuts down as usual.
-fn survives(server: &mut Server, count: usize, what: &str) {
+fn check_survival(server: &mut Server, count: usize, what: &str) {
     let first = server.connect();
     exchange(&first, b"first");
     let bytes = noise(65_536, 1);
@@ -114,13 +296,13 @@ fn survives(server: &mut Server, count: usize, what: &str) {
             Some(client)
         })
         .collect();
-    assert_lives(server, what);
+    assert_runs(server, what);
     exchange(&first, &bytes);
     drop(clients);
     server.wait_for_log(" disconnected: ");
     exchange(&server.connect(), &bytes);
     drop(first);
-    assert_lives(server, what);
+    assert_runs(server, what);
     assert_eq!(
         server.shut_down().code(),
         Some(0),
@@ -129,8 +311,8 @@ fn survives(server: &mut Server, count: usize, what: &str) {
     );
 }
 
-fn assert_lives(server: &mut Server, what: &str) {
-    let status = server.child.try_wait().expect("its status can be read");
+fn assert_runs(server: &mut Server, what: &str) {
+    let status = server.child.try_wait().expect("the status can be read");
     assert!(
         status.is_none(),
         "{what}: {status:?}, log: {:#?}",
@@ -138,12 +320,11 @@ fn assert_lives(server: &mut Server, what: &str) {
     );
 }
 
-/// Takes a few seconds, because it takes as many clients to reach the default of 65,530 maps. Where
-/// more maps are allowed, all the clients fit.
+/// Takes a few seconds, because it takes as many clients to reach the default of 65,530 maps. If more
+/// maps are allowed, all the clients fit.
 #[test]
 fn server_survives_more_clients_than_its_memory_maps() {
     const CLIENTS: usize = 17_000;
-    let _guard = MANY_FILES.lock().unwrap_or_else(PoisonError::into_inner);
     let files = rlimit::increase_nofile_limit(u64::MAX).expect("the limit can be raised");
     // Other tests, in threads of the same process, need a few too.
     if files < CLIENTS as u64 + 1000 {
@@ -154,17 +335,7 @@ fn server_survives_more_clients_than_its_memory_maps() {
     }
     let maps = std::fs::read_to_string("/proc/sys/vm/max_map_count").expect("Linux has this limit");
     let maps: usize = maps.trim().parse().expect("a number");
-    let mut command = echo_server();
-    command.args([
-        "--host",
-        "127.0.0.1",
-        "--port",
-        "0",
-        "-q",
-        "--max-connections",
-        "17000",
-    ]);
-    let mut server = Server::spawn(&mut command);
+    let mut server = Server::spawn(local_server().args(["-q", "--max-connections", "17000"]));
     let clients: Vec<TcpStream> = (0..CLIENTS)
         .map_while(|_| TcpStream::connect(server.address).ok())
         .collect();
@@ -176,11 +347,12 @@ fn server_survives_more_clients_than_its_memory_maps() {
         CLIENTS
     };
     assert!(limit <= maps / 4, "{limit}");
-    for client in clients.iter().take(limit) {
-        exchange(client, b"hello");
+    for (number, client) in clients.iter().take(limit).enumerate() {
+        exchange(client, &number.to_le_bytes());
     }
+    assert_eq!(server.threads(), limit + 3, "one for each client");
     drop(clients);
-    assert_lives(&mut server, "17,000 clients");
+    assert_runs(&mut server, "17,000 clients");
     exchange(&server.connect(), b"hello again");
 }
 
