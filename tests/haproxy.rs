@@ -1,5 +1,5 @@
-//! What the README has for haproxy, taken from there and run: the way through it, and a rolling
-//! restart behind it.
+//! The README's haproxy configurations: haproxy runs with them, connections through it pass the
+//! conformance suite, and a rolling restart behind it loses no byte.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -15,23 +15,23 @@ use std::time::{Duration, Instant};
 use common::signal::Signal;
 use common::tools::Haproxy;
 use common::{
-    PATIENCE, Server, connect_from, echo_server, exchange, fill, noise, read_until_fin,
-    readme_block, reserve_port, send_and_read_all, wait_until,
+    PATIENCE, Server, connect_from, echo_server, exchange, fill, local_address, noise,
+    read_until_fin, readme_block, reserve_port, send_and_read_all, wait_until,
 };
 use socket2::Socket;
 
-/// Three servers, and haproxy before them as the README has it.
+/// Three servers behind haproxy, configured as in the README.
 struct Cluster {
     servers: [Server; 3],
-    /// Those that have been restarted, in their last state.
-    stopped: Vec<Server>,
+    /// The servers that have shut down.
+    exited: Vec<Server>,
     haproxy: Haproxy,
-    /// They keep the servers' ports while no server listens there.
+    /// Reserve the servers' ports while no server listens there.
     #[allow(dead_code, reason = "held until the end")]
     reserved: [Socket; 3],
 }
 
-/// Their names in the README's block.
+/// The servers' names in the README.
 const NAMES: [&str; 3] = ["one", "two", "three"];
 
 impl Cluster {
@@ -46,6 +46,8 @@ impl Cluster {
             "bind :54000",
             &format!("bind {}", Haproxy::BIND),
         );
+        // haproxy notices each shutdown and each start sooner.
+        replace(&mut config, "inter 1s", "inter 200ms");
         for (number, server) in zip(11.., &servers) {
             replace(
                 &mut config,
@@ -57,45 +59,53 @@ impl Cluster {
         let reserved = reserved.map(|(socket, _)| socket);
         Some(Self {
             servers,
-            stopped: Vec::new(),
+            exited: Vec::new(),
             haproxy,
             reserved,
         })
     }
 
-    /// Which server has served the client, by the servers' logs. The client has had an answer, so
-    /// the line is there or on its way.
+    /// Returns the index of the server that serves the client, according to the servers' logs. The
+    /// client has received an echo, so the line is there or will be soon.
     fn server_of(&self, client: &TcpStream) -> usize {
         let address = local_address(client);
-        let arrival = format!(" {address} connected via ");
-        let arrived = |server: &Server| server.log().iter().any(|line| line.contains(&arrival));
-        let end = Instant::now() + PATIENCE;
+        let connected = format!(" {address} connected via ");
+        let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(index) = self.servers.iter().position(arrived) {
+            let index = self
+                .servers
+                .iter()
+                .position(|server| server.count_in_log(&connected) > 0);
+            if let Some(index) = index {
                 return index;
             }
-            assert!(Instant::now() < end, "no server knows {address}");
+            assert!(Instant::now() < deadline, "no server has logged {address}");
             thread::sleep(Duration::from_millis(2));
         }
     }
 
-    /// A client that `server` serves.
-    fn client_of(&self, server: usize) -> TcpStream {
-        // Those who got to the others stay until then, so that it is this one's turn soon.
+    /// Connects a client that the server `index` serves.
+    fn connect_to(&self, index: usize) -> TcpStream {
+        // The clients of the other servers stay connected until then, so that haproxy soon chooses
+        // this server.
         let mut clients = Vec::new();
         loop {
             let client = connect(self.haproxy.address);
-            exchange(&client, b"who serves me?");
-            if self.server_of(&client) == server {
+            exchange(&client, b"hello");
+            if self.server_of(&client) == index {
                 return client;
             }
             clients.push(client);
-            assert!(clients.len() < 100, "no way to server {}", NAMES[server]);
+            assert!(
+                clients.len() < 100,
+                "server {} gets no client",
+                NAMES[index]
+            );
         }
     }
 
-    /// A client that comes, has something echoed and goes; which server it got to.
-    fn visit(&self) -> usize {
+    /// Connects a client, checks the echo, and disconnects. Returns the index of its server.
+    fn connect_once(&self) -> usize {
         let client = connect(self.haproxy.address);
         let data = noise(1000, 1);
         assert!(
@@ -105,51 +115,51 @@ impl Cluster {
         self.server_of(&client)
     }
 
-    /// Stops a server with SIGTERM, looks at what its clients and new ones meet meanwhile, and
-    /// starts the next one on its port.
+    /// Shuts a server down, checks its clients and new clients meanwhile, and starts the next server
+    /// on its port.
     fn restart(&mut self, index: usize, clients: &[Client]) {
-        let quiet = self.client_of(index);
-        let late = self.client_of(index);
-        let owed = fill(&late);
+        let quiet = self.connect_to(index);
+        let late = self.connect_to(index);
+        let pending = fill(&late);
         for client in clients {
             let mut progress = client.progress();
-            progress.owed = progress.sent;
+            progress.guaranteed = progress.sent;
         }
         let server = &self.servers[index];
         server.signal(Signal::TERM);
         assert_eq!(
             read_until_fin(&quiet),
             b"",
-            "a quiet client was owed nothing"
+            "the quiet client has nothing pending"
         );
 
-        // It is still there, for the late one, and has closed its port.
-        wait_until("it refuses", || {
+        // The server has closed its listener. It still runs, because of the late client.
+        wait_until("the server refuses connections", || {
             TcpStream::connect(server.address)
                 .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
         });
         for _ in 0..10 {
             assert_ne!(
-                self.visit(),
+                self.connect_once(),
                 index,
-                "a new client got to a server that has closed"
+                "a server that shuts down got a new client"
             );
         }
         self.haproxy
             .wait_for_log(&format!("Server echo/{} is DOWN", NAMES[index]));
         assert!(
-            read_until_fin(&late) == owed,
-            "a late client did not get what it was owed"
+            read_until_fin(&late) == pending,
+            "the late client lost pending echoes"
         );
         drop((quiet, late));
 
         let server = &mut self.servers[index];
-        assert_stopped_well(server);
+        check_exit(server);
         let next = start_server(server.address);
-        self.stopped.push(std::mem::replace(server, next));
+        self.exited.push(std::mem::replace(server, next));
         self.haproxy
             .wait_for_log(&format!("Server echo/{} is UP", NAMES[index]));
-        drop(self.client_of(index));
+        drop(self.connect_to(index));
     }
 }
 
@@ -160,7 +170,8 @@ fn start_server(address: SocketAddr) -> Server {
     Server::spawn(command.args(["--shutdown-timeout", "1h"]))
 }
 
-fn assert_stopped_well(server: &mut Server) {
+/// Checks that the server exits without a forcibly closed client.
+fn check_exit(server: &mut Server) {
     assert_eq!(server.wait().code(), Some(0));
     let log = server.rest_of_log();
     let last = log.last().expect("the log has lines");
@@ -175,21 +186,17 @@ fn replace(config: &mut String, from: &str, to: &str) {
     *config = config.replace(from, to);
 }
 
-/// Connects from an address that no other client has had: ports come again, and the logs are to
-/// tell who is who.
+/// Connects from an address that no other client uses, so that each log line belongs to one client.
+/// Ports alone would repeat.
 fn connect(front: SocketAddr) -> TcpStream {
     static CLIENTS: AtomicU16 = AtomicU16::new(1);
     let [high, low] = CLIENTS.fetch_add(1, Ordering::Relaxed).to_be_bytes();
     connect_from([127, 1, high, low], front)
 }
 
-fn local_address(client: &TcpStream) -> SocketAddr {
-    common::local_address(client)
-}
-
-/// A client that behaves: it reads all the time, and after FIN it connects again and goes on where
-/// the echo has ended. What it sends after a stop has begun may cross the server's FIN on the way;
-/// what it had sent before may not.
+/// A well-behaved client: it reads all the time. After FIN it connects again and continues where the
+/// echo has ended. Bytes that it sent before the signal must be echoed; later ones may cross the
+/// server's FIN.
 #[derive(Default)]
 struct Client {
     progress: Mutex<Progress>,
@@ -197,15 +204,16 @@ struct Client {
 
 #[derive(Default)]
 struct Progress {
-    /// Bytes, on the connection of the moment.
+    /// Bytes sent on the current connection.
     sent: usize,
+    /// Bytes echoed on the current connection.
     echoed: usize,
-    /// What had been sent on it when a server was stopped last.
-    owed: usize,
-    /// How often all that the client had to send has come back.
+    /// Bytes sent on the current connection before the last signal to a server.
+    guaranteed: usize,
+    /// How often the client has sent its data and received the whole echo.
     rounds: usize,
-    /// Its side of the connections that the server has closed first.
-    left: Vec<SocketAddr>,
+    /// The client's addresses of connections that the server closed first.
+    closed_by_server: Vec<SocketAddr>,
 }
 
 impl Client {
@@ -216,11 +224,11 @@ impl Client {
     fn connect(&self, front: SocketAddr) -> TcpStream {
         let stream = connect(front);
         let mut progress = self.progress();
-        (progress.sent, progress.echoed, progress.owed) = (0, 0, 0);
+        (progress.sent, progress.echoed, progress.guaranteed) = (0, 0, 0);
         stream
     }
 
-    /// Has `data` echoed, with both directions at work at once; the last of it goes out with FIN.
+    /// Sends `data` and FIN, and receives the echo meanwhile.
     fn stream(&self, front: SocketAddr, data: &[u8]) {
         let mut echoed = 0;
         while echoed < data.len() {
@@ -233,7 +241,7 @@ impl Client {
                     }
                 });
                 let echo = read_until_fin(&stream);
-                // Whoever has been left need not send on.
+                // After the server's FIN, the sender need not go on.
                 let _ = stream.shutdown(Shutdown::Both);
                 echo
             });
@@ -241,13 +249,14 @@ impl Client {
             self.progress().echoed = echo.len();
             echoed += echo.len();
             if echoed < data.len() {
-                self.is_left(&stream);
+                self.record_close(&stream);
             }
         }
         self.progress().rounds += 1;
     }
 
-    /// Has `data` echoed on a connection that stays open, unless the server leaves it.
+    /// Sends `data` and receives the echo on a connection that stays open, unless the server closes
+    /// it.
     fn exchange(&self, front: SocketAddr, connection: &mut Option<TcpStream>, data: &[u8]) {
         let mut echoed = 0;
         while echoed < data.len() {
@@ -265,7 +274,7 @@ impl Client {
                 echoed += read;
                 self.progress().echoed += read;
                 if read == 0 {
-                    self.is_left(&stream);
+                    self.record_close(&stream);
                     break;
                 }
                 if echoed == data.len() {
@@ -277,17 +286,17 @@ impl Client {
         self.progress().rounds += 1;
     }
 
-    /// Sends nothing for as long as a server that stops takes to leave a quiet client, and more.
+    /// Sends nothing for longer than the drain waits for a quiet client.
     fn pause(&self, connection: &mut Option<TcpStream>) {
         let Some(mut stream) = connection.take() else {
             return;
         };
         stream
-            .set_read_timeout(Some(Duration::from_secs(1)))
+            .set_read_timeout(Some(Duration::from_millis(500)))
             .expect("the timeout can be set");
         match stream.read(&mut [0]) {
-            Ok(0) => self.is_left(&stream),
-            Ok(_) => panic!("there is more than what was sent"),
+            Ok(0) => self.record_close(&stream),
+            Ok(_) => panic!("more bytes are echoed than were sent"),
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}");
                 stream
@@ -304,91 +313,97 @@ impl Client {
         sent
     }
 
-    /// The server has left a client that was not done.
-    fn is_left(&self, stream: &TcpStream) {
+    /// Records that the server closed a connection before the client did, and checks that no byte was
+    /// lost.
+    fn record_close(&self, stream: &TcpStream) {
         let mut progress = self.progress();
-        let Progress { echoed, owed, .. } = *progress;
+        let Progress {
+            echoed, guaranteed, ..
+        } = *progress;
         assert!(
-            echoed >= owed,
-            "of {owed} bytes sent before the stop {echoed} came back"
+            echoed >= guaranteed,
+            "{echoed} of the {guaranteed} bytes sent before the signal were echoed"
         );
-        progress.left.push(local_address(stream));
+        progress.closed_by_server.push(local_address(stream));
     }
 }
 
+/// Takes seconds, because haproxy must notice three shutdowns and three starts.
 #[test]
-fn no_client_that_behaves_loses_a_byte_in_a_rolling_restart() {
+fn rolling_restart_loses_no_byte_of_well_behaved_clients() {
     let Some(mut cluster) = Cluster::start() else {
         return;
     };
     let front = cluster.haproxy.address;
     let done = AtomicBool::new(false);
     let clients: [Client; 9] = Default::default();
-    let (holders, others) = clients.split_at(5);
-    let (streamers, newcomers) = others.split_at(3);
+    let (long_lived, others) = clients.split_at(5);
+    let (streaming, short_lived) = others.split_at(3);
     thread::scope(|scope| {
-        let _end = End(&done);
-        let go_on = || !done.load(Ordering::Relaxed);
-        for (number, holder) in zip(0.., holders) {
+        let _guard = SetOnDrop(&done);
+        let goes_on = || !done.load(Ordering::Relaxed);
+        for (number, client) in zip(0.., long_lived) {
             scope.spawn(move || {
                 let (data, mut connection) = (noise(1000, number), None);
-                while go_on() {
+                while goes_on() {
                     for _ in 0..20 {
-                        holder.exchange(front, &mut connection, &data);
+                        client.exchange(front, &mut connection, &data);
                     }
-                    holder.pause(&mut connection);
+                    client.pause(&mut connection);
                 }
             });
         }
-        for (number, streamer) in zip(0.., streamers) {
+        for (number, client) in zip(0.., streaming) {
             scope.spawn(move || {
                 let data = noise(4_000_000, number);
-                while go_on() {
-                    streamer.stream(front, &data);
+                while goes_on() {
+                    client.stream(front, &data);
                     thread::sleep(Duration::from_millis(100));
                 }
             });
         }
-        for newcomer in newcomers {
+        for client in short_lived {
             scope.spawn(move || {
-                while go_on() {
-                    newcomer.stream(front, b"hello");
+                while goes_on() {
+                    client.stream(front, b"hello");
                     thread::sleep(Duration::from_millis(30));
                 }
             });
         }
         for index in 0..3 {
             cluster.restart(index, &clients);
-            // All have noticed, and go on.
+            // Every client must be served after the restart.
             let rounds = clients.each_ref().map(|client| client.progress().rounds);
-            wait_until("all clients go on", || {
+            wait_until("all clients are served", || {
                 zip(&clients, rounds).all(|(client, before)| client.progress().rounds > before + 1)
             });
         }
     });
-    assert_eq!(cluster.stopped.len(), 3);
+    assert_eq!(cluster.exited.len(), 3);
     for server in &mut cluster.servers {
         server.signal(Signal::TERM);
-        assert_stopped_well(server);
+        check_exit(server);
     }
-    // Nobody was turned away by haproxy, or left by a server that was not told to stop.
-    for address in clients
+    // haproxy rejected no client, and no server closed a connection without a shutdown.
+    let closed = clients
         .iter()
-        .flat_map(|client| client.progress().left.clone())
-    {
-        let departure = format!(" {address} disconnected: server shutting down, ");
-        let mut log = cluster.stopped.iter().flat_map(Server::log);
+        .flat_map(|client| client.progress().closed_by_server.clone());
+    for address in closed {
+        let line = format!(" {address} disconnected: server shutting down, ");
         assert!(
-            log.any(|line| line.contains(&departure)),
-            "{address} was left without need"
+            cluster
+                .exited
+                .iter()
+                .any(|server| server.count_in_log(&line) > 0),
+            "{address} was closed without a shutdown"
         );
     }
 }
 
-/// Ends the clients, also where the test fails.
-struct End<'a>(&'a AtomicBool);
+/// Sets the flag when dropped, so that the clients end even if the test fails.
+struct SetOnDrop<'a>(&'a AtomicBool);
 
-impl Drop for End<'_> {
+impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -399,9 +414,10 @@ mod conformance {
     use super::{Cluster, Haproxy, Server, readme_block, replace};
     use crate::common::conformance::{failures, run_suite};
 
-    fn assert_passes_through(haproxy: &Haproxy, servers: &[Server]) {
+    /// Runs the whole suite, which takes five seconds on any server.
+    fn check_suite(haproxy: &Haproxy, servers: &[Server]) {
         let (report, code) = run_suite(haproxy.address, "20s");
-        // What the servers have to say, beside the good ends, where something is wrong.
+        // The log lines that may explain a failure.
         let log = || -> Vec<String> {
             let lines = servers.iter().flat_map(Server::log);
             lines
@@ -413,16 +429,16 @@ mod conformance {
     }
 
     #[test]
-    fn three_servers_pass_behind_haproxy() {
+    fn three_servers_behind_haproxy_pass_the_suite() {
         let Some(cluster) = Cluster::start() else {
             return;
         };
-        assert_passes_through(&cluster.haproxy, &cluster.servers);
+        check_suite(&cluster.haproxy, &cluster.servers);
     }
 
-    /// In the README's first example, for those who test the way through a balancer.
+    /// The configuration is the README's example of a test through a load balancer.
     #[test]
-    fn one_server_passes_behind_haproxy() {
+    fn one_server_behind_haproxy_passes_the_suite() {
         let server = Server::start(&[]);
         let mut config = readme_block("### Does it echo? `echo-client test`", "haproxy").to_owned();
         replace(
@@ -434,6 +450,6 @@ mod conformance {
         let Some(haproxy) = Haproxy::start(&config) else {
             return;
         };
-        assert_passes_through(&haproxy, &[server]);
+        check_suite(&haproxy, &[server]);
     }
 }

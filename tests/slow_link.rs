@@ -1,13 +1,14 @@
 //! Graceful shutdown on a slow link: every byte that a client sent before the signal is echoed,
-//! followed by FIN. Each test runs in a network namespace of its own, whose loopback device has the
-//! MTU, the rate and the queue of such a link, and drops what the queue cannot hold.
+//! followed by FIN. Each test runs in a network namespace of its own. Its loopback device has the
+//! MTU, the rate and the queue of a slow link, and drops the packets that the queue cannot hold. The
+//! tests take seconds, because the link does.
 #![cfg(target_os = "linux")]
 
 mod common;
 
 use std::env;
 use std::io::{Error, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,8 +19,8 @@ use common::{Server, exchange, noise, read_until_fin};
 /// Set in a process that runs in such a namespace.
 const NAMESPACE: &str = "ECHO_SERVER_TEST_NAMESPACE";
 
-/// Runs `body`, which the test `name` consists of, on a link with this rate and queue: in a new
-/// process of this test binary that runs this test alone.
+/// Runs `body`, the body of the test `name`, on a link with this rate and queue. For that, it starts
+/// a new process of this test binary that runs only this test.
 fn on_link(name: &str, rate: &str, queue: &str, body: fn()) {
     if env::var_os(NAMESPACE).is_some() {
         return body();
@@ -45,7 +46,7 @@ fn on_link(name: &str, rate: &str, queue: &str, body: fn()) {
     test.arg(binary)
         .args(["--exact", name, "--nocapture"])
         .env(NAMESPACE, "1");
-    // No time limit is needed: whatever the test waits for there has one.
+    // No time limit is needed: every wait of the test has one.
     let output = test.output().expect("unshare can be spawned");
     let stdout = String::from_utf8_lossy(&output.stdout);
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -71,9 +72,9 @@ fn in_namespace(rate: &str, queue: &str) -> Command {
     unshare
 }
 
-/// Connects `count` clients, each of which sends `size` bytes and reads all the time, sends SIGTERM
+/// Connects `count` clients, each of which sends `size` bytes and reads all the time. Sends SIGTERM
 /// once all have sent, and checks what each of them received.
-fn no_byte_is_lost(count: usize, size: usize) {
+fn check_that_no_byte_is_lost(count: usize, size: usize) {
     let mut server = Server::start(&["--shutdown-timeout", "1h"]);
     let clients: Vec<TcpStream> = (0..count).map(|_| server.connect()).collect();
     let sent: Vec<Vec<u8>> = (0..count)
@@ -82,10 +83,10 @@ fn no_byte_is_lost(count: usize, size: usize) {
     let received: Vec<Result<Vec<u8>, Error>> = thread::scope(|scope| {
         let readers: Vec<_> = clients
             .iter()
-            .map(|client| scope.spawn(|| read_to_end(client)))
+            .map(|client| scope.spawn(|| read_and_close(client)))
             .collect();
         for (mut client, bytes) in clients.iter().zip(&sent) {
-            // The write returns when the system has the bytes, long before the server has them.
+            // The write returns when the kernel has the bytes, long before the server has them.
             let buffer = socket2::SockRef::from(client).set_send_buffer_size(size);
             buffer.expect("the size can be set");
             client.write_all(bytes).expect("the bytes are sent");
@@ -111,51 +112,58 @@ fn no_byte_is_lost(count: usize, size: usize) {
         "each sent {size} bytes; {failures:#?}; {:#?}",
         server.log()
     );
-    drop(clients);
     assert_eq!(server.wait().code(), Some(0));
     server.wait_for_logs(count, &format!("server shutting down, {size} bytes echoed"));
     server.wait_for_log(" served, 0 forcibly closed, ");
 }
 
-/// Reads until FIN, as long as bytes or FIN arrive within [`common::PATIENCE`].
-fn read_to_end(mut client: &TcpStream) -> Result<Vec<u8>, Error> {
+/// Reads until FIN, then sends FIN. Returns an error if nothing arrives within
+/// [`common::PATIENCE`].
+fn read_and_close(mut client: &TcpStream) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
-    client.read_to_end(&mut bytes).map(|_| bytes)
+    client.read_to_end(&mut bytes)?;
+    // The server would linger until it times out.
+    let _ = client.shutdown(Shutdown::Write);
+    Ok(bytes)
 }
 
-/// Takes two to three seconds, because the link needs 1.6 for the bytes in both directions. A client
-/// alone fills the queue, loses packets, and pauses until their retransmission.
+/// A client alone fills the queue, loses packets, and pauses until their retransmission.
 #[test]
 fn drain_loses_no_byte_on_a_slow_link() {
     let name = "drain_loses_no_byte_on_a_slow_link";
-    on_link(name, "2mbit", "400ms", || no_byte_is_lost(1, 400_000));
+    on_link(name, "2mbit", "400ms", || {
+        check_that_no_byte_is_lost(1, 400_000);
+    });
 }
 
-/// Takes two to three seconds, because the link needs 1.3 for the bytes in both directions. Here a
-/// lingering close that is too short ends in RST.
+/// A lingering close that is too short ends in RST here.
 #[test]
 fn drain_sends_no_rst_when_clients_share_a_slow_link() {
     let name = "drain_sends_no_rst_when_clients_share_a_slow_link";
-    on_link(name, "2mbit", "400ms", || no_byte_is_lost(4, 80_000));
+    on_link(name, "2mbit", "400ms", || {
+        check_that_no_byte_is_lost(4, 80_000);
+    });
 }
 
-/// Takes one to two seconds, because the link needs one for the bytes in both directions. The queue
-/// drops most of the first packets, so the server has no byte of some clients when the signal comes.
+/// The queue drops most of the first packets, so the server has no byte of some clients when the
+/// signal arrives.
 #[test]
 fn drain_waits_for_the_first_bytes_of_new_clients() {
     let name = "drain_waits_for_the_first_bytes_of_new_clients";
-    on_link(name, "1mbit", "250ms", || no_byte_is_lost(8, 15_000));
+    on_link(name, "1mbit", "250ms", || {
+        check_that_no_byte_is_lost(8, 15_000);
+    });
 }
 
-/// Takes a second and a half, because the client is idle for one of them before the signal.
 #[test]
-fn idle_client_on_a_slow_link_leaves_in_half_a_second() {
-    let name = "idle_client_on_a_slow_link_leaves_in_half_a_second";
+fn idle_client_on_a_slow_link_is_closed_in_half_a_second() {
+    let name = "idle_client_on_a_slow_link_is_closed_in_half_a_second";
     on_link(name, "1mbit", "250ms", || {
         let mut server = Server::start(&["--shutdown-timeout", "1h"]);
         let client = server.connect();
         exchange(&client, b"hello");
-        thread::sleep(Duration::from_secs(1));
+        // Long enough for the connection's thread to have blocked and to wait for the shutdown too.
+        thread::sleep(Duration::from_millis(500));
         let begin = Instant::now();
         server.signal(Signal::TERM);
         assert_eq!(read_until_fin(&client), b"");
