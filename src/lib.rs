@@ -1,7 +1,7 @@
 //! A TCP echo server ([RFC 862]): sends back to each client what it receives, byte for byte.
 //!
-//! It blocks, and it has one thread per client: the plainest shape that a server can have. This map
-//! follows one connection from top to bottom; the first seven files are its whole path:
+//! It uses blocking I/O and one thread per client. This map follows one connection; start with the
+//! first eight files:
 //!
 //! | file | role |
 //! | --- | --- |
@@ -12,13 +12,13 @@
 //! | `server/connection.rs` | one connection: admission, echo loop, close |
 //! | `server/shutdown.rs` | graceful shutdown: [`ShutdownHandle`], `AtomicBool`, deadline, quiet period |
 //! | `platform/wait.rs` | how a thread waits for a socket, in a way that shutdown can end |
+//! | `platform/socket.rs` | socket options, `recv` and `accept` |
 //! | `server/config.rs` | [`Config`] |
 //! | `server/accept_backoff.rs` | the pause after a failed `accept` |
 //! | `server/busy_poll.rs` | adaptive polling before a thread blocks |
 //! | `server/proxy_protocol.rs` | parser for the PROXY protocol header |
 //! | `server/totals.rs` | counts for the last log line |
 //! | `platform.rs` | what differs by platform |
-//! | `platform/socket.rs` | socket options, `recv` and `accept` |
 //! | `platform/tcp_info.rs` | round trips, retransmissions and acknowledgements of a connection |
 //! | `platform/capacity.rs` | how many connections the system can hold |
 //! | `platform/systemd.rs` | socket activation and readiness notification |

@@ -15,7 +15,7 @@ const QUEUE_LIMIT: usize = 1_048_576;
 const STACK_SIZE: usize = 131_072;
 
 /// Pause after each batch, in which the next one gathers. It limits the wake-ups of the background
-/// thread on a busy server to 200 a second.
+/// thread on a busy server to 200/s.
 const BATCH_INTERVAL: Duration = Duration::from_millis(5);
 
 /// A handle to the background thread. Each line of the log is one call of [`Write::write`], which
@@ -115,7 +115,7 @@ impl Shared {
     fn write_to(&self, stream: impl Write, mut batch: Vec<u8>) {
         let mut output = Output {
             stream,
-            rest: Vec::new(),
+            partial_line: Vec::new(),
             dropped: 0,
             reason: String::new(),
         };
@@ -149,8 +149,9 @@ impl Shared {
 /// The stream, and what it still has to receive if its last write failed.
 struct Output<W> {
     stream: W,
-    /// The end of a line that was written in part. It goes first, so that no two lines merge.
-    rest: Vec<u8>,
+    /// The unwritten end of a line that was written in part. It goes first, so that no two lines
+    /// merge.
+    partial_line: Vec<u8>,
     /// Number of lines dropped since the last report of them.
     dropped: usize,
     /// Why the latest of them was dropped.
@@ -173,28 +174,28 @@ impl<W: Write> Output<W> {
     /// # Errors
     /// Returns the stream's error and the lines of which nothing is written.
     fn try_write_lines<'a>(&mut self, lines: &'a [u8]) -> Result<(), (io::Error, &'a [u8])> {
-        let rest = mem::take(&mut self.rest);
-        let (written, outcome) = write_patiently(&mut self.stream, &rest);
+        let rest = mem::take(&mut self.partial_line);
+        let (written, outcome) = write_until_error(&mut self.stream, &rest);
         if let Err(error) = outcome {
-            self.rest = rest[written..].to_vec();
+            self.partial_line = rest[written..].to_vec();
             return Err((error, lines));
         }
         let report = self.report();
-        let (written, outcome) = write_patiently(&mut self.stream, report.as_bytes());
+        let (written, outcome) = write_until_error(&mut self.stream, report.as_bytes());
         if written > 0 {
             self.dropped = 0;
-            self.rest = report.as_bytes()[written..].to_vec();
+            self.partial_line = report.as_bytes()[written..].to_vec();
         }
         if let Err(error) = outcome {
             return Err((error, lines));
         }
-        let (written, outcome) = write_patiently(&mut self.stream, lines);
+        let (written, outcome) = write_until_error(&mut self.stream, lines);
         if let Err(error) = outcome {
             let line_end = match written {
                 0 => 0,
                 _ => written - 1 + line_length(&lines[written - 1..]),
             };
-            self.rest = lines[written..line_end].to_vec();
+            self.partial_line = lines[written..line_end].to_vec();
             return Err((error, &lines[line_end..]));
         }
         Ok(())
@@ -223,7 +224,7 @@ fn line_length(bytes: &[u8]) -> usize {
 }
 
 /// Writes until all is written or the stream fails. Returns how many bytes were written.
-fn write_patiently(stream: &mut impl Write, bytes: &[u8]) -> (usize, io::Result<()>) {
+fn write_until_error(stream: &mut impl Write, bytes: &[u8]) -> (usize, io::Result<()>) {
     let mut written = 0;
     while written < bytes.len() {
         match retry_if_blocked(|| stream.write(&bytes[written..])) {
@@ -399,7 +400,7 @@ mod tests {
         };
         Output {
             stream,
-            rest: Vec::new(),
+            partial_line: Vec::new(),
             dropped: 0,
             reason: String::new(),
         }

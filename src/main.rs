@@ -25,8 +25,8 @@ use log::{debug, warn};
 /// The exit code after a second Ctrl+C: 128 plus the number of SIGINT, as in shells.
 const EXIT_SIGINT: i32 = 130;
 
-/// How long the process waits at its end until stdout and stderr are read.
-const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the process waits for the readers of stdout and stderr before it exits.
+const OUTPUT_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     match cli::print_document::<ServerArgs>() {
@@ -43,15 +43,15 @@ fn serve(args: &ServerArgs) -> ExitCode {
         Err(error) => return fail(io::stderr(), &format!("cannot start: {error}")),
     };
     init_logger(args, &log);
-    // Its sender is dropped when the ready line is written, or when there is none to write.
-    let (writing, written) = mpsc::channel();
-    let code = match run(args, writing) {
+    // `run` or its thread drops the guard when the ready line is written or cannot be.
+    let (ready_line_guard, ready_line_done) = mpsc::channel();
+    let code = match run(args, ready_line_guard) {
         Ok(()) => ExitCode::SUCCESS,
         // The log writer keeps the order of the lines, and does not block if stderr is not read.
         Err(message) => fail(log.clone(), &message),
     };
-    let deadline = Instant::now() + LOG_FLUSH_TIMEOUT;
-    let _ = written.recv_timeout(LOG_FLUSH_TIMEOUT);
+    let deadline = Instant::now() + OUTPUT_FLUSH_TIMEOUT;
+    let _ = ready_line_done.recv_timeout(OUTPUT_FLUSH_TIMEOUT);
     log.close(deadline.saturating_duration_since(Instant::now()));
     code
 }
@@ -85,7 +85,7 @@ fn init_logger(args: &ServerArgs, log: &LogWriter) {
     }
 }
 
-fn run(args: &ServerArgs, writing: Sender<()>) -> Result<(), String> {
+fn run(args: &ServerArgs, ready_line_guard: Sender<()>) -> Result<(), String> {
     let config = args.config();
     let address = config.address;
     if let Err(error) = raise_file_limit() {
@@ -111,7 +111,7 @@ fn run(args: &ServerArgs, writing: Sender<()>) -> Result<(), String> {
 
     // The address is in the log too, because stdout may be closed.
     debug!("listening on {address}");
-    write_ready_line(address, writing)?;
+    write_ready_line(address, ready_line_guard)?;
     systemd::ready();
     server.run();
     Ok(())
@@ -128,14 +128,14 @@ fn listen(config: Config) -> Result<Server, String> {
 }
 
 /// Writes the line that scripts wait for. It does so in a thread, because stdout may be a full pipe.
-/// The thread drops `writing` when the line is written or stdout fails.
-fn write_ready_line(address: SocketAddr, writing: Sender<()>) -> Result<(), String> {
+/// The thread drops `guard` when the line is written or stdout fails.
+fn write_ready_line(address: SocketAddr, guard: Sender<()>) -> Result<(), String> {
     let write = move || {
         // The buffer keeps what a non-blocking stdout does not take at once.
         let mut stdout = BufWriter::new(io::stdout());
         let _ = writeln!(stdout, "Server listening on {address}");
         let _ = retry_if_blocked(|| stdout.flush());
-        drop(writing);
+        drop(guard);
     };
     let spawned = thread::Builder::new()
         .name("stdout".to_owned())

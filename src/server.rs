@@ -1,4 +1,5 @@
-//! The server. The main thread accepts clients in a loop and gives each one a thread of its own.
+//! The server. The thread that calls [`Server::run`] accepts clients in a loop and spawns a thread for
+//! each.
 //! Graceful shutdown closes the listener, waits for the remaining connections, and returns.
 
 mod accept_backoff;
@@ -44,7 +45,7 @@ const THREAD_EXIT_GRACE: Duration = Duration::from_millis(500);
 
 thread_local! {
     /// The permit of this thread. A thread-local variable is dropped after the memory of the
-    /// thread's signal stack is released, so that the limiter never counts too few threads.
+    /// thread's signal stack is released, so the permit is available only when that memory is.
     static THREAD_PERMIT: Cell<Option<limits::Permit>> = const { Cell::new(None) };
 }
 
@@ -114,7 +115,6 @@ impl Server {
         }
         let per_ip_limiter = config.max_connections_per_ip.map(PerIpLimiter::new);
         let shared = Shared {
-            max_connections,
             limiter: Arc::new(ConnectionLimiter::new(max_connections)),
             threads: Arc::new(ConnectionLimiter::new(max_threads)),
             memory_limit: MemoryLimit::find(connection_size),
@@ -166,13 +166,12 @@ impl Server {
 #[derive(Debug)]
 struct Shared {
     config: Config,
-    /// The configured limit, or what the system can hold.
-    max_connections: usize,
-    /// One permit for each client that is served.
+    /// One permit for each client that is served. Its limit is the configured one, or what the system
+    /// can hold.
     limiter: Arc<ConnectionLimiter>,
     /// One permit for each thread. Threads in a lingering close serve no client any more.
     threads: Arc<ConnectionLimiter>,
-    /// Checked before each new connection, if there is one.
+    /// Checked before each new connection. `None` if memory is not limited.
     memory_limit: Option<MemoryLimit>,
     per_ip_limiter: Option<Arc<PerIpLimiter>>,
     /// Maximum number of connected clients at which threads may busy-poll.
@@ -188,12 +187,13 @@ impl Shared {
     /// Accepts clients and spawns a thread for each.
     fn accept_until_shutdown(self: &Arc<Self>, listener: &Listener) {
         let mut backoff = AcceptBackoff::default();
-        // Whether the log says that new clients must wait in the listen backlog.
-        let mut is_overloaded = false;
+        // Whether the warnings have been logged.
+        let mut limit_logged = false;
+        let mut failure_logged = false;
         while !self.shutdown.is_requested() {
             if !self.wait_for_permit(Duration::ZERO) {
-                if !mem::replace(&mut is_overloaded, true) {
-                    let limit = self.max_connections;
+                if !mem::replace(&mut limit_logged, true) {
+                    let limit = self.limiter.limit();
                     warn!(
                         "connection limit reached ({limit}): new clients wait in the listen backlog"
                     );
@@ -203,8 +203,10 @@ impl Shared {
             }
             let mut accepted = self.accept(listener);
             if let Ok(None) = accepted {
-                if mem::take(&mut is_overloaded) {
+                // The listen backlog is empty: no client waits any more.
+                if mem::take(&mut limit_logged) | mem::take(&mut failure_logged) {
                     info!("accepting new clients again");
+                    backoff.reset();
                 }
                 accepted = self.wait_for_client(listener).map(|()| None);
             }
@@ -218,7 +220,7 @@ impl Shared {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    if !mem::replace(&mut is_overloaded, true) {
+                    if !mem::replace(&mut failure_logged, true) {
                         warn!("cannot accept new clients: {error}; retrying");
                     }
                     self.pause(backoff.record_failure());
@@ -240,8 +242,8 @@ impl Shared {
         }
     }
 
-    /// Blocks until the connection limit allows one more client or `timeout` passes. Returns
-    /// whether it does.
+    /// Blocks until the connection limit and the thread limit allow one more client, or `timeout`
+    /// passes. Returns whether they do.
     fn wait_for_permit(&self, timeout: Duration) -> bool {
         self.threads.wait_until_available(timeout) && self.limiter.wait_until_available(timeout)
     }
@@ -250,7 +252,7 @@ impl Shared {
     fn wait_for_client(&self, listener: &Listener) -> io::Result<()> {
         // A wait that a signal interrupts is repeated: `accept` might block while the handler of
         // that signal requests shutdown.
-        while !self.shutdown.is_requested() && !listener.wait(self.shutdown.waker())? {}
+        while !self.shutdown.is_requested() && !listener.wait_for_client(self.shutdown.waker())? {}
         Ok(())
     }
 
@@ -292,10 +294,11 @@ impl Shared {
             warn!("{peer} rejected: cannot spawn a thread ({error})");
             return false;
         }
-        if self.memory_limit.is_some() {
+        if let Some(limit) = &self.memory_limit {
             // The next check for memory must see what this thread takes, so wait until it has
             // started: then it drops its end of the channel.
             let _ = has_started.recv();
+            limit.record_peak(self.threads.active());
         }
         true
     }
@@ -304,7 +307,7 @@ impl Shared {
     fn drain(self: &Arc<Self>, listener: Listener) {
         let mut pending = listener.close(self.limiter.available());
         loop {
-            match pending.next() {
+            match pending.accept_next() {
                 Ok(Some((stream, peer))) => {
                     if self.permit_before_deadline() {
                         self.spawn(stream, peer);
@@ -314,7 +317,10 @@ impl Shared {
                     }
                 }
                 Ok(None) => break,
-                Err(_) if self.shutdown.is_overdue() => break,
+                Err(error) if self.shutdown.is_overdue() => {
+                    warn!("clients forcibly closed in the listen backlog: {error}");
+                    break;
+                }
                 // No file descriptor is left to accept with until a connection ends.
                 Err(_) => {
                     self.threads.wait_for_release(POLL_INTERVAL);
@@ -322,7 +328,7 @@ impl Shared {
             }
         }
         let timeout = self.shutdown.time_left() + THREAD_EXIT_GRACE;
-        self.threads.wait_while(timeout, |active| active > 0);
+        self.threads.wait_until_idle(timeout);
     }
 
     /// Blocks until the connection limit and the memory allow one more client. Returns false if

@@ -25,6 +25,9 @@ mod system {
     }
 }
 
+/// From this size on, in bytes, `malloc` gives a block a memory map of its own.
+const MMAP_THRESHOLD: usize = 131_072;
+
 /// The resource that limits the number of connections.
 #[derive(Debug)]
 pub(crate) struct Capacity {
@@ -79,7 +82,7 @@ pub(crate) fn capacity(size: ConnectionSize) -> Option<Capacity> {
 
 #[cfg(unix)]
 fn open_files() -> Option<Capacity> {
-    /// For the listener, the waker, and files that are open only for a moment.
+    /// For the waker, and files that are open only for a moment.
     const RESERVE: u64 = 15;
     let (limit, _) = rlimit::Resource::NOFILE.get().ok()?;
     if limit == rlimit::INFINITY {
@@ -93,13 +96,20 @@ fn open_files() -> Option<Capacity> {
     })
 }
 
-/// A limit on this process's memory that one more connection may exceed, whatever the number of
-/// connections: `malloc` reserves address space as it sees fit.
+/// Returns `None`: Windows has no such limit.
+#[cfg(windows)]
+fn open_files() -> Option<Capacity> {
+    None
+}
+
+/// A limit on this process's memory. How much memory is in use does not follow from the number of
+/// connections, because `malloc` reserves address space as it sees fit. So it is measured before each
+/// new connection.
 #[derive(Debug)]
 pub(crate) struct MemoryLimit {
     size: ConnectionSize,
-    /// The largest number of connections so far. Memory that connections have used stays with the
-    /// process, and is used again.
+    /// The largest number of connections so far. The memory that they have used stays with the
+    /// process, except for large buffers, and is used again.
     peak: AtomicUsize,
 }
 
@@ -119,22 +129,18 @@ impl MemoryLimit {
         const RESERVE_PER_CONNECTION: usize = 8192;
         /// What other threads may need in the meantime: `malloc` takes memory by the megabyte.
         const RESERVE: usize = 4_194_304;
-        if active < self.peak.load(Relaxed) {
+        if active < self.peak.load(Relaxed) && self.size.buffer < MMAP_THRESHOLD {
             return Ok(());
         }
         let needed = self.size.total() + active * RESERVE_PER_CONNECTION + RESERVE;
         match system::available_memory() {
             Some(available) if available < needed as u64 => Err(io::ErrorKind::OutOfMemory.into()),
-            _ => {
-                self.peak.store(active + 1, Relaxed);
-                Ok(())
-            }
+            _ => Ok(()),
         }
     }
-}
 
-/// Returns `None`: Windows has no such limit.
-#[cfg(windows)]
-fn open_files() -> Option<Capacity> {
-    None
+    /// Records that there are `active` connections.
+    pub(crate) fn record_peak(&self, active: usize) {
+        self.peak.fetch_max(active, Relaxed);
+    }
 }

@@ -3,13 +3,12 @@
 //! | | Linux | other Unix | Windows |
 //! | --- | --- | --- | --- |
 //! | `recv`, `send` or `accept` with nothing to do | blocks for a short time | returns at once | returns at once |
-//! | shutdown wakes a waiting thread | at once, by a pipe | at once, by a pipe | within 0.1 s |
+//! | shutdown wakes a thread | at once in `poll`, within 0.25 s in a call | at once | within 0.1 s |
 //! | options of a client's socket | inherited from the listener | set by its thread | set by its thread |
 //! | client that reset in the backlog | is accepted; `recv` fails | `accept` fails | `accept` fails |
 //! | restart on the same port | `SO_REUSEADDR` | `SO_REUSEADDR` | needs no option |
 
-use std::io;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
@@ -62,9 +61,9 @@ impl SocketOptions {
         }
     }
 
-    /// Returns how long the socket has certainly been idle when `recv` or `send` returns "would
-    /// block": the time that the call blocked, less the precision of the kernel's timer.
-    pub(crate) fn blocked_for(&self, interest: Interest) -> Duration {
+    /// Returns a lower bound of how long a `recv` or `send` blocked before it returned "would
+    /// block": its timeout, less the precision of the kernel's timer.
+    pub(crate) fn min_blocked_time(&self, interest: Interest) -> Duration {
         const TIMER_PRECISION: Duration = Duration::from_millis(10);
         if !BLOCKING {
             return Duration::ZERO;
@@ -143,8 +142,8 @@ pub(crate) fn receive(client: &TcpStream, buffer: &mut Vec<u8>) -> io::Result<us
 /// Accepts a client.
 ///
 /// # Errors
-/// Returns `ConnectionAborted` if the client gave up while it was in the backlog, or what else
-/// `accept(2)` reports.
+/// Returns `ConnectionAborted` if the client gave up while it was in the backlog, or any other error
+/// of `accept(2)`.
 #[cfg(not(target_vendor = "apple"))]
 pub(crate) fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
     listener.accept()
@@ -154,7 +153,7 @@ pub(crate) fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAdd
 /// a client may have no address, which `std` does not expect, and rejects every option.
 ///
 /// # Errors
-/// Returns `ConnectionAborted` for such a client, or what else `accept(2)` reports.
+/// Returns `ConnectionAborted` for such a client, or any other error of `accept(2)`.
 #[cfg(target_vendor = "apple")]
 pub(crate) fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
     loop {

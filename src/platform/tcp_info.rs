@@ -16,12 +16,13 @@ pub(crate) struct TcpInfo {
     pub(crate) rto: Duration,
     /// Time since the last data arrived, or since the connection was established.
     pub(crate) last_received: Duration,
-    /// Whether the peer has acknowledged everything, FIN included. Only valid after a half-close.
+    /// Whether the peer has acknowledged everything, FIN included, or has reset the connection. Only
+    /// valid after a half-close.
     pub(crate) fin_acknowledged: bool,
 }
 
 impl TcpInfo {
-    /// Asks the kernel about `stream`. Returns `None` if it does not answer.
+    /// Reads `TCP_INFO` of `stream`. Returns `None` if that fails.
     #[cfg(target_os = "linux")]
     pub(crate) fn of(stream: &TcpStream) -> Option<Self> {
         use nix::sys::socket::GetSockOpt;

@@ -2,7 +2,7 @@
 //!
 //! A thread that is blocked in `accept`, `recv` or `send` cannot be woken in a way that works on
 //! every platform and loses no data. So these calls return "would block" after a short time, and
-//! only then does the thread [`wait`] in `poll(2)`, which shutdown can interrupt.
+//! only then does the thread [wait](wait_for_socket) in `poll(2)`, which shutdown can interrupt.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 pub(crate) use waker::Waker;
 
-/// How often a wait that the [`Waker`] cannot interrupt checks for shutdown.
+/// How often waits without a [`Waker`] check for shutdown: on condition variables, and on Windows.
 pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The event that a thread waits for.
@@ -29,8 +29,8 @@ pub(crate) enum Interest {
 /// the socket is ready. May return early, so callers must check again.
 ///
 /// # Errors
-/// Returns an error if the system lacks the memory to wait.
-pub(crate) fn wait(
+/// Returns an error if `poll` fails, such as for lack of memory.
+pub(crate) fn wait_for_socket(
     socket: &impl AsFd,
     interest: Interest,
     deadline: Option<Instant>,
@@ -53,8 +53,8 @@ pub(crate) fn wait(
     }
 }
 
-/// Returns whether the socket is readable, at the cost of one system call. If the system does not
-/// say, returns true: the next `recv` will report the error.
+/// Returns whether the socket is readable, at the cost of one system call. If `poll` fails, returns
+/// true: the next `recv` will report the error.
 pub(crate) fn is_readable(socket: &impl AsFd) -> bool {
     poll_first(
         &mut [PollFd::new(socket, PollFlags::IN)],

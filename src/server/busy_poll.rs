@@ -13,14 +13,17 @@ use crate::platform::wait::is_readable;
 /// The number of messages in a sample. CPUs need some dozens of messages to adapt to spinning.
 const SAMPLE_SIZE: u32 = 128;
 
-/// The number of samples after which blocking is measured again, and the longest back-off.
-const MAX_SAMPLES: u32 = 256;
+/// The number of samples after which blocking is measured again.
+const SPINNING_SAMPLES: u32 = 256;
+
+/// The longest back-off, in samples.
+const MAX_BACKOFF: u32 = 256;
 
 /// If spinning has paid for this many samples, the next back-off is short; else it is four times as
 /// long as the last one.
-const MIN_SUCCESS: u32 = 32;
+const MIN_PAYING_SAMPLES: u32 = 32;
 
-/// How long it may take to wake a CPU. If messages take longer than that plus the limit, the client
+/// How long it may take to wake a CPU. If messages take longer than that plus the maximum time to spin, the client
 /// or its link is slow, and spinning is not tried.
 const MAX_WAKE_LATENCY: Duration = Duration::from_micros(400);
 
@@ -30,8 +33,8 @@ const PREEMPTION_GAP: Duration = Duration::from_millis(1);
 
 /// Returns the maximum number of connected clients at which threads may spin. It is below the number
 /// of CPUs, so that spinning threads do not keep one from threads that have work to do.
-pub(crate) fn max_spinning_clients(limit: Duration) -> usize {
-    if limit.is_zero() {
+pub(crate) fn max_spinning_clients(max_spin: Duration) -> usize {
+    if max_spin.is_zero() {
         return 0;
     }
     thread::available_parallelism().map_or(0, |cpus| cpus.get() - 1)
@@ -41,7 +44,7 @@ pub(crate) fn max_spinning_clients(limit: Duration) -> usize {
 #[derive(Debug)]
 pub(crate) struct BusyPoll {
     /// The maximum time to spin for one message.
-    limit: Duration,
+    max_spin: Duration,
     /// When the wait for the next message began, if it is measured.
     started: Option<Instant>,
     phase: Phase,
@@ -67,9 +70,9 @@ enum Phase {
 }
 
 impl BusyPoll {
-    pub(crate) fn new(limit: Duration) -> Self {
+    pub(crate) fn new(max_spin: Duration) -> Self {
         Self {
-            limit,
+            max_spin,
             started: None,
             phase: Phase::Baseline,
             remaining: SAMPLE_SIZE,
@@ -79,8 +82,8 @@ impl BusyPoll {
         }
     }
 
-    /// Called before a `recv` that may block: spins until bytes arrive or the limit passes, if that
-    /// pays.
+    /// Called before a `recv` that may block: if spinning pays, spins until bytes arrive or
+    /// the maximum time passes.
     pub(crate) fn spin(&mut self, client: &TcpStream) {
         if self.phase == Phase::Backoff {
             return self.record_wait(Duration::ZERO);
@@ -94,7 +97,7 @@ impl BusyPoll {
             if now - last > PREEMPTION_GAP {
                 self.back_off();
             }
-            if found || now - started >= self.limit {
+            if found || now - started >= self.max_spin {
                 return;
             }
             last = now;
@@ -111,7 +114,7 @@ impl BusyPoll {
     /// Records how long a message was waited for, and decides how to wait for the next one.
     fn record_wait(&mut self, waited: Duration) {
         // One long pause must not outweigh the other messages.
-        let longest = (self.limit + MAX_WAKE_LATENCY) * 2;
+        let longest = (self.max_spin + MAX_WAKE_LATENCY) * 2;
         self.waited += waited.min(longest);
         self.remaining -= 1;
         let sample_is_complete = self.remaining.is_multiple_of(SAMPLE_SIZE);
@@ -121,7 +124,7 @@ impl BusyPoll {
             Phase::Baseline if self.waited >= longest * SAMPLE_SIZE / 2 => self.back_off(),
             Phase::Baseline => {
                 self.budget = self.waited * 3 / 4;
-                self.enter(Phase::Spinning, MAX_SAMPLES);
+                self.enter(Phase::Spinning, SPINNING_SAMPLES);
             }
             _ if self.remaining == 0 => self.enter(Phase::Baseline, 1),
             _ => self.waited = Duration::ZERO,
@@ -131,11 +134,11 @@ impl BusyPoll {
     /// Stops spinning for a while, because it does not pay now.
     fn back_off(&mut self) {
         let has_paid = self.phase == Phase::Spinning
-            && self.remaining <= (MAX_SAMPLES - MIN_SUCCESS) * SAMPLE_SIZE;
+            && self.remaining <= (SPINNING_SAMPLES - MIN_PAYING_SAMPLES) * SAMPLE_SIZE;
         self.backoff = if has_paid {
             1
         } else {
-            (self.backoff * 4).clamp(1, MAX_SAMPLES)
+            (self.backoff * 4).clamp(1, MAX_BACKOFF)
         };
         self.enter(Phase::Backoff, self.backoff);
     }
@@ -264,7 +267,7 @@ mod tests {
     /// Spins once. Returns for how long, and whether the connection goes on spinning.
     fn spin_once(limit: Duration, client: &TcpStream) -> (Duration, bool) {
         let mut busy_poll = BusyPoll::new(limit);
-        busy_poll.enter(Phase::Spinning, MAX_SAMPLES);
+        busy_poll.enter(Phase::Spinning, SPINNING_SAMPLES);
         busy_poll.spin(client);
         let started = busy_poll.started.expect("spinning is measured");
         (started.elapsed(), busy_poll.phase == Phase::Spinning)
@@ -303,7 +306,7 @@ mod tests {
             busy_poll.remaining / SAMPLE_SIZE
         };
         assert_eq!([10; 6].map(&mut backoff_after), [1, 4, 16, 64, 256, 256]);
-        let messages = [MIN_SUCCESS * SAMPLE_SIZE, 10];
+        let messages = [MIN_PAYING_SAMPLES * SAMPLE_SIZE, 10];
         assert_eq!(messages.map(&mut backoff_after), [1, 4]);
     }
 }

@@ -5,11 +5,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-/// The largest buffer of a connection, in bytes: 16 MiB. The network holds less than that for one
-/// client, and the buffers of thousands must fit into memory.
+/// The largest buffer of a connection, in bytes: 16 MiB. The buffers of thousands must fit into
+/// memory.
 pub const MAX_BUFFER_SIZE: usize = 16_777_216;
 
-/// The longest time to busy-poll: shutdown waits for it.
+/// The longest time to busy-poll: a spinning thread does not notice shutdown.
 pub const MAX_BUSY_POLL: Duration = Duration::from_millis(10);
 
 /// The configuration of a [`Server`](crate::Server).

@@ -9,7 +9,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
 use std::mem;
-use std::net::{Shutdown as Half, SocketAddr, TcpStream};
+use std::net::{self, SocketAddr, TcpStream};
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -25,7 +25,7 @@ use super::limits::{PerIpPermit, Permit};
 use super::proxy_protocol::{self, MAX_LENGTH, Parsed};
 use crate::platform::socket::receive;
 use crate::platform::tcp_info::TcpInfo;
-use crate::platform::wait::{Interest, wait};
+use crate::platform::wait::{Interest, wait_for_socket};
 use crate::plural::plural;
 
 /// How long a PROXY header may take. It comes with the connection's first bytes, and the
@@ -100,14 +100,14 @@ pub(crate) struct Connection {
     buffer: Vec<u8>,
     /// How many bytes of the buffer have been sent back.
     sent: usize,
-    /// Released when the server sends FIN.
+    /// Released at the server's FIN, or when the connection is closed.
     permit: Option<Permit>,
-    /// Released just before the server sends FIN: the client may reconnect immediately.
+    /// Released just before the server's FIN: the client may reconnect immediately.
     per_ip_permit: Option<PerIpPermit>,
     shared: Arc<Shared>,
     busy_poll: BusyPoll,
-    /// Whether a byte has moved since `idle_since` was set, so that a busy connection needs no
-    /// clock.
+    /// Whether a byte has moved since `idle_since` was set, so that a busy connection need not read
+    /// the clock.
     moved: bool,
     idle_since: Instant,
     /// When data last arrived during the drain, as far as this thread has noticed.
@@ -164,7 +164,8 @@ impl Connection {
         };
         let lingers = match reason {
             CloseReason::IdleTimeout | CloseReason::ServerShuttingDown => true,
-            // Before shutdown, the kernel delivers the last echoes after the close.
+            // Before shutdown, the kernel delivers the last echoes after the close. After it, the
+            // host may be gone.
             CloseReason::ClosedByClient => self.shared.shutdown.is_requested(),
             _ => false,
         };
@@ -173,8 +174,8 @@ impl Connection {
             reason = CloseReason::ForciblyClosed;
         }
         self.shared.totals.record_close(&reason, self.bytes_echoed);
-        // Release the per-IP permit before closing: the client may reconnect immediately. And
-        // release everything before the log says that the connection is over.
+        // Release the per-IP permit before closing: the client may reconnect immediately. Release
+        // both permits before the close is logged.
         drop(self.per_ip_permit);
         drop(self.stream);
         drop(self.permit);
@@ -228,7 +229,7 @@ impl Connection {
         }
         while Instant::now() < deadline {
             if self.shared.shutdown.is_requested() {
-                self.wait_unless_quiet()?;
+                self.wait_or_close()?;
             }
             match self.receive_or_wait(Some(deadline))? {
                 None => continue,
@@ -265,7 +266,7 @@ impl Connection {
         self.send_all()?;
         loop {
             if self.shared.shutdown.is_requested() {
-                self.wait_unless_quiet()?;
+                self.wait_or_close()?;
             }
             match self.receive_or_wait(None)? {
                 None => {} // Nothing has arrived yet.
@@ -280,11 +281,11 @@ impl Connection {
     }
 
     /// The drain: blocks until the client has sent more, or ends the connection once the client is
-    /// quiet. Everything it sent is echoed then.
-    fn wait_unless_quiet(&mut self) -> ControlFlow<CloseReason> {
+    /// quiet. Everything it sent has been echoed then.
+    fn wait_or_close(&mut self) -> ControlFlow<CloseReason> {
         let shutdown = &self.shared.shutdown;
-        // If much has arrived without a pause, the client may have waited for room in the receive
-        // buffer. It needs a round trip to send more.
+        // If much has been echoed since the last pause, the client may have waited for room in the
+        // receive buffer. It needs a round trip to send more.
         let receive_buffer = SockRef::from(&self.stream).recv_buffer_size();
         let echoed = self.bytes_echoed - self.echoed_before_wait;
         if receive_buffer.is_ok_and(|size| echoed >= size as u64 / 4) {
@@ -304,14 +305,14 @@ impl Connection {
                 .into_iter()
                 .flatten()
                 .min();
-            match wait(&self.stream, Interest::Read, deadline, None) {
+            match wait_for_socket(&self.stream, Interest::Read, deadline, None) {
                 Ok(true) => {
                     if started.elapsed() > Duration::from_millis(1) {
                         // The data was not there before: it has just arrived.
                         self.last_arrival = Some(Instant::now());
                         self.echoed_before_wait = self.bytes_echoed;
                     }
-                    shutdown.record_arrival();
+                    shutdown.record_drain_arrival();
                     return Continue(());
                 }
                 Ok(false) if started >= quiet_at => {
@@ -343,7 +344,7 @@ impl Connection {
                 Continue(Some(received))
             }
             Err(error) => {
-                self.wait_if_blocked(error, Interest::Read, deadline)?;
+                self.handle_io_error(error, Interest::Read, deadline)?;
                 Continue(None)
             }
         }
@@ -363,7 +364,7 @@ impl Connection {
                     self.bytes_echoed += written as u64;
                     self.moved = true;
                 }
-                Err(error) => self.wait_if_blocked(error, Interest::Write, None)?,
+                Err(error) => self.handle_io_error(error, Interest::Write, None)?,
             }
         }
         Continue(())
@@ -376,13 +377,13 @@ impl Connection {
         }
     }
 
-    /// Handles an error of `recv` or `send`. If the call had nothing to do, blocks until the socket
-    /// is ready, `deadline` passes or shutdown is requested. May return early. The idle timeout,
-    /// the shutdown timeout and any other error end the connection.
+    /// Handles an error of `recv` or `send`. After `WouldBlock`, blocks until the socket is ready,
+    /// `deadline` passes or shutdown is requested. May return early. The idle timeout, the shutdown
+    /// timeout and any other error end the connection.
     ///
-    /// On Linux the call has blocked for a short time before it fails. A busy connection is served
-    /// by that alone, with one system call per message.
-    fn wait_if_blocked(
+    /// On Linux the call blocks for a short time before it fails. If the next message arrives in
+    /// that time, no `poll` is needed.
+    fn handle_io_error(
         &mut self,
         error: io::Error,
         interest: Interest,
@@ -400,7 +401,7 @@ impl Connection {
         let now = Instant::now();
         if mem::take(&mut self.moved) {
             // Nothing moved while the call blocked.
-            let blocked_for = self.shared.socket_options.blocked_for(interest);
+            let blocked_for = self.shared.socket_options.min_blocked_time(interest);
             self.idle_since = now.checked_sub(blocked_for).unwrap_or(now);
         }
         let mut idle_at = None;
@@ -423,7 +424,7 @@ impl Connection {
             .into_iter()
             .flatten()
             .min();
-        match wait(&self.stream, interest, deadline, waker) {
+        match wait_for_socket(&self.stream, interest, deadline, waker) {
             Ok(false) if interest == Interest::Read && is_idle(Instant::now()) => {
                 Break(CloseReason::IdleTimeout)
             }
@@ -441,7 +442,7 @@ impl Connection {
     /// lost data again.
     fn lingering_close(&mut self, until_acknowledged: bool) -> bool {
         self.per_ip_permit = None;
-        if self.stream.shutdown(Half::Write).is_err() {
+        if self.stream.shutdown(net::Shutdown::Write).is_err() {
             return true; // The client has reset the connection.
         }
         self.permit = None;
@@ -464,7 +465,7 @@ impl Connection {
                 thread::sleep(ACK_POLL_INTERVAL);
                 continue;
             }
-            match wait(
+            match wait_for_socket(
                 &self.stream,
                 Interest::Read,
                 Some(now + ACK_POLL_INTERVAL),
@@ -488,7 +489,7 @@ impl Connection {
 
 /// Returns the beginning of `bytes` for the log. It is escaped, so that payload cannot forge a log
 /// line.
-fn excerpt(bytes: &[u8]) -> impl fmt::Display {
+fn excerpt(bytes: &[u8]) -> String {
     let rest = bytes.len().saturating_sub(TRACE_LIMIT);
     let shown = bytes[..bytes.len() - rest].escape_ascii().to_string();
     if rest == 0 {

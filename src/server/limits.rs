@@ -1,4 +1,4 @@
-//! The connection limit and the per-IP limit. Both hand out permits; dropping a permit releases
+//! The connection limit and the per-IP limit. Both issue permits; dropping a permit releases
 //! it, even if the thread that holds it panics.
 
 use std::collections::HashMap;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use log::warn;
 
-/// Limits how many permits exist at once.
+/// Counts the permits that exist at once, and blocks callers while the limit is reached.
 #[derive(Debug)]
 pub(crate) struct ConnectionLimiter {
     limit: usize,
@@ -31,6 +31,11 @@ impl ConnectionLimiter {
         }
     }
 
+    /// Returns how many permits may exist.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// Returns the number of permits that exist, at the cost of one load.
     pub(crate) fn active(&self) -> usize {
         self.active.load(Relaxed)
@@ -41,7 +46,8 @@ impl ConnectionLimiter {
         self.limit.saturating_sub(self.active())
     }
 
-    /// Takes a permit. The caller has made sure that one is [`available`](Self::available).
+    /// Takes a permit. Callers must make sure that one is [`available`](Self::available); only the
+    /// accept loop takes permits.
     pub(crate) fn acquire(self: &Arc<Self>) -> Permit {
         self.active.fetch_add(1, Relaxed);
         Permit(Arc::clone(self))
@@ -62,8 +68,13 @@ impl ConnectionLimiter {
         self.active() < before
     }
 
+    /// Blocks until all permits are released or `timeout` passes.
+    pub(crate) fn wait_until_idle(&self, timeout: Duration) {
+        self.wait_while(timeout, |active| active > 0);
+    }
+
     /// Blocks while `condition` holds for the number of permits, or until `timeout` passes.
-    pub(crate) fn wait_while(&self, timeout: Duration, condition: impl Fn(usize) -> bool) {
+    fn wait_while(&self, timeout: Duration, condition: impl Fn(usize) -> bool) {
         let guard = self.lock();
         let _ = self
             .released
@@ -75,7 +86,7 @@ impl ConnectionLimiter {
     }
 }
 
-/// The right to one connection. Dropping it releases it.
+/// One unit of the limit. Dropping it releases it.
 #[derive(Debug)]
 pub(crate) struct Permit(Arc<ConnectionLimiter>);
 
@@ -98,7 +109,7 @@ pub(crate) struct PerIpLimiter {
 #[derive(Debug, Default)]
 struct IpEntry {
     active: usize,
-    /// Whether the log says that this address is at its limit: once, until it holds no permit.
+    /// Whether the warning has been logged: once, until the address holds no permit.
     logged: bool,
 }
 

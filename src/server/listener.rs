@@ -1,5 +1,5 @@
 //! The listening socket. It is created with `socket2`, because `TcpListener::bind` has a backlog of
-//! only 128 and does not choose between IPv6 and both IP versions.
+//! only 128 and cannot set `IPV6_V6ONLY`.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::platform::socket::{OPTIONS_INHERITED, SocketOptions, accept};
-use crate::platform::wait::{Interest, Waker, wait};
+use crate::platform::wait::{Interest, Waker, wait_for_socket};
 
 /// The length of the listen backlog, the most that Linux allows by default
 /// (`net.core.somaxconn`). When the backlog is full, the kernel drops SYNs, and clients retry only
@@ -62,7 +62,8 @@ impl Listener {
         OPTIONS_INHERITED && !self.inherited
     }
 
-    /// Accepts a client. Returns `None` if none has connected for a moment.
+    /// Accepts a client. Returns `None` if no client connects within the socket's timeout, which only
+    /// Linux has.
     pub(crate) fn accept(&self) -> io::Result<Option<Accepted>> {
         loop {
             match accept(&self.socket) {
@@ -79,8 +80,8 @@ impl Listener {
 
     /// Blocks until a client connects or `waker` wakes the thread. May return early. Returns
     /// whether a client has connected.
-    pub(crate) fn wait(&self, waker: &Waker) -> io::Result<bool> {
-        wait(&self.socket, Interest::Read, None, Some(waker))
+    pub(crate) fn wait_for_client(&self, waker: &Waker) -> io::Result<bool> {
+        wait_for_socket(&self.socket, Interest::Read, None, Some(waker))
     }
 
     /// Refuses new clients and returns those in the listen backlog. Of an inherited socket, it
@@ -93,6 +94,7 @@ impl Listener {
             // the listener open.
             usize::from(BACKLOG) + 1
         };
+        // If that fails, accepting could block, so the backlog is given up.
         let is_nonblocking = self.socket.set_nonblocking(true).is_ok();
         PendingConnections {
             listener: is_nonblocking.then_some(self),
@@ -113,12 +115,13 @@ pub(crate) struct PendingConnections {
 }
 
 impl PendingConnections {
-    /// Accepts all clients, closes the listener, and returns the next client, if there is one.
+    /// Returns the next client, if there is one. Before that, accepts as many as possible and closes
+    /// the listener behind the last.
     ///
     /// # Errors
     /// Returns an error if the next client cannot be accepted now, such as for lack of file
     /// descriptors.
-    pub(crate) fn next(&mut self) -> io::Result<Option<Accepted>> {
+    pub(crate) fn accept_next(&mut self) -> io::Result<Option<Accepted>> {
         let result = self.accept_all();
         match self.accepted.pop_front() {
             Some(client) => Ok(Some(client)),
@@ -191,12 +194,14 @@ mod tests {
         let clients = [TcpStream::connect(address)?, TcpStream::connect(address)?];
         let mut pending = listener.close(0);
         for client in clients {
-            let (_, peer) = pending.next()?.expect("the client is in the backlog");
+            let (_, peer) = pending
+                .accept_next()?
+                .expect("the client is in the backlog");
             assert_eq!(peer, client.local_addr()?);
             let error = TcpStream::connect(address).expect_err("the listener is closed");
             assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
         }
-        assert!(pending.next()?.is_none());
+        assert!(pending.accept_next()?.is_none());
         Ok(())
     }
 
@@ -206,8 +211,8 @@ mod tests {
         let address = manager.local_addr()?;
         let [_first, _second, third] = [(); 3].map(|()| TcpStream::connect(address));
         let mut pending = Listener::inherit(manager.try_clone()?, options())?.close(2);
-        assert!(pending.next()?.is_some() && pending.next()?.is_some());
-        assert!(pending.next()?.is_none());
+        assert!(pending.accept_next()?.is_some() && pending.accept_next()?.is_some());
+        assert!(pending.accept_next()?.is_none());
         let (_, peer) = manager.accept()?;
         assert_eq!(peer, third?.local_addr()?);
         Ok(())

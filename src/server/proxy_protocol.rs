@@ -47,9 +47,9 @@ pub(crate) enum Parsed {
 
 /// Parses the first bytes of a connection.
 pub(crate) fn parse(bytes: &[u8]) -> Parsed {
-    if is_prefix(V1_SIGNATURE, bytes) {
+    if may_begin_with(bytes, V1_SIGNATURE) {
         parse_v1(bytes)
-    } else if is_prefix(V2_SIGNATURE, bytes) {
+    } else if may_begin_with(bytes, V2_SIGNATURE) {
         parse_v2(bytes)
     } else {
         Parsed::Invalid
@@ -57,7 +57,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Parsed {
 }
 
 /// Returns whether `bytes` begin with `signature`, as far as they go.
-fn is_prefix(signature: &[u8], bytes: &[u8]) -> bool {
+fn may_begin_with(bytes: &[u8], signature: &[u8]) -> bool {
     let length = signature.len().min(bytes.len());
     signature[..length] == bytes[..length]
 }
@@ -81,7 +81,7 @@ fn parse_v2(bytes: &[u8]) -> Parsed {
     }
     match (*command, bytes.get(..length)) {
         (LOCAL | PROXY, None) => Parsed::Incomplete,
-        // The specification says to ignore the rest of such a header.
+        // The specification requires ignoring the rest of such a header.
         (LOCAL, Some(_)) => Parsed::Complete {
             length,
             client: None,

@@ -19,8 +19,8 @@ const MIN_RTO: Duration = Duration::from_millis(200);
 /// A client is active if its last data arrived within this time before the shutdown request.
 const ACTIVE_PERIOD: Duration = Duration::from_secs(1);
 
-/// How long after the shutdown request an active client may be kept because data of other clients
-/// arrives: enough for three retransmissions (RFC 6298).
+/// For how long after the shutdown request arrivals from other clients can extend the drain of an
+/// active client: enough for three retransmissions (RFC 6298).
 const SHARED_LINK_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Shuts a running [`Server`](super::Server) down, from a signal handler or any other thread.
@@ -50,7 +50,7 @@ pub(crate) struct Shutdown {
     /// How long the drain may take.
     timeout: Duration,
     /// When data of any client last arrived during the drain.
-    last_arrival: Mutex<Option<Instant>>,
+    last_arrival_of_any: Mutex<Option<Instant>>,
     waker: Waker,
 }
 
@@ -60,7 +60,7 @@ impl Shutdown {
             requested: AtomicBool::new(false),
             requested_at: OnceLock::new(),
             timeout,
-            last_arrival: Mutex::new(None),
+            last_arrival_of_any: Mutex::new(None),
             waker: Waker::new()?,
         })
     }
@@ -101,17 +101,20 @@ impl Shutdown {
     }
 
     /// Records that data of a client has arrived during the drain.
-    pub(crate) fn record_arrival(&self) {
-        *self.last_arrival() = Some(Instant::now());
+    pub(crate) fn record_drain_arrival(&self) {
+        *self.last_arrival_of_any() = Some(Instant::now());
     }
 
     /// Returns when a client counts as quiet, if nothing more arrives from it.
     ///
     /// What the client sent before the shutdown request may still be in flight. On a slow link it
-    /// arrives with pauses as long as the connection's round trips and retransmissions, so these
-    /// decide. If the system does not report them in `info`, fixed times and `last_arrival` do:
-    /// when data of this client last arrived during the drain. `window_opened_at` is when the
-    /// server last made room for data that the client could not send before.
+    /// arrives with pauses as long as the connection's round trips and retransmissions.
+    ///
+    /// - `info` reports these times, if the system knows them. Otherwise fixed times apply.
+    /// - `last_arrival` is used without `info`: when data of this client last arrived during the
+    ///   drain.
+    /// - `window_opened_at` is when the server last made room for data that the client could not
+    ///   send before.
     pub(crate) fn quiet_at(
         &self,
         info: Option<TcpInfo>,
@@ -130,7 +133,7 @@ impl Shutdown {
             return earliest;
         };
         if last_arrival + ACTIVE_PERIOD > requested_at
-            && let Some(arrival_of_any) = *self.last_arrival()
+            && let Some(arrival_of_any) = *self.last_arrival_of_any()
         {
             // Other clients may fill the link so that all data of this one is lost for a while.
             let limit = requested_at + SHARED_LINK_TIMEOUT.min(self.timeout / 4);
@@ -141,8 +144,8 @@ impl Shutdown {
         earliest.max(last_arrival + quiet_period(rto).min(self.timeout / 2))
     }
 
-    fn last_arrival(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.last_arrival
+    fn last_arrival_of_any(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.last_arrival_of_any
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
@@ -150,9 +153,9 @@ impl Shutdown {
 
 /// Returns how long an active client must have sent nothing to count as quiet.
 ///
-/// On slow links that is up to six retransmission timeouts: time to lose a segment and its first
-/// retransmissions, since RFC 6298 doubles the timeout. On fast links, where the timeout is the
-/// system's minimum and loss is rare, two must do, so that shutdown is quick.
+/// It is 6 × RTO − 0.8 s. On slow links that is up to six retransmission timeouts: time to lose a
+/// segment and its first retransmissions, since RFC 6298 doubles the timeout. On fast links the
+/// timeout is the system's minimum of 0.2 s and loss is rare, so two timeouts suffice.
 fn quiet_period(rto: Duration) -> Duration {
     (rto * 6).saturating_sub(MIN_RTO * 4).max(MIN_RTO * 2)
 }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use rlimit::Resource;
 
-use super::{Capacity, ConnectionSize};
+use super::{Capacity, ConnectionSize, MMAP_THRESHOLD};
 
 /// Returns what each limited resource allows.
 pub(super) fn capacities(size: ConnectionSize) -> Vec<Capacity> {
@@ -20,8 +20,6 @@ pub(super) fn capacities(size: ConnectionSize) -> Vec<Capacity> {
 fn memory_maps(size: ConnectionSize) -> Option<Capacity> {
     /// The stack, the signal stack, and a guard page for each.
     const MAPS_PER_THREAD: usize = 4;
-    /// `malloc` gives a larger block a map of its own.
-    const MMAP_THRESHOLD: usize = 131_072;
     /// For the memory of `malloc`, and for threads that have ended but still hold their stack.
     const RESERVE: usize = 2000;
     let limit: usize = read_number("/proc/sys/vm/max_map_count")?;
