@@ -1,12 +1,13 @@
-//! What a person at a terminal meets: every flag, its variable, every error line, the levels.
+//! The command line of `echo-server`: options, their environment variables, error lines, exit codes
+//! and log levels.
 
 mod common;
 
 use std::process::{Command, Output, Stdio};
 
-use common::{Server, echo_server, exchange, listen, run};
+use common::{Server, echo_server, exchange, listen, local_server, run};
 
-/// Runs a server that cannot start, and takes what it says: stdout must be empty, stderr one line.
+/// Runs a server that must fail with this exit code. Returns its stderr; stdout must be empty.
 fn fails(command: &mut Command, code: i32) -> String {
     let Output {
         status,
@@ -23,7 +24,7 @@ fn fails(command: &mut Command, code: i32) -> String {
     stderr
 }
 
-/// A failure after the arguments were read: one line, exit code 1.
+/// Runs a server with valid arguments that cannot start. Returns its error, which must be one line.
 fn cannot_start(command: &mut Command) -> String {
     let message = fails(command, 1);
     assert_eq!(message.lines().count(), 1, "{message}");
@@ -31,8 +32,8 @@ fn cannot_start(command: &mut Command) -> String {
 }
 
 #[test]
-fn a_port_in_use_is_told_with_the_address_and_what_to_do() {
-    let (_holder, address) = listen();
+fn error_for_a_port_in_use_has_the_address_and_advice() {
+    let (_listener, address) = listen();
     let port = address.port().to_string();
     let message = cannot_start(echo_server().args(["--host", "127.0.0.1", "-p", &port]));
     assert!(
@@ -43,8 +44,8 @@ fn a_port_in_use_is_told_with_the_address_and_what_to_do() {
 }
 
 #[test]
-fn an_address_of_another_machine_is_told_with_the_address_and_what_to_do() {
-    // 192.0.2.0/24 is for documentation (RFC 5737): no machine has it.
+fn error_for_a_foreign_address_has_the_address_and_advice() {
+    // 192.0.2.0/24 is reserved for documentation (RFC 5737), so no machine has it.
     let message = cannot_start(echo_server().args(["--host", "192.0.2.1", "--port", "0"]));
     assert!(
         message.contains("cannot listen on 192.0.2.1:0: this machine has no such address"),
@@ -53,18 +54,19 @@ fn an_address_of_another_machine_is_told_with_the_address_and_what_to_do() {
     assert!(message.contains("--host 0.0.0.0"), "{message}");
 }
 
-/// Elsewhere every user may bind it, or a test cannot be sure to be refused it.
+/// On other systems every user may bind the port, or the test cannot give up the privilege.
 #[test]
 #[cfg(target_os = "linux")]
-fn linux_a_privileged_port_is_told_with_the_address_and_what_to_do() {
+fn linux_error_for_a_privileged_port_has_address_and_advice() {
     use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
     let first = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
     if first.is_ok_and(|first| first.trim().parse().is_ok_and(|first: u16| first <= 7)) {
         return common::skip(format_args!("a privileged port: this system has none"));
     }
     if rustix::process::geteuid().is_root() {
-        // Of this test's thread, and so of the server that it spawns.
-        remove_capability_from_bounding_set(CapabilitySet::NET_BIND_SERVICE).expect("root may");
+        // For this thread, and so for the server that it spawns.
+        remove_capability_from_bounding_set(CapabilitySet::NET_BIND_SERVICE)
+            .expect("root can remove a capability");
     }
     let message = cannot_start(echo_server().args(["--host", "127.0.0.1", "--port", "7"]));
     assert!(
@@ -75,7 +77,7 @@ fn linux_a_privileged_port_is_told_with_the_address_and_what_to_do() {
 }
 
 #[test]
-fn bad_arguments_are_told_with_the_flag_the_value_and_what_to_do() {
+fn error_for_a_bad_argument_has_the_option_and_advice() {
     for (flag, value, advice) in [
         ("--port", "65536", "from 0 to 65535"),
         ("--port", "http", "from 0 to 65535"),
@@ -129,7 +131,7 @@ fn bad_arguments_are_told_with_the_flag_the_value_and_what_to_do() {
 }
 
 #[test]
-fn a_duration_that_overflows_is_an_invalid_value() {
+fn duration_that_overflows_is_an_invalid_value() {
     let value = "18446744073709551615s 1000ms";
     for option in ["--idle-timeout", "--shutdown-timeout", "--busy-poll"] {
         let message = fails(echo_server().args([option, value]), 2);
@@ -154,7 +156,7 @@ fn a_duration_that_overflows_is_an_invalid_value() {
 }
 
 #[test]
-fn a_bad_variable_is_told_as_a_bad_flag_is() {
+fn error_for_a_bad_variable_has_the_option_and_the_value() {
     for (variable, flag, value) in [
         ("ECHO_SERVER_PORT", "--port", "http"),
         ("ECHO_SERVER_BUSY_POLL", "--busy-poll", "1s"),
@@ -169,7 +171,7 @@ fn a_bad_variable_is_told_as_a_bad_flag_is() {
 }
 
 #[test]
-fn by_default_it_listens_on_every_interface() {
+fn default_host_is_every_interface() {
     let server = Server::spawn(echo_server().args(["--port", "0"]));
     let port = server.address.port();
     assert_eq!(
@@ -181,40 +183,41 @@ fn by_default_it_listens_on_every_interface() {
 }
 
 #[test]
-fn the_default_port_is_54000() {
-    let help = echo_server().arg("--help").output().expect("it runs");
+fn default_port_is_54000() {
+    let help = echo_server().arg("--help").output();
+    let help = help.expect("the server can be spawned");
     let help = String::from_utf8(help.stdout).expect("the help is text");
     let line = help
         .lines()
         .find(|line| line.contains("--port"))
-        .expect("the help has the flag");
+        .expect("the help has the option");
     assert!(line.contains("[default: 54000]"), "{line}");
 }
 
-/// A port that was free a moment ago might not be by now; one that is taken stays so, and whoever
-/// is to listen there says where.
+/// The port is in use, so the server's error shows which address it tried. A free port could be taken
+/// by another program before the server binds it.
 #[test]
-fn host_and_port_come_from_flags_or_variables_and_a_flag_wins() {
-    let (_holder, address) = listen();
+fn option_takes_precedence_over_its_variable() {
+    let (_listener, address) = listen();
     let port = address.port().to_string();
-    let told = format!("cannot listen on {address}: ");
+    let error = format!("cannot listen on {address}: ");
 
-    let mut by_variables = echo_server();
-    by_variables
+    let mut with_variables = echo_server();
+    with_variables
         .env("ECHO_SERVER_HOST", "127.0.0.1")
         .env("ECHO_SERVER_PORT", &port);
-    let message = cannot_start(&mut by_variables);
-    assert!(message.contains(&told), "{message}");
+    let message = cannot_start(&mut with_variables);
+    assert!(message.contains(&error), "{message}");
 
-    let mut flags_win = echo_server();
-    flags_win
+    let mut with_both = echo_server();
+    with_both
         .env("ECHO_SERVER_HOST", "192.0.2.1")
         .env("ECHO_SERVER_PORT", "http");
-    let message = cannot_start(flags_win.args(["--host", "127.0.0.1", "-p", &port]));
-    assert!(message.contains(&told), "{message}");
+    let message = cannot_start(with_both.args(["--host", "127.0.0.1", "-p", &port]));
+    assert!(message.contains(&error), "{message}");
 }
 
-/// The longest piece that the server read from a client that sent it 70,000 bytes.
+/// Sends 70,000 bytes and returns the size of the server's longest read.
 fn longest_read(server: &Server) -> usize {
     exchange(&server.connect(), &common::noise(70_000, 6));
     server.wait_for_log("closed by client");
@@ -224,31 +227,28 @@ fn longest_read(server: &Server) -> usize {
     });
     sizes
         .max()
-        .expect("at level debug the log has the sizes of reads")
+        .expect("the debug log has the size of each read")
 }
 
 #[test]
-fn the_buffer_size_comes_from_its_flag_or_its_variable_and_bounds_each_read() {
+fn buffer_size_bounds_each_read() {
     let server = Server::start(&["--buffer-size", "1000", "-v"]);
     assert_eq!(longest_read(&server), 1000);
     let server = Server::start(&["--buffer-size", "2KiB", "-v"]);
     assert_eq!(longest_read(&server), 2048);
-    let mut command = echo_server();
-    command
-        .env("ECHO_SERVER_BUFFER_SIZE", "3000")
-        .args(["--host", "127.0.0.1", "-p0", "-v"]);
+    let mut command = local_server();
+    command.env("ECHO_SERVER_BUFFER_SIZE", "3000").arg("-v");
     assert_eq!(longest_read(&Server::spawn(&mut command)), 3000);
     command.args(["--buffer-size", "4000"]);
     assert_eq!(longest_read(&Server::spawn(&mut command)), 4000);
 }
 
-/// The log of a server that has served one client's "hello"; the client's line about it that comes
-/// last at each level is waited for by the exit. `None` where nothing can make it exit.
-fn log_of_a_visit(command: &mut Command) -> Option<String> {
+/// Starts a server, exchanges a message with it and shuts it down. Returns its log, or `None` if this
+/// machine cannot send the signal.
+fn log_of_one_client(command: &mut Command) -> Option<String> {
     if !common::signal::can_be_sent() {
         return None;
     }
-    command.args(["--host", "127.0.0.1", "--port", "0"]);
     let mut server = Server::spawn(command);
     assert_eq!(
         common::send_and_read_all(&server.connect(), &[b"hello\x1b[2J\r\n"]),
@@ -258,13 +258,13 @@ fn log_of_a_visit(command: &mut Command) -> Option<String> {
     assert_eq!(
         server.rest_of_stdout(),
         "",
-        "stdout has the ready line alone"
+        "stdout has only the ready line"
     );
     Some(server.rest_of_log().join("\n"))
 }
 
 #[test]
-fn verbosity_goes_from_nothing_to_the_bytes_themselves() {
+fn verbosity_ranges_from_silence_to_the_bytes() {
     let levels = [
         "connected\n",
         "sent 11 bytes\n",
@@ -278,9 +278,9 @@ fn verbosity_goes_from_nothing_to_the_bytes_themselves() {
         ("-v", 2),
         ("-vv", 3),
     ] {
-        let mut command = echo_server();
+        let mut command = local_server();
         let flags: &[&str] = if flag == "--" { &[] } else { &[flag] };
-        let Some(log) = log_of_a_visit(command.args(flags)) else {
+        let Some(log) = log_of_one_client(command.args(flags)) else {
             return;
         };
         for (level, text) in levels.iter().enumerate() {
@@ -294,18 +294,18 @@ fn verbosity_goes_from_nothing_to_the_bytes_themselves() {
 }
 
 #[test]
-fn rust_log_wins_over_verbosity() {
-    let debug = log_of_a_visit(echo_server().env("RUST_LOG", "debug").arg("-qqq"));
+fn rust_log_takes_precedence_over_verbosity() {
+    let debug = log_of_one_client(local_server().env("RUST_LOG", "debug").arg("-qqq"));
     let Some(log) = debug else { return };
     assert!(log.contains("sent 11 bytes"), "{log}");
-    let error = log_of_a_visit(echo_server().env("RUST_LOG", "error").arg("-vv"));
+    let error = log_of_one_client(local_server().env("RUST_LOG", "error").arg("-vv"));
     assert_eq!(error.as_deref(), Some(""));
 }
 
 #[test]
-fn an_invalid_rust_log_is_logged_and_ignored() {
-    let wrong = log_of_a_visit(echo_server().env("RUST_LOG", "echo_server=loud"));
-    let Some(log) = wrong else { return };
+fn invalid_rust_log_is_logged_and_ignored() {
+    let invalid = log_of_one_client(local_server().env("RUST_LOG", "echo_server=loud"));
+    let Some(log) = invalid else { return };
     assert!(log.contains("WARN ] ignoring invalid RUST_LOG: "), "{log}");
     assert!(
         log.contains(" connected\n"),
@@ -314,24 +314,22 @@ fn an_invalid_rust_log_is_logged_and_ignored() {
 
     let (reader, stderr) = std::io::pipe().expect("a pipe can be created");
     drop(reader);
-    let mut command = echo_server();
-    command
-        .env("RUST_LOG", "echo_server=loud")
-        .args(["--host", "127.0.0.1", "--port", "0"]);
+    let mut command = local_server();
+    command.env("RUST_LOG", "echo_server=loud");
     let server = Server::spawn_as_is(command.stdout(Stdio::piped()).stderr(stderr));
     exchange(&server.connect(), b"hello");
 }
 
 #[test]
-fn at_info_a_visit_is_two_lines_and_the_last_line_has_the_totals() {
-    let Some(log) = log_of_a_visit(&mut echo_server()) else {
+fn info_log_has_two_lines_per_client_and_the_totals() {
+    let Some(log) = log_of_one_client(&mut local_server()) else {
         return;
     };
-    let about = |text: &str| log.lines().filter(|line| line.contains(text)).count();
+    let count = |text: &str| log.lines().filter(|line| line.contains(text)).count();
     assert_eq!(
         (
-            about(" connected"),
-            about("disconnected: closed by client, 11 bytes echoed in ")
+            count(" connected"),
+            count("disconnected: closed by client, 11 bytes echoed in ")
         ),
         (1, 1),
         "{log}"
@@ -353,7 +351,7 @@ fn help_and_version_go_to_stdout_with_exit_code_0() {
             .arg(flag)
             .stderr(Stdio::piped())
             .output()
-            .expect("it runs");
+            .expect("the server can be spawned");
         assert!(output.status.success() && output.stderr.is_empty());
         assert!(
             String::from_utf8_lossy(&output.stdout).contains(text),

@@ -1,4 +1,4 @@
-//! What a person meets at `echo-client` before it is connected: its flags, and every error line.
+//! The command line of `echo-client`, and the errors before it is connected.
 #![cfg(feature = "client")]
 
 mod common;
@@ -7,7 +7,7 @@ use std::process::Command;
 
 use common::{Server, closed_port, command, echo_client, run};
 
-/// Runs a client that fails; what it says on stderr. Nothing must be on stdout.
+/// Runs a client that must fail with this exit code. Returns its stderr; stdout must be empty.
 fn fails(client: &mut Command, code: i32) -> String {
     let output = run(client);
     let message = String::from_utf8(output.stderr).expect("the message is text");
@@ -20,7 +20,7 @@ fn fails(client: &mut Command, code: i32) -> String {
     message
 }
 
-/// A failure to connect: one line, exit code 1.
+/// Runs a client that cannot connect. Returns its error, which must be one line.
 fn cannot_connect(client: &mut Command) -> String {
     let message = fails(client, 1);
     assert_eq!(message.lines().count(), 1, "{message}");
@@ -28,8 +28,8 @@ fn cannot_connect(client: &mut Command) -> String {
 }
 
 #[test]
-fn a_refused_connection_is_told_with_the_address_and_what_to_do() {
-    let (_nobody, address) = closed_port();
+fn error_for_a_refused_connection_has_address_and_advice() {
+    let (_socket, address) = closed_port();
     for arguments in [&[][..], &["test"], &["test", "--json"]] {
         let message = cannot_connect(echo_client(address).args(arguments));
         assert!(message.contains(&format!("cannot connect to {address}: connection refused")));
@@ -41,8 +41,8 @@ fn a_refused_connection_is_told_with_the_address_and_what_to_do() {
 }
 
 #[test]
-fn an_unknown_host_is_told_with_its_name_and_what_to_do() {
-    // No name ends in .invalid (RFC 2606).
+fn error_for_an_unknown_host_has_its_name_and_advice() {
+    // No real name ends in .invalid (RFC 2606).
     let mut client = command(env!("CARGO_BIN_EXE_echo-client"));
     let message = cannot_connect(client.args(["--host", "no-such-host.invalid"]));
     assert!(
@@ -53,8 +53,8 @@ fn an_unknown_host_is_told_with_its_name_and_what_to_do() {
 }
 
 #[test]
-fn an_address_without_a_way_to_it_is_told_with_the_address_and_what_to_do() {
-    // 2001:db8::/32 is for documentation (RFC 3849): there is no way to it, or no answer from it.
+fn error_for_an_unreachable_address_has_the_address() {
+    // 2001:db8::/32 is reserved for documentation (RFC 3849): there is no route to it or no answer.
     let mut client = command(env!("CARGO_BIN_EXE_echo-client"));
     let message = cannot_connect(client.args(["--host", "2001:db8::1", "--timeout", "500ms"]));
     assert!(
@@ -69,16 +69,16 @@ fn an_address_without_a_way_to_it_is_told_with_the_address_and_what_to_do() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn linux_a_server_that_does_not_accept_is_told_after_the_timeout() {
+fn linux_full_listen_backlog_is_an_error_after_the_timeout() {
     use std::net::TcpStream;
     use std::time::Duration;
     let (listener, address) = closed_port();
-    listener.listen(0).expect("it can listen");
-    let soon = Duration::from_millis(200);
-    // Linux drops the SYN of who does not fit into the queue.
-    let mut queue = Vec::new();
-    while let Ok(stream) = TcpStream::connect_timeout(&address, soon) {
-        queue.push(stream);
+    listener.listen(0).expect("the socket can listen");
+    let timeout = Duration::from_millis(200);
+    // If the listen backlog is full, Linux drops the SYN of a new client.
+    let mut backlog = Vec::new();
+    while let Ok(stream) = TcpStream::connect_timeout(&address, timeout) {
+        backlog.push(stream);
     }
     let message = cannot_connect(echo_client(address).args(["--timeout", "200ms"]));
     let expected = format!("cannot connect to {address}: no answer within 200ms");
@@ -89,7 +89,7 @@ fn linux_a_server_that_does_not_accept_is_told_after_the_timeout() {
 }
 
 #[test]
-fn a_host_may_be_a_name() {
+fn host_may_be_a_name() {
     let server = Server::start(&[]);
     let mut client = command(env!("CARGO_BIN_EXE_echo-client"));
     let port = server.address.port().to_string();
@@ -105,8 +105,8 @@ fn a_host_may_be_a_name() {
 }
 
 #[test]
-fn options_may_stand_before_or_after_the_command() {
-    let (_nobody, address) = closed_port();
+fn options_may_precede_or_follow_the_command() {
+    let (_socket, address) = closed_port();
     let port = address.port().to_string();
     for arguments in [["--port", &port, "test"], ["test", "--port", &port]] {
         let mut client = command(env!("CARGO_BIN_EXE_echo-client"));
@@ -116,18 +116,19 @@ fn options_may_stand_before_or_after_the_command() {
 }
 
 #[test]
-fn the_defaults_are_127_0_0_1_54000_and_5s() {
+fn defaults_are_127_0_0_1_54000_and_5s() {
     let help = command(env!("CARGO_BIN_EXE_echo-client"))
         .arg("--help")
         .output();
-    let help = String::from_utf8(help.expect("it runs").stdout).expect("the help is text");
+    let help = help.expect("the client can be spawned").stdout;
+    let help = String::from_utf8(help).expect("the help is text");
     for default in ["127.0.0.1", "54000", "5s"] {
         assert!(help.contains(&format!("[default: {default}]")), "{help}");
     }
 }
 
 #[test]
-fn bad_arguments_are_told_with_the_flag_the_value_and_what_to_do() {
+fn error_for_a_bad_argument_has_the_option_and_advice() {
     for (arguments, advice) in [
         (&["--host", "localhost:54000"][..], "--port"),
         (&["--host", ""], "a name or an IP address"),

@@ -1,4 +1,4 @@
-//! What the programs print about themselves: help, man pages, completions. None may lack a flag.
+//! The documents that the binaries print: help, man pages and completions. None may lack an option.
 
 mod common;
 
@@ -9,12 +9,12 @@ use std::process::{Command, Stdio};
 use common::command;
 
 #[cfg(feature = "client")]
-const PROGRAMS: [&str; 2] = [
+const BINARIES: [&str; 2] = [
     env!("CARGO_BIN_EXE_echo-server"),
     env!("CARGO_BIN_EXE_echo-client"),
 ];
 #[cfg(not(feature = "client"))]
-const PROGRAMS: [&str; 1] = [env!("CARGO_BIN_EXE_echo-server")];
+const BINARIES: [&str; 1] = [env!("CARGO_BIN_EXE_echo-server")];
 
 const SHELLS: [&str; 5] = ["bash", "elvish", "fish", "powershell", "zsh"];
 
@@ -22,11 +22,11 @@ fn stdout(command: &mut Command) -> String {
     let output = command.output().expect("the program can be spawned");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && stderr.is_empty(), "{stderr}");
-    String::from_utf8(output.stdout).expect("it is text")
+    String::from_utf8(output.stdout).expect("the output is text")
 }
 
-/// The long flags in a help text.
-fn flags(help: &str) -> BTreeSet<String> {
+/// Returns the long options in a help text.
+fn options(help: &str) -> BTreeSet<String> {
     let words = help.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
     words
         .filter(|word| word.starts_with("--") && word.len() > 2)
@@ -34,13 +34,15 @@ fn flags(help: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// The flags of a program and of its commands.
-fn all_flags(program: &str) -> BTreeSet<String> {
+/// Returns the long options of a binary and its commands.
+fn all_options(program: &str) -> BTreeSet<String> {
     let help = stdout(command(program).arg("--help"));
-    let mut all = flags(&help);
+    let mut all = options(&help);
     if help.contains("Commands:") {
         for name in ["test", "bench"] {
-            all.append(&mut flags(&stdout(command(program).args([name, "--help"]))));
+            all.append(&mut options(&stdout(
+                command(program).args([name, "--help"]),
+            )));
         }
     }
     assert!(all.len() > 5, "{all:?}");
@@ -48,10 +50,12 @@ fn all_flags(program: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_help_ends_with_examples_and_fits_a_terminal() {
-    for program in PROGRAMS {
+fn help_ends_with_examples_and_fits_a_terminal() {
+    for program in BINARIES {
         let help = stdout(command(program).arg("--help"));
-        let (_, examples) = help.split_once("\nExamples:\n").expect("it has examples");
+        let (_, examples) = help
+            .split_once("\nExamples:\n")
+            .expect("the help has examples");
         assert!(
             examples
                 .lines()
@@ -60,7 +64,7 @@ fn the_help_ends_with_examples_and_fits_a_terminal() {
                 >= 2,
             "{help}"
         );
-        if program == PROGRAMS[0] {
+        if program == BINARIES[0] {
             for words in ["-vv: the bytes too", "-qqq: nothing", "Exit codes: 0"] {
                 assert!(help.contains(words), "{help}");
             }
@@ -70,22 +74,22 @@ fn the_help_ends_with_examples_and_fits_a_terminal() {
     }
 }
 
-/// Whether `text` has `word`, and not only as the beginning of a longer one.
+/// Returns whether `text` contains `word`, and not only as the beginning of a longer word.
 fn has_word(text: &str, word: &str) -> bool {
     let ends = |rest: &str| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '-');
     text.match_indices(word)
-        .any(|(place, _)| ends(&text[place + word.len()..]))
+        .any(|(position, _)| ends(&text[position + word.len()..]))
 }
 
 #[test]
-fn the_man_page_has_every_flag() {
-    for program in PROGRAMS {
+fn man_page_has_every_option() {
+    for program in BINARIES {
         let page = stdout(command(program).arg("--man"))
             .replace("\\fR", "")
             .replace('\\', "");
         assert!(page.contains(".TH echo-"), "{page}");
-        for flag in all_flags(program) {
-            assert!(has_word(&page, &flag), "{flag}: {page}");
+        for option in all_options(program) {
+            assert!(has_word(&page, &option), "{option}: {page}");
         }
         for section in [".SH EXAMPLES\n", ".SH NOTES\n"] {
             assert!(page.contains(section), "{page}");
@@ -101,16 +105,16 @@ fn the_man_page_has_every_flag() {
 }
 
 #[test]
-fn the_completions_for_every_shell_have_every_flag() {
-    for program in PROGRAMS {
-        let flags = all_flags(program);
+fn completions_for_every_shell_have_every_option() {
+    for program in BINARIES {
+        let options = all_options(program);
         for shell in SHELLS {
             let script = stdout(command(program).args(["--completions", shell]));
-            for flag in &flags {
-                // fish writes them without the dashes.
-                let fish = format!("-l {}", flag.trim_start_matches('-'));
-                let name = if shell == "fish" { &fish } else { flag };
-                assert!(has_word(&script, name), "{shell}, {flag}: {script}");
+            for option in &options {
+                // A fish script has the options without dashes.
+                let fish = format!("-l {}", option.trim_start_matches('-'));
+                let name = if shell == "fish" { &fish } else { option };
+                assert!(has_word(&script, name), "{shell}, {option}: {script}");
             }
         }
     }
@@ -118,13 +122,13 @@ fn the_completions_for_every_shell_have_every_flag() {
 
 #[test]
 fn environment_variables_do_not_affect_documents() {
-    let page = stdout(command(PROGRAMS[0]).arg("--man"));
+    let page = stdout(command(BINARIES[0]).arg("--man"));
     let variables: Vec<&str> = page
         .lines()
         .filter(|line| line.starts_with("ECHO_SERVER_"))
         .collect();
     assert!(variables.len() > 5, "{page}");
-    for program in PROGRAMS {
+    for program in BINARIES {
         for document in ["--man", "--completions=bash"] {
             let document_alone = stdout(command(program).arg(document));
             let mut command = command(program);
@@ -138,42 +142,44 @@ fn environment_variables_do_not_affect_documents() {
 }
 
 #[test]
-fn the_readme_has_every_option_of_the_server() {
+fn readme_has_every_option_of_the_server() {
     let readme = include_str!("../README.md");
-    let (_, options) = readme
+    let (_, section) = readme
         .split_once("\n## Options\n")
-        .expect("it has such a section");
-    let (options, _) = options.split_once("\n## ").expect("it is not the last one");
-    let mut flags = all_flags(PROGRAMS[0]);
-    // Those it has by their short names.
-    assert!(flags.remove("--verbose") && flags.remove("--quiet"));
-    for flag in flags {
-        assert!(has_word(options, &flag), "{flag}");
+        .expect("the README has this section");
+    let (section, _) = section
+        .split_once("\n## ")
+        .expect("another section follows");
+    let mut options = all_options(BINARIES[0]);
+    // The README has these by their short names.
+    assert!(options.remove("--verbose") && options.remove("--quiet"));
+    for option in options {
+        assert!(has_word(section, &option), "{option}");
     }
 }
 
-/// In a real bash, since it is the script's paths that were wrong once, not its words.
+/// Runs a real bash. The script once had every option, but did not find the command's.
 #[test]
 #[cfg(all(target_os = "linux", feature = "client"))]
-fn bash_completes_the_flags_of_a_command() {
+fn bash_completes_the_options_of_a_command() {
     let program = env!("CARGO_BIN_EXE_echo-client");
     let script = stdout(command(program).args(["--completions", "bash"]));
-    let ask = r#"
+    let complete = r#"
         COMP_WORDS=(echo-client bench --mo) COMP_CWORD=2
         _echo__client echo-client --mo bench
         echo "${COMPREPLY[@]}""#;
-    let answer = stdout(command("bash").args(["-c", &format!("{script}\n{ask}")]));
-    assert_eq!(answer.trim(), "--mode");
+    let reply = stdout(command("bash").args(["-c", &format!("{script}\n{complete}")]));
+    assert_eq!(reply.trim(), "--mode");
 }
 
 #[test]
-fn a_pager_that_leaves_early_is_no_failure() {
+fn pager_that_exits_early_is_no_failure() {
     for arguments in [
         &["--man"][..],
         &["--completions", "zsh"],
         &["--completions", "fish"],
     ] {
-        for program in PROGRAMS {
+        for program in BINARIES {
             let (reader, writer) = pipe().expect("a pipe can be created");
             drop(reader);
             let mut command = command(program);
@@ -193,14 +199,14 @@ fn a_pager_that_leaves_early_is_no_failure() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn a_full_disk_is_told() {
+fn full_disk_is_an_error() {
     let completions = SHELLS.map(|shell| format!("--completions={shell}"));
-    for program in PROGRAMS {
+    for program in BINARIES {
         for document in completions.iter().map(String::as_str).chain(["--man"]) {
             let full = std::fs::File::options()
                 .write(true)
                 .open("/dev/full")
-                .expect("it is there");
+                .expect("Linux has this file");
             let output = command(program).arg(document).stdout(full).output();
             let output = output.expect("the program can be spawned");
             let stderr = String::from_utf8_lossy(&output.stderr);
