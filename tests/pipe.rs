@@ -1,5 +1,5 @@
-//! `echo-client` as a pipe: stdin through the server to stdout, byte for byte, and an exit code
-//! that tells whether all came back.
+//! `echo-client` as a pipe: it sends stdin to the server and writes the echo to stdout, byte for byte.
+//! The exit code shows whether all bytes were echoed.
 #![cfg(feature = "client")]
 
 mod common;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use common::{Server, echo_client, end, listen, noise, read_until_fin, reset, run};
 
-/// The client as a pipe to `address`.
+/// Starts a client as a pipe to `address`.
 fn pipe(address: SocketAddr, arguments: &[&str]) -> Child {
     let mut client = echo_client(address);
     client
@@ -23,17 +23,17 @@ fn pipe(address: SocketAddr, arguments: &[&str]) -> Child {
     client.spawn().expect("the client can be spawned")
 }
 
-/// Sends `input` and then the end of stdin.
+/// Writes `input` to the client's stdin, closes it, and returns the output.
 fn send(mut client: Child, input: &[u8]) -> Output {
     let mut stdin = client.stdin.take().expect("stdin is piped");
     thread::scope(|scope| {
-        // A client that fails does not take all.
+        // The write may fail: a client that exits does not read everything.
         scope.spawn(move || stdin.write_all(input));
         end(client)
     })
 }
 
-/// Asserts that the client failed with one line on stderr; the line.
+/// Checks that the client failed with one line on stderr, and returns the line.
 fn failure(output: &Output) -> String {
     let message = String::from_utf8(output.stderr.clone()).expect("the message is text");
     assert_eq!(output.status.code(), Some(1), "{message}");
@@ -41,7 +41,7 @@ fn failure(output: &Output) -> String {
     message
 }
 
-/// A server that does with its one client what `serve` does.
+/// Starts a server that calls `serve` for its only client.
 fn server(serve: impl FnOnce(TcpStream) + Send + 'static) -> SocketAddr {
     let (listener, address) = listen();
     thread::spawn(move || serve(listener.accept().expect("the client connects").0));
@@ -49,14 +49,14 @@ fn server(serve: impl FnOnce(TcpStream) + Send + 'static) -> SocketAddr {
 }
 
 #[test]
-fn what_goes_in_comes_out_whatever_the_size() {
+fn input_of_any_size_is_echoed() {
     let server = Server::start(&[]);
     for size in [0, 1, 65_536, 30_000_000] {
         let input = noise(size, 3);
         let output = send(pipe(server.address, &[]), &input);
         assert!(
             output.stdout == input,
-            "{} of {size} bytes came out",
+            "{} of {size} bytes were echoed",
             output.stdout.len()
         );
         assert_eq!(
@@ -67,27 +67,27 @@ fn what_goes_in_comes_out_whatever_the_size() {
 }
 
 #[test]
-fn what_came_back_is_written_at_once_and_a_stdin_may_pause_for_longer_than_the_timeout() {
+fn echo_is_written_at_once_and_stdin_may_pause() {
     let server = Server::start(&[]);
-    let mut client = pipe(server.address, &["--timeout", "1s"]);
+    let mut client = pipe(server.address, &["--timeout", "300ms"]);
     let mut stdin = client.stdin.take().expect("stdin is piped");
     let mut stdout = client.stdout.take().expect("stdout is piped");
-    for message in [b"no newline", b"and a rest"] {
+    for message in [b"no newline", b"more bytes"] {
         stdin.write_all(message).expect("the client reads");
         let mut echo = [0; 10];
-        stdout.read_exact(&mut echo).expect("the echo comes");
+        stdout.read_exact(&mut echo).expect("the echo arrives");
         assert_eq!(&echo, message);
-        // A stdin may pause for longer than the timeout.
-        thread::sleep(Duration::from_millis(1300));
+        // Longer than the timeout.
+        thread::sleep(Duration::from_millis(500));
     }
     drop(stdin);
     assert_eq!(end(client).status.code(), Some(0));
 }
 
-/// Linux tells in a file how much memory a program has had.
+/// Linux has a file that shows how much memory a program has used at most.
 #[test]
 #[cfg(target_os = "linux")]
-fn linux_a_long_stream_takes_little_memory() {
+fn linux_long_stream_takes_little_memory() {
     let server = Server::start(&[]);
     let mut client = pipe(server.address, &[]);
     let mut stdin = client.stdin.take().expect("stdin is piped");
@@ -99,15 +99,15 @@ fn linux_a_long_stream_takes_little_memory() {
             stdin
         });
         let mut all = (&mut stdout).take(count * chunk.len() as u64);
-        std::io::copy(&mut all, &mut std::io::sink()).expect("all comes back");
-        sender.join().expect("no panic")
+        std::io::copy(&mut all, &mut std::io::sink()).expect("all bytes are echoed");
+        sender.join().expect("the sender does not panic")
     });
     let status = std::fs::read_to_string(format!("/proc/{}/status", client.id()));
     let status = status.expect("the client still runs");
     let peak = status
         .lines()
         .find(|line| line.starts_with("VmHWM:"))
-        .expect("Linux tells it");
+        .expect("Linux shows it");
     let kib = peak
         .split_whitespace()
         .nth(1)
@@ -118,11 +118,11 @@ fn linux_a_long_stream_takes_little_memory() {
 }
 
 #[test]
-fn a_server_that_closes_too_early_is_told() {
+fn server_that_closes_too_early_is_an_error() {
     let address = server(|mut stream| {
-        let mut taken = [0; 3];
-        stream.read_exact(&mut taken).expect("the client sends");
-        stream.write_all(&taken).expect("the client reads");
+        let mut bytes = [0; 3];
+        stream.read_exact(&mut bytes).expect("the client sends");
+        stream.write_all(&bytes).expect("the client reads");
     });
     let mut client = pipe(address, &[]);
     let mut stdin = client.stdin.take().expect("stdin is piped");
@@ -138,7 +138,7 @@ fn a_server_that_closes_too_early_is_told() {
 }
 
 #[test]
-fn a_server_that_loses_bytes_is_told() {
+fn server_that_loses_bytes_is_an_error() {
     let address = server(|mut stream| {
         read_until_fin(&stream);
         stream.write_all(b"ab").expect("the client reads");
@@ -155,7 +155,7 @@ fn a_server_that_loses_bytes_is_told() {
 }
 
 #[test]
-fn a_server_that_adds_bytes_is_reported() {
+fn server_that_adds_bytes_is_an_error() {
     let address = server(|mut stream| {
         read_until_fin(&stream);
         stream.write_all(b"abc!").expect("the client reads");
@@ -169,7 +169,7 @@ fn a_server_that_adds_bytes_is_reported() {
 }
 
 #[test]
-fn a_server_that_floods_is_reported_before_the_end_of_stdin() {
+fn server_that_floods_is_an_error_before_stdin_ends() {
     let address = server(|mut stream| while stream.write_all(b"chargen").is_ok() {});
     let mut client = pipe(address, &[]);
     let mut stdin = client.stdin.take().expect("stdin is piped");
@@ -190,7 +190,7 @@ fn a_server_that_floods_is_reported_before_the_end_of_stdin() {
 }
 
 #[test]
-fn a_server_that_resets_is_told() {
+fn server_that_resets_is_an_error() {
     let address = server(|mut stream| {
         stream.read_exact(&mut [0; 3]).expect("the client sends");
         reset(stream);
@@ -205,9 +205,9 @@ fn a_server_that_resets_is_told() {
     );
 }
 
-/// The client's two threads compete for the error, so one run proves little.
+/// Both threads of the client may get the error first, so one run would prove little.
 #[test]
-fn a_reset_during_a_write_is_reported_as_a_reset() {
+fn reset_during_a_write_is_reported_as_a_reset() {
     for _ in 0..10 {
         let address = server(|mut stream| {
             stream
@@ -224,21 +224,21 @@ fn a_reset_during_a_write_is_reported_as_a_reset() {
 }
 
 #[test]
-fn a_server_that_answers_no_more_is_told_after_the_timeout() {
+fn server_that_stops_echoing_is_an_error_after_the_timeout() {
     let address = server(|mut stream| {
         read_until_fin(&stream);
-        stream.write_all(b"he").expect("the client is there");
+        stream.write_all(b"he").expect("the client reads");
         thread::park();
     });
     let started = Instant::now();
-    let message = failure(&send(pipe(address, &["--timeout", "1s"]), b"hello"));
-    assert!(started.elapsed() >= Duration::from_secs(1));
-    let expected = format!("{address} returned 2 of 5 bytes, then nothing for 1s");
+    let message = failure(&send(pipe(address, &["--timeout", "500ms"]), b"hello"));
+    assert!(started.elapsed() >= Duration::from_millis(500));
+    let expected = format!("{address} returned 2 of 5 bytes, then nothing for 500ms");
     assert!(message.contains(&expected), "{message}");
 }
 
 #[test]
-fn a_server_that_never_takes_what_is_sent_is_told_after_the_timeout() {
+fn server_that_never_reads_is_an_error_after_the_timeout() {
     let address = server(|stream| {
         thread::park();
         drop(stream);
@@ -254,14 +254,14 @@ fn a_server_that_never_takes_what_is_sent_is_told_after_the_timeout() {
 }
 
 #[test]
-fn all_that_came_back_is_enough_where_the_server_never_closes() {
+fn complete_echo_succeeds_if_the_server_never_closes() {
     let address = server(|mut stream| {
         stream
             .write_all(&read_until_fin(&stream))
             .expect("the client reads");
         thread::park();
     });
-    let output = send(pipe(address, &["--timeout", "1s"]), b"hello");
+    let output = send(pipe(address, &["--timeout", "500ms"]), b"hello");
     assert_eq!(output.stdout, b"hello");
     assert_eq!(
         (output.status.code(), output.stderr.as_slice()),
@@ -270,7 +270,7 @@ fn all_that_came_back_is_enough_where_the_server_never_closes() {
 }
 
 #[test]
-fn a_reader_that_leaves_ends_it_quietly() {
+fn closed_stdout_ends_the_client_without_a_message() {
     let server = Server::start(&[]);
     let mut client = pipe(server.address, &[]);
     drop(client.stdout.take());
@@ -281,22 +281,22 @@ fn a_reader_that_leaves_ends_it_quietly() {
     );
 }
 
-/// Linux has a file that stands for a full disk.
+/// Linux has a file that behaves like a full disk.
 #[test]
 #[cfg(target_os = "linux")]
-fn linux_a_full_disk_is_told() {
+fn linux_full_disk_is_an_error() {
     let server = Server::start(&[]);
     let mut client = echo_client(server.address);
     let full = std::fs::OpenOptions::new()
         .write(true)
         .open("/dev/full")
-        .expect("Linux has it");
+        .expect("Linux has this file");
     client
         .stdin(Stdio::piped())
         .stdout(full)
         .stderr(Stdio::piped());
     let message = failure(&send(
-        client.spawn().expect("the program can be spawned"),
+        client.spawn().expect("the client can be spawned"),
         b"hello",
     ));
     assert!(
@@ -306,16 +306,16 @@ fn linux_a_full_disk_is_told() {
 }
 
 #[test]
-fn a_stdin_that_cannot_be_read_is_told() {
+fn stdin_that_cannot_be_read_is_an_error() {
     let server = Server::start(&[]);
-    // A folder can be opened there, but not read; on Windows it is a file that is open for writing.
+    // On Unix, a directory can be opened but not read. On Windows, a file can be opened only to write.
     #[cfg(unix)]
-    let stdin = std::fs::File::open("/").expect("there is a root");
+    let stdin = std::fs::File::open("/").expect("the root exists");
     #[cfg(windows)]
     let stdin = std::fs::OpenOptions::new()
         .write(true)
         .open("NUL")
-        .expect("Windows has it");
+        .expect("Windows has this file");
     let output = run(echo_client(server.address).stdin(stdin));
     let message = failure(&output);
     let reason = if cfg!(unix) {
@@ -329,10 +329,10 @@ fn a_stdin_that_cannot_be_read_is_told() {
     );
 }
 
-/// Linux ends a call on a socket that has a timeout with EINTR when its process goes on.
+/// On Linux, a call on a socket with a timeout returns EINTR when its process resumes.
 #[test]
 #[cfg(unix)]
-fn a_pause_by_job_control_loses_nothing() {
+fn pause_by_job_control_loses_no_byte() {
     use common::signal::{self, Signal, pause};
 
     let server = Server::start(&[]);
@@ -341,8 +341,8 @@ fn a_pause_by_job_control_loses_nothing() {
     let mut stdout = client.stdout.take().expect("stdout is piped");
     let mut echo = [0; 5];
     for _ in 0..10 {
-        stdin.write_all(b"hello").expect("the client takes it");
-        stdout.read_exact(&mut echo).expect("it comes back");
+        stdin.write_all(b"hello").expect("the client reads");
+        stdout.read_exact(&mut echo).expect("the echo arrives");
         assert_eq!(&echo, b"hello");
         pause(&client);
         signal::send(&client, Signal::CONT);
