@@ -276,7 +276,7 @@ fn connection_limit_is_lowered_to_the_threads() {
 /// serves its client, or the client's buffer. So this test takes seconds to try several limits.
 #[test]
 fn server_survives_more_clients_than_its_memory_holds() {
-    for mebibytes in (70..=300).step_by(23) {
+    for mebibytes in (70..=300).step_by(20) {
         let mut server = start_under(&format!("ulimit -v {}", mebibytes * 1024), "");
         check_survival(&mut server, 300, &format!("{mebibytes} MiB"));
     }
