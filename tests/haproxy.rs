@@ -410,7 +410,7 @@ impl Drop for SetOnDrop<'_> {
 }
 
 #[cfg(feature = "client")]
-mod conformance {
+mod suite {
     use super::{Cluster, Haproxy, Server, readme_block, replace};
     use crate::common::conformance::{failures, run_suite};
 
@@ -429,7 +429,7 @@ mod conformance {
     }
 
     #[test]
-    fn three_servers_behind_haproxy_pass_the_suite() {
+    fn three_servers_behind_haproxy_pass() {
         let Some(cluster) = Cluster::start() else {
             return;
         };
@@ -438,7 +438,7 @@ mod conformance {
 
     /// The configuration is the README's example of a test through a load balancer.
     #[test]
-    fn one_server_behind_haproxy_passes_the_suite() {
+    fn one_server_behind_haproxy_passes() {
         let server = Server::start(&[]);
         let mut config = readme_block("### Does it echo? `echo-client test`", "haproxy").to_owned();
         replace(

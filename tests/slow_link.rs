@@ -2,8 +2,8 @@
 //! followed by FIN. Each test runs in a network namespace of its own. Its loopback device has the
 //! MTU, the rate and the queue of a slow link, and drops the packets that the queue cannot hold.
 //!
-//! The tests of lost packets take four to ten seconds, because on a slow link the server waits for
-//! several retransmission timeouts. Faster links would not lose enough to fail without that wait.
+//! The tests of lost packets take three to seven seconds, because on a slow link the server waits for
+//! several retransmission timeouts. On much faster links they would pass without that wait.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -133,7 +133,7 @@ fn read_and_close(mut client: &TcpStream) -> Result<Vec<u8>, Error> {
 #[test]
 fn drain_loses_no_byte_on_a_slow_link() {
     let name = "drain_loses_no_byte_on_a_slow_link";
-    on_link(name, "4mbit", "200ms", || {
+    on_link(name, "4mbit", "100ms", || {
         check_that_no_byte_is_lost(1, 400_000);
     });
 }
@@ -142,7 +142,7 @@ fn drain_loses_no_byte_on_a_slow_link() {
 #[test]
 fn drain_sends_no_rst_when_clients_share_a_slow_link() {
     let name = "drain_sends_no_rst_when_clients_share_a_slow_link";
-    on_link(name, "4mbit", "200ms", || {
+    on_link(name, "4mbit", "100ms", || {
         check_that_no_byte_is_lost(4, 80_000);
     });
 }
@@ -152,7 +152,7 @@ fn drain_sends_no_rst_when_clients_share_a_slow_link() {
 #[test]
 fn clients_whose_first_packets_are_lost_are_served() {
     let name = "clients_whose_first_packets_are_lost_are_served";
-    on_link(name, "1mbit", "250ms", || {
+    on_link(name, "1mbit", "120ms", || {
         check_that_no_byte_is_lost(8, 15_000);
     });
 }
