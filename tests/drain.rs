@@ -39,13 +39,13 @@ fn drain_serves_clients_in_the_listen_backlog() {
 
 #[test]
 fn drain_serves_the_listen_backlog_of_a_full_server_in_time() {
-    // The default timeout of 5 s leaves 25 ms for each client.
+    // The default timeout of 5 s leaves 50 ms for each client, less than it takes to be quiet.
     let Some(mut server) = Server::start_to_signal(&["--max-connections", "1"]) else {
         return;
     };
     let admitted = server.connect();
     exchange(&admitted, b"admitted");
-    let waiting: Vec<_> = (0..200).map(|_| server.connect()).collect();
+    let waiting: Vec<_> = (0..100).map(|_| server.connect()).collect();
     for (number, mut client) in waiting.iter().enumerate() {
         client
             .write_all(&noise(100, number as u64))
@@ -61,7 +61,7 @@ fn drain_serves_the_listen_backlog_of_a_full_server_in_time() {
         );
     }
     assert_eq!(server.wait().code(), Some(0));
-    server.wait_for_log(": 201 clients served, 0 ");
+    server.wait_for_log(": 101 clients served, 0 ");
 }
 
 #[test]

@@ -34,7 +34,7 @@ fn unread_log_stops_neither_the_service_nor_the_shutdown() {
     let mut server = Server::spawn_as_is(command.stdout(Stdio::piped()).stderr(stderr));
     // Each 64 bytes are three log lines: together far more than the pipe and the queue of 1 MiB hold.
     let client = server.connect();
-    let bytes = noise(1_000_000, 10);
+    let bytes = noise(500_000, 10);
     assert!(send_and_read_all(&client, &[&bytes]) == bytes);
     check_service(&mut server);
 }
