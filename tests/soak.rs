@@ -165,6 +165,10 @@ fn linux_mixed_clients_lose_no_byte_and_leave_nothing_behind() {
     for round in 0.. {
         let arguments = ["-q", "--max-connections", "12", "--idle-timeout", "1s"];
         let server = Server::start(&arguments);
+        // Main, log and signal handler remain.
+        wait_until("the ready line's thread has ended", || {
+            server.threads() == 3
+        });
         let (threads, files) = (server.threads(), server.files().len());
         let mut soak = Soak {
             server,
