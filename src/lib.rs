@@ -56,6 +56,8 @@
 //! | `client/bench/report.rs` | the report, for people or scripts |
 //! | `client/bench/histogram.rs` | the drawn histogram of latencies |
 //!
+//! The [`manual`] describes installation, operation and performance.
+//!
 //! The library also runs inside other programs, for example in their tests:
 //!
 //! ```
@@ -105,6 +107,8 @@ pub mod client;
 pub mod log_writer;
 #[doc(hidden)]
 pub mod platform;
+
+pub mod manual;
 
 mod plural;
 mod server;
