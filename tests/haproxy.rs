@@ -1,4 +1,4 @@
-//! The README's haproxy configurations: haproxy runs with them, connections through it pass the
+//! The manual's haproxy configurations: haproxy runs with them, connections through it pass the
 //! conformance suite, and a rolling restart behind it loses no byte.
 #![cfg(target_os = "linux")]
 
@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 use common::signal::Signal;
 use common::tools::Haproxy;
 use common::{
-    PATIENCE, Server, connect_from, echo_server, exchange, fill, local_address, noise,
-    read_until_fin, readme_block, reserve_port, send_and_read_all, wait_until,
+    PATIENCE, Server, connect_from, echo_server, exchange, fill, local_address, manual_block,
+    noise, read_until_fin, reserve_port, send_and_read_all, wait_until,
 };
 use socket2::Socket;
 
-/// Three servers behind haproxy, configured as in the README.
+/// Three servers behind haproxy, configured as in the manual.
 struct Cluster {
     servers: [Server; 3],
     /// The servers that have shut down.
@@ -31,7 +31,7 @@ struct Cluster {
     reserved: [Socket; 3],
 }
 
-/// The servers' names in the README.
+/// The servers' names in the manual.
 const NAMES: [&str; 3] = ["one", "two", "three"];
 
 impl Cluster {
@@ -40,7 +40,7 @@ impl Cluster {
         let servers = reserved
             .each_ref()
             .map(|(_, address)| start_server(*address));
-        let mut config = readme_block("## Growing past one machine", "haproxy").to_owned();
+        let mut config = manual_block("deploy", "### HAProxy", "haproxy").to_owned();
         replace(
             &mut config,
             "bind :54000",
@@ -412,7 +412,7 @@ impl Drop for SetOnDrop<'_> {
 
 #[cfg(feature = "client")]
 mod suite {
-    use super::{Cluster, Haproxy, Server, readme_block, replace};
+    use super::{Cluster, Haproxy, Server, manual_block, replace};
     use crate::common::conformance::{failures, run_suite};
 
     /// Runs the whole suite, which takes five seconds on any server.
@@ -437,11 +437,12 @@ mod suite {
         check_suite(&cluster.haproxy, &cluster.servers);
     }
 
-    /// The configuration is the README's example of a test through a load balancer.
+    /// The configuration is the manual's example of a test through a load balancer.
     #[test]
     fn one_server_behind_haproxy_passes() {
         let server = Server::start(&[]);
-        let mut config = readme_block("### Does it echo? `echo-client test`", "haproxy").to_owned();
+        let mut config =
+            manual_block("client", "### Testing an intermediary", "haproxy").to_owned();
         replace(
             &mut config,
             "bind 127.0.0.1:54001",

@@ -1,21 +1,21 @@
-//! The README's Kubernetes manifest: its parts agree with each other and with the server, and the
-//! server starts with its arguments. The tests read it from README.md.
+//! The manual's Kubernetes manifest: its parts agree with each other and with the server, and the
+//! server starts with its arguments. The tests read it from the page on deployment.
 #![cfg(unix)]
 
 mod common;
 
 use std::time::Duration;
 
-use common::{Server, connect, echo_server, exchange, local_address, readme_block};
+use common::{Server, connect, echo_server, exchange, local_address, manual_block};
 use jiff::fmt::friendly::SpanParser;
 use yaml_rust2::{Yaml, YamlLoader};
 
-/// How long the server may take to exit after the shutdown timeout, according to the README.
+/// How long the server may take to exit after the shutdown timeout, according to the manual.
 const EXIT_TIME: Duration = Duration::from_millis(1500);
 
-/// Returns the README's Deployment and Service.
+/// Returns the manual's Deployment and Service.
 fn manifest() -> (Yaml, Yaml) {
-    let text = readme_block("## Growing past one machine", "yaml");
+    let text = manual_block("deploy", "### Kubernetes", "yaml");
     let documents = YamlLoader::load_from_str(text).expect("the block is YAML");
     let [deployment, service] = documents.try_into().expect("there are two documents");
     assert_eq!(string(&deployment, "kind"), "Deployment");

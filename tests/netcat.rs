@@ -1,4 +1,4 @@
-//! The client `nc`, as the README uses it. Windows has no `nc`, so the README uses PowerShell there.
+//! The client `nc`, as the manual uses it. Windows has no `nc`, so the manual uses PowerShell there.
 #![cfg(unix)]
 
 mod common;

@@ -167,14 +167,19 @@ pub fn run(command: &mut Command) -> Output {
         .expect("the program can be spawned"))
 }
 
-/// Returns the first block of `language` under the README's heading `heading`.
-pub fn readme_block(heading: &str, language: &str) -> &'static str {
-    let readme = include_str!("../../README.md");
+/// Returns the first code block in `language` below `heading` on a page of the manual. The search ends
+/// at the next heading of the second level.
+pub fn manual_block(page: &str, heading: &str, language: &str) -> &'static str {
+    let text = match page {
+        "client" => include_str!("../../src/manual/client.md"),
+        "deploy" => include_str!("../../src/manual/deploy.md"),
+        _ => panic!("no test reads the page {page:?}"),
+    };
     let after = |text: &'static str, mark: String| text.split_once(&mark).map(|(_, rest)| rest);
-    after(readme, format!("\n{heading}\n"))
+    after(text, format!("\n{heading}\n"))
         .and_then(|rest| rest.split("\n## ").next())
         .and_then(|section| after(section, format!("\n```{language}\n")))
         .and_then(|rest| rest.split_inclusive("\n```").next())
         .and_then(|block| block.strip_suffix("```"))
-        .unwrap_or_else(|| panic!("README.md has no such block under {heading:?}"))
+        .unwrap_or_else(|| panic!("{page}.md has no such block under {heading:?}"))
 }
