@@ -1,6 +1,5 @@
-//! The server. The thread that calls [`Server::run`] accepts clients in a loop and spawns a thread for
-//! each.
-//! Graceful shutdown closes the listener, waits for the remaining connections, and returns.
+//! The server. The thread that calls [`Server::run`] accepts clients in a loop and spawns a thread
+//! for each. Graceful shutdown closes the listener, waits for the remaining connections, and returns.
 
 mod accept_backoff;
 mod busy_poll;

@@ -162,15 +162,17 @@ impl Connection {
             }
             Break(reason) => reason,
         };
-        let lingers = match reason {
-            CloseReason::IdleTimeout | CloseReason::ServerShuttingDown => true,
+        let is_complete = match reason {
+            CloseReason::IdleTimeout => self.lingering_close(false),
+            CloseReason::ServerShuttingDown => self.lingering_close(true),
             // Before shutdown, the kernel delivers the last echoes after the close. After it, the
             // host may be gone.
-            CloseReason::ClosedByClient => self.shared.shutdown.is_requested(),
-            _ => false,
+            CloseReason::ClosedByClient if self.shared.shutdown.is_requested() => {
+                self.lingering_close(true)
+            }
+            _ => true,
         };
-        let until_acknowledged = !matches!(reason, CloseReason::IdleTimeout);
-        if lingers && !self.lingering_close(until_acknowledged) {
+        if !is_complete {
             reason = CloseReason::ForciblyClosed;
         }
         self.shared.totals.record_close(&reason, self.bytes_echoed);

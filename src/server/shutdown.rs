@@ -127,8 +127,7 @@ impl Shutdown {
             None => (Duration::ZERO, MIN_RTO, last_arrival),
         };
         let requested_at = self.requested_at.get().copied().unwrap_or(now);
-        let earliest =
-            requested_at.max(window_opened_at.unwrap_or(requested_at)) + MIN_QUIET_PERIOD.max(rtt);
+        let earliest = window_opened_at.unwrap_or(requested_at) + MIN_QUIET_PERIOD.max(rtt);
         let Some(mut last_arrival) = last_arrival else {
             return earliest;
         };
@@ -158,4 +157,58 @@ impl Shutdown {
 /// timeout is the system's minimum of 0.2 s and loss is rare, so two timeouts suffice.
 fn quiet_period(rto: Duration) -> Duration {
     (rto * 6).saturating_sub(MIN_RTO * 4).max(MIN_RTO * 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Returns the state after a request, with a timeout of 4 s.
+    fn requested() -> (Shutdown, Instant) {
+        let shutdown = Shutdown::new(4 * SECOND).expect("the system has a pipe");
+        shutdown.request();
+        let requested_at = *shutdown.requested_at.get().expect("it is requested");
+        (shutdown, requested_at)
+    }
+
+    fn info(rtt: Duration, rto: Duration, last_received: Duration) -> TcpInfo {
+        TcpInfo {
+            rtt,
+            rto,
+            last_received,
+            fin_acknowledged: false,
+        }
+    }
+
+    #[test]
+    fn idle_client_is_quiet_after_a_round_trip() {
+        let (shutdown, requested_at) = requested();
+        for (rtt, quiet_after) in [(SECOND / 1000, MIN_QUIET_PERIOD), (SECOND / 3, SECOND / 3)] {
+            let idle = info(rtt, MIN_RTO, 3 * SECOND);
+            assert_eq!(
+                shutdown.quiet_at(Some(idle), None, None),
+                requested_at + quiet_after
+            );
+        }
+    }
+
+    #[test]
+    fn quiet_period_is_at_most_half_the_shutdown_timeout() {
+        let (shutdown, requested_at) = requested();
+        let slow = info(SECOND / 10, 10 * SECOND, Duration::ZERO);
+        let quiet_after = shutdown.quiet_at(Some(slow), None, None) - requested_at;
+        assert!(quiet_after >= 2 * SECOND, "{quiet_after:?}");
+        assert!(quiet_after < 3 * SECOND, "{quiet_after:?}");
+    }
+
+    #[test]
+    fn client_gets_a_round_trip_once_its_window_opens() {
+        let (shutdown, requested_at) = requested();
+        let opened_at = requested_at + SECOND;
+        let idle = info(SECOND / 3, MIN_RTO, 3 * SECOND);
+        let quiet_at = shutdown.quiet_at(Some(idle), None, Some(opened_at));
+        assert_eq!(quiet_at, opened_at + SECOND / 3);
+    }
 }
