@@ -66,20 +66,7 @@ fn idle_client_that_closes_is_disconnected_in_half_a_second() {
     let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else {
         return;
     };
-    let client = server.connect();
-    exchange(&client, b"hello");
-    // Long enough for the connection's thread to have blocked and to wait for the shutdown too.
-    thread::sleep(Duration::from_millis(500));
-    let begin = Instant::now();
-    server.signal(Signal::TERM);
-    assert_eq!(read_until_fin(&client), b"");
-    drop(client);
-    assert_eq!(server.wait().code(), Some(0));
-    assert!(
-        begin.elapsed() < Duration::from_millis(500),
-        "{:?}",
-        begin.elapsed()
-    );
+    common::check_that_idle_client_is_closed_at_once(&mut server);
 }
 
 #[test]

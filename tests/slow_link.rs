@@ -13,10 +13,9 @@ use std::io::{Error, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use common::signal::Signal;
-use common::{Server, exchange, noise, read_until_fin};
+use common::{Server, noise};
 
 /// Set in a process that runs in such a namespace.
 const NAMESPACE: &str = "ECHO_SERVER_TEST_NAMESPACE";
@@ -162,19 +161,6 @@ fn idle_client_on_a_slow_link_is_closed_in_half_a_second() {
     let name = "idle_client_on_a_slow_link_is_closed_in_half_a_second";
     on_link(name, "1mbit", "250ms", || {
         let mut server = Server::start(&["--shutdown-timeout", "1h"]);
-        let client = server.connect();
-        exchange(&client, b"hello");
-        // Long enough for the connection's thread to have blocked and to wait for the shutdown too.
-        thread::sleep(Duration::from_millis(500));
-        let begin = Instant::now();
-        server.signal(Signal::TERM);
-        assert_eq!(read_until_fin(&client), b"");
-        drop(client);
-        assert_eq!(server.wait().code(), Some(0));
-        assert!(
-            begin.elapsed() < Duration::from_millis(500),
-            "{:?}",
-            begin.elapsed()
-        );
+        common::check_that_idle_client_is_closed_at_once(&mut server);
     });
 }

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, Server, noise, reset, wait_until};
+use common::{Server, noise, reset, wait_until, with_timeouts};
 use rustix::process::Signal;
 
 /// Returns a number below `bound` that differs from call to call and from run to run.
@@ -35,13 +35,7 @@ struct Soak {
 /// Connects. Returns `None` if the server has shut down.
 fn connect(server: &Server) -> Option<TcpStream> {
     let stream = TcpStream::connect(server.address).ok()?;
-    stream
-        .set_read_timeout(Some(PATIENCE))
-        .expect("the timeout can be set");
-    stream
-        .set_write_timeout(Some(PATIENCE))
-        .expect("the timeout can be set");
-    Some(stream)
+    Some(with_timeouts(stream))
 }
 
 /// Sends and half-closes, and reads until FIN. If the server has accepted the connection, no byte may

@@ -57,7 +57,8 @@ pub fn accept(listener: &TcpListener) -> TcpStream {
     }
 }
 
-fn with_timeouts(stream: TcpStream) -> TcpStream {
+/// Bounds each read and write by [`PATIENCE`].
+pub fn with_timeouts(stream: TcpStream) -> TcpStream {
     stream
         .set_read_timeout(Some(PATIENCE))
         .expect("the timeout can be set");
