@@ -3,6 +3,7 @@
 
 #[cfg(feature = "client")]
 mod client;
+mod fault;
 mod generate;
 
 use std::io::{self, ErrorKind};
@@ -11,15 +12,17 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use clap::Parser;
 use clap::builder::BoolishValueParser;
-use clap::error::{ContextKind, ContextValue};
+use clap::error::{self, ContextKind, ContextValue};
+use clap::{CommandFactory, Parser};
 use clap_verbosity_flag::{LogLevel, Verbosity, VerbosityFilter};
 use jiff::fmt::friendly::SpanParser;
 
 use crate::server::{Config, MAX_BUFFER_SIZE, MAX_BUSY_POLL};
 #[cfg(feature = "client")]
 pub use client::{BenchMode, BenchOptions, ClientArgs, ClientCommand, TestOptions};
+pub use fault::Fault;
+use fault::{combine_faults, parse_fault};
 pub use generate::{GenerateArgs, print_document};
 
 /// A TCP echo server: sends back to each client what it receives, byte for byte.
@@ -132,6 +135,19 @@ pub struct ServerArgs {
     )]
     pub busy_poll: Duration,
 
+    /// Misbehaves on purpose: latency=100ms, slice=3, limit=1KiB, reset=1KiB, stall=1KiB or
+    /// corrupt=1KiB; repeatable, or separated by commas
+    #[arg(
+        long,
+        env = "ECHO_SERVER_FAULT",
+        hide_env = true,
+        help_heading = "Faults",
+        value_name = "KIND=VALUE",
+        value_delimiter = ',',
+        value_parser = parse_fault
+    )]
+    pub fault: Vec<Fault>,
+
     /// How much to log. `RUST_LOG` takes precedence.
     #[command(flatten, next_help_heading = "Log")]
     pub verbosity: Verbosity<DefaultLevel>,
@@ -145,7 +161,7 @@ const EXAMPLES: &str = "\
 Examples:
   echo-server                        every IPv4 address of this machine, port 54000
   echo-server --host 127.0.0.1 -q    this machine only, and only warnings in the log
-  ECHO_SERVER_PORT=7007 echo-server  each option from --host to --busy-poll has such a variable
+  ECHO_SERVER_PORT=7007 echo-server  each option from --host to --fault has such a variable
 
 An option takes precedence over its variable, and RUST_LOG over -v and -q.
 
@@ -206,19 +222,28 @@ fn has_positional_argument(error: &clap::Error) -> bool {
 impl ServerArgs {
     /// Returns the configuration that these options ask for.
     ///
+    /// # Errors
+    /// Returns an error if a kind of fault is given twice.
+    ///
     /// ```
     /// use clap::Parser;
     /// use echo_server::cli::ServerArgs;
     ///
     /// # fn main() -> Result<(), clap::Error> {
     /// let args = ServerArgs::try_parse_from(["echo-server", "--buffer-size", "4KiB"])?;
-    /// assert_eq!(args.config().buffer_size, 4096);
+    /// assert_eq!(args.config()?.buffer_size, 4096);
     /// # Ok(())
     /// # }
     /// ```
-    #[must_use]
-    pub fn config(&self) -> Config {
-        Config {
+    pub fn config(&self) -> Result<Config, clap::Error> {
+        let faults = match combine_faults(&self.fault) {
+            Ok(faults) => faults,
+            Err(message) => {
+                let kind = error::ErrorKind::ArgumentConflict;
+                return Err(Self::command().error(kind, message));
+            }
+        };
+        Ok(Config {
             address: SocketAddr::new(self.host, self.port),
             proxy_protocol: self.proxy_protocol,
             max_connections: self.max_connections,
@@ -227,7 +252,8 @@ impl ServerArgs {
             shutdown_timeout: self.shutdown_timeout,
             buffer_size: self.buffer_size,
             busy_poll: self.busy_poll,
-        }
+            faults,
+        })
     }
 }
 
@@ -296,13 +322,18 @@ fn unit_hint(value: &str, unit: &str) -> String {
 }
 
 fn parse_buffer_size(value: &str) -> Result<usize, String> {
-    let size: ByteSize = value
-        .parse()
-        .map_err(|_| "a number of bytes is needed, or one with KiB or MiB, such as 64KiB")?;
-    match usize::try_from(size.as_u64()) {
+    let bytes = parse_size(value)
+        .ok_or("a number of bytes is needed, or one with KiB or MiB, such as 64KiB")?;
+    match usize::try_from(bytes) {
         Ok(bytes) if (1..=MAX_BUFFER_SIZE).contains(&bytes) => Ok(bytes),
         _ => Err("it must be from 1 byte to 16MiB".to_owned()),
     }
+}
+
+/// Parses a number of bytes, or one with a unit such as `KiB`.
+fn parse_size(value: &str) -> Option<u64> {
+    let size: ByteSize = value.parse().ok()?;
+    Some(size.as_u64())
 }
 
 /// Returns the error message for a server that cannot listen on `address`: why, and what to do.
@@ -330,7 +361,7 @@ pub fn explain_bind_error(address: SocketAddr, error: &io::Error) -> String {
 mod tests {
     use std::fmt::Display;
 
-    use clap::{CommandFactory, FromArgMatches};
+    use clap::FromArgMatches;
     use proptest::prelude::*;
 
     use super::*;
@@ -341,7 +372,7 @@ mod tests {
         let command = ServerArgs::command().mut_args(|arg| arg.env(None::<&str>));
         let matches = command.try_get_matches_from(["echo-server"])?;
         let args = ServerArgs::from_arg_matches(&matches)?;
-        assert_eq!(args.config(), Config::default());
+        assert_eq!(args.config()?, Config::default());
         Ok(())
     }
 
@@ -418,6 +449,7 @@ mod tests {
                 parse_duration(&text).err(),
                 parse_busy_poll(&text).err(),
                 parse_buffer_size(&text).err(),
+                parse_fault(&text).err(),
             ];
             for error in errors.into_iter().flatten() {
                 prop_assert_eq!(error.lines().count(), 1);

@@ -113,4 +113,4 @@ pub mod manual;
 mod plural;
 mod server;
 
-pub use server::{Config, Server, ShutdownHandle};
+pub use server::{Config, Faults, Server, ShutdownHandle};

@@ -30,14 +30,19 @@ const OUTPUT_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     match cli::print_document::<ServerArgs>() {
-        Ok(false) => serve(&cli::parse()),
-        Ok(true) => ExitCode::SUCCESS,
-        Err(message) => fail(io::stderr(), &message),
+        Ok(false) => {}
+        Ok(true) => return ExitCode::SUCCESS,
+        Err(message) => return fail(io::stderr(), &message),
+    }
+    let args: ServerArgs = cli::parse();
+    match args.config() {
+        Ok(config) => serve(config, &args),
+        Err(error) => error.exit(),
     }
 }
 
 /// Serves clients, from the first log line to the last, and returns the exit code.
-fn serve(args: &ServerArgs) -> ExitCode {
+fn serve(config: Config, args: &ServerArgs) -> ExitCode {
     let log = match LogWriter::start(io::stderr()) {
         Ok(log) => log,
         Err(error) => return fail(io::stderr(), &format!("cannot start: {error}")),
@@ -45,7 +50,7 @@ fn serve(args: &ServerArgs) -> ExitCode {
     init_logger(args, &log);
     // `run` or its thread drops the guard when the ready line is written or cannot be.
     let (ready_line_guard, ready_line_done) = mpsc::channel();
-    let code = match run(args, ready_line_guard) {
+    let code = match run(config, ready_line_guard) {
         Ok(()) => ExitCode::SUCCESS,
         // The log writer keeps the order of the lines, and does not block if stderr is not read.
         Err(message) => fail(log.clone(), &message),
@@ -85,8 +90,7 @@ fn init_logger(args: &ServerArgs, log: &LogWriter) {
     }
 }
 
-fn run(args: &ServerArgs, ready_line_guard: Sender<()>) -> Result<(), String> {
-    let config = args.config();
+fn run(config: Config, ready_line_guard: Sender<()>) -> Result<(), String> {
     let address = config.address;
     if let Err(error) = raise_file_limit() {
         warn!("cannot raise the limit of open files: {error}");

@@ -30,6 +30,7 @@ use accept_backoff::AcceptBackoff;
 use busy_poll::max_spinning_clients;
 pub use config::{Config, MAX_BUFFER_SIZE, MAX_BUSY_POLL};
 use connection::Connection;
+pub use connection::Faults;
 use limits::{ConnectionLimiter, PerIpLimiter};
 use listener::{Accepted, Listener};
 use shutdown::Shutdown;
@@ -111,6 +112,9 @@ impl Server {
                 );
                 max_connections = max_threads;
             }
+        }
+        if config.faults != Faults::default() {
+            warn!("faults are on: {}", config.faults);
         }
         let per_ip_limiter = config.max_connections_per_ip.map(PerIpLimiter::new);
         let shared = Shared {

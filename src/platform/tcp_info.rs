@@ -19,6 +19,10 @@ pub(crate) struct TcpInfo {
     /// Whether the peer has acknowledged everything, FIN included, or has reset the connection. Only
     /// valid after a half-close.
     pub(crate) fin_acknowledged: bool,
+    /// How many bytes the peer has acknowledged.
+    pub(crate) bytes_acknowledged: u64,
+    /// Whether the connection no longer exists.
+    pub(crate) closed: bool,
 }
 
 impl TcpInfo {
@@ -27,7 +31,9 @@ impl TcpInfo {
     pub(crate) fn of(stream: &TcpStream) -> Option<Self> {
         use nix::sys::socket::GetSockOpt;
 
-        // States of a connection whose FIN is not acknowledged (`net/tcp_states.h`).
+        // States of a connection that no longer exists, or whose FIN is not acknowledged
+        // (`net/tcp_states.h`).
+        const CLOSE: u8 = 7;
         const FIN_WAIT1: u8 = 4;
         const LAST_ACK: u8 = 9;
         const CLOSING: u8 = 11;
@@ -38,6 +44,8 @@ impl TcpInfo {
             rto: Duration::from_micros(info.rto.into()),
             last_received: Duration::from_millis(info.last_data_recv.into()),
             fin_acknowledged: !matches!(info.state, FIN_WAIT1 | LAST_ACK | CLOSING),
+            bytes_acknowledged: info.bytes_acked,
+            closed: info.state == CLOSE,
         })
     }
 
@@ -70,6 +78,11 @@ mod linux {
         _last_ack_recv_to_rcv_ssthresh: [u32; 3],
         /// Microseconds.
         pub(super) rtt: u32,
+        /// From `tcpi_rttvar` to `tcpi_total_retrans`.
+        _rttvar_to_total_retrans: [u32; 8],
+        /// `tcpi_pacing_rate` and `tcpi_max_pacing_rate`.
+        _pacing_rates: [u64; 2],
+        pub(super) bytes_acked: u64,
     }
 
     /// The socket option. The macro is how `nix` extends its list of options; all bit patterns are

@@ -5,6 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use super::connection::Faults;
+
 /// The largest buffer of a connection, in bytes: 16 MiB. The buffers of thousands must fit into
 /// memory.
 pub const MAX_BUFFER_SIZE: usize = 16_777_216;
@@ -52,12 +54,14 @@ pub struct Config {
     /// The maximum time to busy-poll for the next bytes before a thread blocks, up to 10 ms.
     /// Connections do so only while it pays and clients are fewer than CPUs. Zero turns it off.
     pub busy_poll: Duration,
+    /// What the server does wrong on purpose.
+    pub faults: Faults,
 }
 
 impl Default for Config {
     /// Returns the defaults of the command line: `0.0.0.0:54000`, no PROXY header, 10,000 clients,
     /// no per-IP limit, no idle timeout, 5 s for shutdown, buffers of 64 KiB, 50 µs of busy
-    /// polling.
+    /// polling, no faults.
     fn default() -> Self {
         Self {
             address: (Ipv4Addr::UNSPECIFIED, 54000).into(),
@@ -68,6 +72,7 @@ impl Default for Config {
             shutdown_timeout: Duration::from_secs(5),
             buffer_size: 65_536,
             busy_poll: Duration::from_micros(50),
+            faults: Faults::default(),
         }
     }
 }

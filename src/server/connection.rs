@@ -5,6 +5,8 @@
 //! sends each piece completely before it receives the next. If a client does not read its echoes,
 //! the server stops reading from it (backpressure), so it costs one buffer at most.
 
+mod faults;
+
 use std::convert::Infallible;
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
@@ -27,6 +29,7 @@ use crate::platform::socket::receive;
 use crate::platform::tcp_info::TcpInfo;
 use crate::platform::wait::{Interest, wait_for_socket};
 use crate::plural::plural;
+pub use faults::Faults;
 
 /// How long a PROXY header may take. It comes with the connection's first bytes, and the
 /// specification asks for at least 3 s, so that a lost packet can be sent again.
@@ -58,6 +61,10 @@ pub(crate) enum CloseReason {
     InvalidProxyHeader(&'static str),
     /// The client's IP address is at its limit.
     PerIpLimit,
+    /// The fault `limit`.
+    FaultLimit,
+    /// The fault `reset`.
+    FaultReset,
     /// Any other error that the system reports.
     Failed(io::Error),
 }
@@ -84,6 +91,8 @@ impl fmt::Display for CloseReason {
             Self::ForciblyClosed => f.write_str("forcibly closed"),
             Self::InvalidProxyHeader(why) => write!(f, "invalid PROXY header ({why})"),
             Self::PerIpLimit => f.write_str("per-IP limit reached"),
+            Self::FaultLimit => f.write_str("fault limit"),
+            Self::FaultReset => f.write_str("fault reset"),
             Self::Failed(error) => write!(f, "I/O error: {error}"),
         }
     }
@@ -117,6 +126,8 @@ pub(crate) struct Connection {
     /// How many bytes were echoed before the drain last waited for this client.
     echoed_before_wait: u64,
     bytes_echoed: u64,
+    /// Whether the fault `stall` has ended the echo.
+    stalled: bool,
 }
 
 impl Connection {
@@ -148,6 +159,7 @@ impl Connection {
             window_opened_at: None,
             echoed_before_wait: 0,
             bytes_echoed: 0,
+            stalled: false,
         })
     }
 
@@ -163,7 +175,7 @@ impl Connection {
             Break(reason) => reason,
         };
         let is_complete = match reason {
-            CloseReason::IdleTimeout => self.lingering_close(false),
+            CloseReason::IdleTimeout | CloseReason::FaultLimit => self.lingering_close(false),
             CloseReason::ServerShuttingDown => self.lingering_close(true),
             // Before shutdown, the kernel delivers the last echoes after the close. After it, the
             // host may be gone.
@@ -185,9 +197,10 @@ impl Connection {
             CloseReason::PerIpLimit => Level::Debug,
             _ => Level::Info,
         };
+        let stalled = if self.stalled { "fault stall, " } else { "" };
         log!(
             level,
-            "{} disconnected: {reason}, {} echoed in {:.1?}",
+            "{} disconnected: {stalled}{reason}, {} echoed in {:.1?}",
             self.peer,
             plural(self.bytes_echoed, "byte"),
             started.elapsed()
@@ -265,7 +278,7 @@ impl Connection {
     /// Echoes until the connection is over.
     fn echo(&mut self) -> ControlFlow<CloseReason, Infallible> {
         // If the connection began with a PROXY header, the buffer holds what followed it.
-        self.send_all()?;
+        self.send_buffer()?;
         loop {
             if self.shared.shutdown.is_requested() {
                 self.wait_or_close()?;
@@ -275,7 +288,7 @@ impl Connection {
                 Some(0) => return Break(CloseReason::ClosedByClient),
                 Some(_) => {
                     self.busy_poll.record_arrival();
-                    self.send_all()?;
+                    self.send_buffer()?;
                     self.poll_before_blocking();
                 }
             }
@@ -352,14 +365,23 @@ impl Connection {
         }
     }
 
-    /// Sends everything that is in the buffer. This is `Write::write_all`, except that shutdown
-    /// and the idle timeout can end it while the client does not read.
-    fn send_all(&mut self) -> ControlFlow<CloseReason> {
-        while self.sent < self.buffer.len() {
+    /// Sends everything that is in the buffer.
+    fn send_buffer(&mut self) -> ControlFlow<CloseReason> {
+        if self.shared.config.faults == Faults::default() {
+            self.send_until(self.buffer.len())
+        } else {
+            self.send_with_faults()
+        }
+    }
+
+    /// Sends the buffer up to `end`. This is `Write::write_all`, except that shutdown and the idle
+    /// timeout can end it while the client does not read.
+    fn send_until(&mut self, end: usize) -> ControlFlow<CloseReason> {
+        while self.sent < end {
             if self.shared.shutdown.is_overdue() {
                 return Break(CloseReason::ForciblyClosed);
             }
-            match (&self.stream).write(&self.buffer[self.sent..]) {
+            match (&self.stream).write(&self.buffer[self.sent..end]) {
                 Ok(written) => {
                     debug!("{} was sent {}", self.peer, plural(written as u64, "byte"));
                     self.sent += written;

@@ -179,6 +179,8 @@ mod tests {
             rto,
             last_received,
             fin_acknowledged: false,
+            bytes_acknowledged: 0,
+            closed: false,
         }
     }
 

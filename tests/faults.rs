@@ -1,0 +1,290 @@
+//! `--fault`: what the server does wrong on purpose, and what its log and the conformance suite report.
+
+mod common;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{
+    Server, echo_server, exchange, half_close, local_address, noise, read_until_fin, run,
+};
+
+/// Sends `bytes` to a server with this fault and returns its echo up to the server's FIN.
+fn echo_until_fin(server: &Server, bytes: &[u8]) -> (TcpStream, Vec<u8>) {
+    let mut client = server.connect();
+    client.write_all(bytes).expect("the client sends");
+    let echo = read_until_fin(&client);
+    (client, echo)
+}
+
+#[test]
+fn latency_delays_connections_side_by_side() {
+    const LATENCY: Duration = Duration::from_millis(250);
+    const CLIENTS: u32 = 8;
+    let server = Server::start(&["--fault", "latency=250ms"]);
+    let clients: Vec<TcpStream> = (0..CLIENTS).map(|_| server.connect()).collect();
+    let started = Instant::now();
+    thread::scope(|scope| {
+        for client in &clients {
+            scope.spawn(|| {
+                exchange(client, b"hello");
+                assert!(started.elapsed() >= LATENCY);
+            });
+        }
+    });
+    let elapsed = started.elapsed();
+    assert!(
+        elapsed < LATENCY * CLIENTS,
+        "one after the other: {elapsed:?}"
+    );
+}
+
+#[test]
+fn slice_limits_the_size_of_each_write() {
+    let server = Server::start(&["--fault", "slice=3", "-v"]);
+    let client = server.connect();
+    exchange(&client, b"ten bytes.");
+    let peer = local_address(&client);
+    drop(client);
+    server.wait_for_disconnect(peer);
+    assert_eq!(server.count_in_log("was sent 3 bytes"), 3);
+    assert_eq!(server.count_in_log("was sent 1 byte"), 1);
+}
+
+#[test]
+fn limit_ends_the_echo_with_fin() {
+    let server = Server::start(&["--fault", "limit=1KiB"]);
+    let bytes = noise(5000, 1);
+    let (client, echo) = echo_until_fin(&server, &bytes);
+    assert!(echo == bytes[..1024], "{} bytes", echo.len());
+    let line = server.wait_for_disconnect(local_address(&client));
+    assert!(
+        line.contains("disconnected: fault limit, 1024 bytes echoed in "),
+        "{line}"
+    );
+    // A client that sends less is served as usual.
+    let client = server.connect();
+    exchange(&client, &bytes[..1023]);
+    half_close(&client);
+    assert!(read_until_fin(&client).is_empty());
+}
+
+#[test]
+fn reset_ends_the_echo_with_rst() {
+    let server = Server::start(&["--fault", "reset=1KiB"]);
+    let bytes = noise(5000, 2);
+    let mut client = server.connect();
+    client.write_all(&bytes).expect("the client sends");
+    let mut echo = Vec::new();
+    let error = client
+        .read_to_end(&mut echo)
+        .expect_err("the server resets");
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    assert!(echo == bytes[..1024], "{} bytes", echo.len());
+    let line = server.wait_for_log("disconnected: fault reset, ");
+    assert!(
+        line.contains("fault reset, 1024 bytes echoed in "),
+        "{line}"
+    );
+}
+
+#[test]
+fn reset_waits_until_a_slow_client_has_all_echoes() {
+    let server = Server::start(&["--fault", "reset=1MiB"]);
+    let bytes = noise(1_048_576, 3);
+    let mut client = server.connect();
+    let mut sender = client.try_clone().expect("the socket can be shared");
+    thread::scope(|scope| {
+        scope.spawn(|| sender.write_all(&bytes).expect("the client sends"));
+        let mut echo = Vec::new();
+        let mut piece = vec![0; 65_536];
+        let error = loop {
+            // Slower than the server, so that the last echoes are still on their way at its end.
+            thread::sleep(Duration::from_millis(5));
+            match client.read(&mut piece) {
+                Ok(received) => echo.extend_from_slice(&piece[..received]),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        assert!(echo == bytes, "{} bytes", echo.len());
+    });
+}
+
+#[test]
+fn stall_keeps_the_connection_open_without_an_echo() {
+    let mut server = Server::start(&["--fault", "stall=1KiB"]);
+    let bytes = noise(1_000_000, 4);
+    let mut client = server.connect();
+    client.write_all(&bytes).expect("the server still receives");
+    let mut echo = vec![0; 1024];
+    client
+        .read_exact(&mut echo)
+        .expect("the first bytes are echoed");
+    assert!(echo == bytes[..1024]);
+    client
+        .set_read_timeout(Some(Duration::from_millis(200)))
+        .expect("the timeout can be set");
+    let error = client.read(&mut [0]).expect_err("nothing more is sent");
+    assert!(
+        matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+        "{error}"
+    );
+    let peer = local_address(&client);
+    drop(client);
+    let line = server.wait_for_disconnect(peer);
+    assert!(
+        line.contains(": fault stall, closed by client, 1024 bytes echoed in "),
+        "{line}"
+    );
+    assert_eq!(
+        server.child.try_wait().expect("the status can be read"),
+        None
+    );
+}
+
+#[test]
+fn stall_ends_with_the_idle_timeout() {
+    let server = Server::start(&["--fault", "stall=0", "--idle-timeout", "100ms"]);
+    assert!(read_until_fin(&server.connect()).is_empty());
+    server.wait_for_log(": fault stall, idle timeout, 0 bytes echoed in ");
+}
+
+#[test]
+fn stall_ends_with_shutdown() {
+    let Some(mut server) = Server::start_to_signal(&["--fault", "stall=0"]) else {
+        return;
+    };
+    let client = server.connect();
+    server.wait_for_log(" connected");
+    thread::scope(|scope| {
+        let end = scope.spawn(|| read_until_fin(&client));
+        assert_eq!(server.shut_down().code(), Some(0));
+        assert!(end.join().expect("the client reads").is_empty());
+    });
+    server.wait_for_log(": fault stall, server shutting down, 0 bytes echoed in ");
+}
+
+#[test]
+fn corrupt_flips_one_bit_of_one_byte() {
+    // Buffers of 1000 bytes: the byte is in the second one.
+    let server = Server::start(&["--fault", "corrupt=1024", "--buffer-size", "1000"]);
+    let bytes = noise(5000, 5);
+    let echo = common::send_and_read_all(&server.connect(), &[&bytes]);
+    assert_eq!(echo.len(), bytes.len());
+    let differences: Vec<_> = (0..bytes.len()).filter(|i| bytes[*i] != echo[*i]).collect();
+    assert_eq!(differences, [1024]);
+    assert_eq!((bytes[1024] ^ echo[1024]).count_ones(), 1);
+}
+
+#[test]
+fn faults_with_zero_bytes_need_no_data() {
+    let server = Server::start(&["--fault", "limit=0"]);
+    assert!(read_until_fin(&server.connect()).is_empty());
+    let server = Server::start(&["--fault", "reset=0"]);
+    // The reset may come before `connect` returns.
+    let reset = TcpStream::connect(server.address).and_then(|mut client| client.read(&mut [0]));
+    let error = reset.expect_err("the server resets");
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn faults_combine_and_the_earliest_end_applies() {
+    let server = Server::start(&[
+        "--fault",
+        "stall=20,limit=10",
+        "--fault=reset=10",
+        "--fault=corrupt=2,slice=4",
+        "-v",
+    ]);
+    server.wait_for_log("WARN ] faults are on: slice=4,limit=10,reset=10,stall=20,corrupt=2");
+    let (_, echo) = echo_until_fin(&server, b"a longer message");
+    assert_eq!(echo, b"a monger m");
+    server.wait_for_log("disconnected: fault limit, 10 bytes echoed in ");
+    assert_eq!(server.count_in_log("was sent 4 bytes"), 2);
+}
+
+#[test]
+fn faults_apply_to_what_follows_a_proxy_header() {
+    let server = Server::start(&["--proxy-protocol", "--fault", "limit=5,corrupt=0"]);
+    let header = b"PROXY TCP4 192.0.2.1 192.0.2.2 1000 2000\r\nhello and more";
+    let (_, echo) = echo_until_fin(&server, header);
+    assert_eq!(echo, b"iello");
+}
+
+#[test]
+fn the_variable_has_faults_too() {
+    let mut command = common::local_server();
+    let server = Server::spawn(command.env("ECHO_SERVER_FAULT", "limit=3,corrupt=0"));
+    let (_, echo) = echo_until_fin(&server, b"hello");
+    assert_eq!(echo, b"iel");
+}
+
+#[test]
+fn invalid_faults_exit_with_2_and_the_right_form() {
+    for (value, form) in [
+        ("", "KIND=VALUE is needed: latency=100ms"),
+        ("limit", "KIND=VALUE is needed: latency=100ms"),
+        ("limit=1KiB,", "KIND=VALUE is needed: latency=100ms"),
+        (
+            "delay=1s",
+            "there is no such fault; the kinds are latency=100ms",
+        ),
+        ("latency=100", "did you mean 100ms?"),
+        ("slice=0", "slice needs at least 1 byte, such as slice=3"),
+        ("limit=-1", "such as limit=1KiB"),
+        ("limit=1,stall=2,limit=1", "give each kind once"),
+    ] {
+        for variable in [false, true] {
+            let mut server = echo_server();
+            server.args(["--host", "127.0.0.1", "--port", "0"]);
+            if variable {
+                server.env("ECHO_SERVER_FAULT", value);
+            } else {
+                server.args(["--fault", value]);
+            }
+            let output = run(&mut server);
+            let message = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{value}: {message}");
+            assert!(message.contains(form), "{value}: {message}");
+        }
+    }
+}
+
+/// Takes six seconds: in some checks the suite waits for bytes that must not arrive, or for the
+/// kernel's buffers to fill.
+#[cfg(feature = "client")]
+#[test]
+fn conformance_suite_detects_the_faults_that_lose_bytes() {
+    use common::conformance::{failures, run_suite};
+
+    const SIZES: &str = "sizes around the edges of buffers";
+    const BOTH_WAYS: &str = "64 MiB both ways at once";
+    const PENDING: &str = "half-close with megabytes pending";
+    const UNREAD: &str = "a client that never reads";
+    let expected: [(&str, &[&str]); 6] = [
+        ("latency=1ms", &[]),
+        ("slice=64KiB", &[]),
+        ("limit=1KiB", &[SIZES, BOTH_WAYS, PENDING]),
+        ("reset=1KiB", &[SIZES, BOTH_WAYS, PENDING, UNREAD]),
+        ("stall=1KiB", &[SIZES, BOTH_WAYS, PENDING]),
+        ("corrupt=1KiB", &[SIZES, BOTH_WAYS, PENDING]),
+    ];
+    thread::scope(|scope| {
+        for (fault, expected) in expected {
+            scope.spawn(move || {
+                let server = Server::start(&["-q", "--fault", fault]);
+                let timeout = if expected.is_empty() { "20s" } else { "1s" };
+                let (report, code) = run_suite(server.address, timeout);
+                let failed: Vec<String> = failures(&report)
+                    .into_iter()
+                    .map(|[name, ..]| name)
+                    .collect();
+                assert_eq!(failed, expected, "{fault}: {report:#}");
+                assert_eq!(code, Some(i32::from(!expected.is_empty())), "{fault}");
+            });
+        }
+    });
+}
