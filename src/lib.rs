@@ -10,6 +10,7 @@
 //! | `server/listener.rs` | the listening socket and its backlog |
 //! | `server/limits.rs` | connection limit and per-IP limit: permits |
 //! | `server/connection.rs` | one connection: admission, echo loop, close |
+//! | `server/connection/faults.rs` | faults on request |
 //! | `server/shutdown.rs` | graceful shutdown: [`ShutdownHandle`], `AtomicBool`, deadline, quiet period |
 //! | `platform/wait.rs` | how a thread waits for a socket, in a way that shutdown can end |
 //! | `platform/socket.rs` | socket options, `recv` and `accept` |

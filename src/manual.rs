@@ -7,6 +7,7 @@
 //! | [`logs`] | each log line and close reason |
 //! | [`operations`] | exposure, limits, timeouts, graceful shutdown, platforms |
 //! | [`deploy`] | systemd, containers, PROXY protocol, HAProxy, Kubernetes |
+//! | [`faults`] | a server that misbehaves on request, and the mistakes of clients that it brings to light |
 //! | [`performance`] | method, results, busy polling, failed experiments |
 //! | [`internals`] | one connection beside the code, graceful shutdown step by step |
 //! | [`troubleshooting`] | error messages and what to do |
@@ -24,6 +25,7 @@ macro_rules! page {
             #![doc = "[logs]: super::logs"]
             #![doc = "[operations]: super::operations"]
             #![doc = "[deploy]: super::deploy"]
+            #![doc = "[faults]: super::faults"]
             #![doc = "[performance]: super::performance"]
             #![doc = "[internals]: super::internals"]
             #![doc = "[troubleshooting]: super::troubleshooting"]
@@ -38,6 +40,7 @@ page!(client, "manual/client.md");
 page!(logs, "manual/logs.md");
 page!(operations, "manual/operations.md");
 page!(deploy, "manual/deploy.md");
+page!(faults, "manual/faults.md");
 page!(performance, "manual/performance.md");
 page!(internals, "manual/internals.md");
 page!(troubleshooting, "manual/troubleshooting.md");

@@ -4,11 +4,13 @@ mod common;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    Server, echo_server, exchange, half_close, local_address, noise, read_until_fin, run,
+    Server, command, echo_server, end, exchange, half_close, local_address, manual_block, noise,
+    read_until_fin, run, start_tool,
 };
 
 /// Sends `bytes` to a server with this fault and returns its echo up to the server's FIN.
@@ -251,6 +253,22 @@ fn invalid_faults_exit_with_2_and_the_right_form() {
             assert!(message.contains(form), "{value}: {message}");
         }
     }
+}
+
+#[test]
+fn python_example_of_the_manual_prints_what_it_says() {
+    let server = Server::start(&["--fault", "slice=3"]);
+    let port = server.address.port().to_string();
+    let script = manual_block("faults", "## Python", "python").replace("54000", &port);
+    let mut python = command("python3");
+    python.args(["-c", &script]).stdout(Stdio::piped());
+    let Some(python) = start_tool(&mut python) else {
+        return;
+    };
+    let output = String::from_utf8(end(python).stdout).expect("it prints text");
+    // On a slow machine the wrong client may receive more than the first slice.
+    assert!(output.starts_with("wrong: b'ten"), "{output}");
+    assert!(output.ends_with("\nright: b'ten bytes.'\n"), "{output}");
 }
 
 /// Takes six seconds: in some checks the suite waits for bytes that must not arrive, or for the

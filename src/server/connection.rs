@@ -278,7 +278,7 @@ impl Connection {
     /// Echoes until the connection is over.
     fn echo(&mut self) -> ControlFlow<CloseReason, Infallible> {
         // If the connection began with a PROXY header, the buffer holds what followed it.
-        self.send_buffer()?;
+        self.send_all()?;
         loop {
             if self.shared.shutdown.is_requested() {
                 self.wait_or_close()?;
@@ -288,7 +288,7 @@ impl Connection {
                 Some(0) => return Break(CloseReason::ClosedByClient),
                 Some(_) => {
                     self.busy_poll.record_arrival();
-                    self.send_buffer()?;
+                    self.send_all()?;
                     self.poll_before_blocking();
                 }
             }
@@ -366,7 +366,7 @@ impl Connection {
     }
 
     /// Sends everything that is in the buffer.
-    fn send_buffer(&mut self) -> ControlFlow<CloseReason> {
+    fn send_all(&mut self) -> ControlFlow<CloseReason> {
         if self.shared.config.faults == Faults::default() {
             self.send_until(self.buffer.len())
         } else {
