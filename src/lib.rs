@@ -26,6 +26,7 @@
 //! | `platform/console.rs` | console close on Windows |
 //! | `platform/terminal.rs` | how the client notices that its terminal is closed |
 //! | `cli.rs` | command line of the server |
+//! | `cli/fault.rs` | the values of `--fault` |
 //! | `cli/generate.rs` | generated man page and completions |
 //! | `log_writer.rs` | writes the log to stderr without blocking the threads that log |
 //!

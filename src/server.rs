@@ -32,7 +32,7 @@ pub use config::{Config, MAX_BUFFER_SIZE, MAX_BUSY_POLL};
 use connection::Connection;
 pub use connection::Faults;
 use limits::{ConnectionLimiter, PerIpLimiter};
-use listener::{Accepted, Listener};
+use listener::Listener;
 use shutdown::Shutdown;
 pub use shutdown::ShutdownHandle;
 use totals::Totals;
@@ -204,7 +204,10 @@ impl Shared {
                 self.wait_for_permit(POLL_INTERVAL);
                 continue;
             }
-            let mut accepted = self.accept(listener);
+            let mut accepted = match self.check_memory() {
+                Ok(()) => listener.accept(),
+                Err(error) => Err(error),
+            };
             if let Ok(None) = accepted {
                 // The listen backlog is empty: no client waits any more.
                 if mem::take(&mut limit_logged) | mem::take(&mut failure_logged) {
@@ -232,12 +235,7 @@ impl Shared {
         }
     }
 
-    /// Accepts a client. Returns `None` if the listen backlog is empty.
-    fn accept(&self, listener: &Listener) -> io::Result<Option<Accepted>> {
-        self.check_memory()?;
-        listener.accept()
-    }
-
+    /// Returns an error if the memory may not suffice for one more client.
     fn check_memory(&self) -> io::Result<()> {
         match &self.memory_limit {
             Some(limit) => limit.check(self.threads.active()),
