@@ -8,6 +8,7 @@
 //! | [`operations`] | exposure, limits, timeouts, graceful shutdown, platforms |
 //! | [`deploy`] | systemd, containers, PROXY protocol, HAProxy, Kubernetes |
 //! | [`faults`] | a server that misbehaves on request, and the mistakes of clients that it brings to light |
+//! | [`intermediaries`] | proxies and tunnels that pass the conformance suite, and those that lose bytes |
 //! | [`performance`] | method, results, busy polling, failed experiments |
 //! | [`internals`] | one connection beside the code, graceful shutdown step by step |
 //! | [`troubleshooting`] | error messages and what to do |
@@ -26,6 +27,7 @@ macro_rules! page {
             #![doc = "[operations]: super::operations"]
             #![doc = "[deploy]: super::deploy"]
             #![doc = "[faults]: super::faults"]
+            #![doc = "[intermediaries]: super::intermediaries"]
             #![doc = "[performance]: super::performance"]
             #![doc = "[internals]: super::internals"]
             #![doc = "[troubleshooting]: super::troubleshooting"]
@@ -41,6 +43,7 @@ page!(logs, "manual/logs.md");
 page!(operations, "manual/operations.md");
 page!(deploy, "manual/deploy.md");
 page!(faults, "manual/faults.md");
+page!(intermediaries, "manual/intermediaries.md");
 page!(performance, "manual/performance.md");
 page!(internals, "manual/internals.md");
 page!(troubleshooting, "manual/troubleshooting.md");

@@ -174,6 +174,7 @@ pub fn manual_block(page: &str, heading: &str, language: &str) -> &'static str {
         "client" => include_str!("../../src/manual/client.md"),
         "deploy" => include_str!("../../src/manual/deploy.md"),
         "faults" => include_str!("../../src/manual/faults.md"),
+        "intermediaries" => include_str!("../../src/manual/intermediaries.md"),
         _ => panic!("no test reads the page {page:?}"),
     };
     let after = |text: &'static str, mark: String| text.split_once(&mark).map(|(_, rest)| rest);

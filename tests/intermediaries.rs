@@ -1,0 +1,286 @@
+//! `echo-client test` through intermediaries, with the configurations of the manual's page on them.
+//! Each one passes or fails as the page says.
+#![cfg(all(target_os = "linux", feature = "client"))]
+
+mod common;
+
+use std::fs;
+use std::iter::zip;
+use std::net::SocketAddr;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::thread;
+
+use common::conformance::{failures, run_checks, run_suite};
+use common::tools::{Tool, wait_until_listening};
+use common::{Log, Server, manual_block, reserve_port};
+use rustix::process::geteuid;
+use socket2::Socket;
+
+/// The user without privileges, as which the intermediaries run if the tests run as root.
+const NOBODY: u32 = 65534;
+
+/// Starts an intermediary. Skips it and returns `None` if a program is not installed.
+type Start = fn(&Setup) -> Option<Vec<Running>>;
+
+/// They all run at once, since the suite mostly waits.
+#[test]
+fn these_intermediaries_pass_the_suite() {
+    let all: [Start; 5] = [haproxy, haproxy_with_tls, nginx, ssh, socat];
+    thread::scope(|scope| {
+        for start in all {
+            scope.spawn(move || {
+                let setup = Setup::new();
+                let Some(running) = start(&setup) else {
+                    return;
+                };
+                let (report, code) = run_suite(setup.front(), "20s");
+                let failures = failures(&report);
+                assert!(failures.is_empty(), "{failures:#?}, {}", logs(&running));
+                assert_eq!(code, Some(0), "{report:#}");
+            });
+        }
+    });
+}
+
+#[test]
+fn these_intermediaries_lose_bytes_after_a_half_close() {
+    let half_close: &[&str] = &["both ways", "half-close"];
+    let all: [(Start, &[&str]); 3] = [
+        (nginx_with_defaults, &[""]),
+        (redir, half_close),
+        (rinetd, half_close),
+    ];
+    thread::scope(|scope| {
+        for (start, filters) in all {
+            scope.spawn(move || {
+                let setup = Setup::new();
+                let Some(running) = start(&setup) else {
+                    return;
+                };
+                let failed = failed_half_closes(&setup, filters);
+                assert_ne!(failed, 0, "no byte is lost, {}", logs(&running));
+            });
+        }
+    });
+}
+
+/// stunnel loses bytes in some runs only, so these checks may pass.
+#[test]
+fn stunnel_fails_at_half_closes_at_most() {
+    let setup = Setup::new();
+    if let Some(_running) = stunnel(&setup) {
+        failed_half_closes(&setup, &["both ways", "half-close"]);
+    }
+}
+
+/// Runs the checks whose names contain one of `filters`. Fails the test if a check fails for another
+/// reason than bytes lost after a half-close. Returns how many checks have failed.
+fn failed_half_closes(setup: &Setup, filters: &[&str]) -> usize {
+    let mut failed = 0;
+    for filter in filters {
+        let (report, _) = run_checks(filter, setup.front(), "20s");
+        for [name, _, got] in failures(&report) {
+            let known = [
+                "64 MiB both ways at once",
+                "half-close with megabytes pending",
+            ];
+            assert!(known.contains(&name.as_str()), "{name}: {got}");
+            assert!(got.ends_with(" bytes, then FIN"), "{name}: {got}");
+            failed += 1;
+        }
+    }
+    failed
+}
+
+fn haproxy(setup: &Setup) -> Option<Vec<Running>> {
+    setup.write("haproxy.cfg", &setup.block("## HAProxy", "haproxy"));
+    let haproxy = setup.start("haproxy -db -f haproxy.cfg", setup.front())?;
+    Some(vec![haproxy])
+}
+
+fn haproxy_with_tls(setup: &Setup) -> Option<Vec<Running>> {
+    setup.make_certificate()?;
+    let config = setup.block("### HAProxy with TLS", "haproxy");
+    setup.write("tunnel.cfg", &config);
+    let haproxy = setup.start("haproxy -db -f tunnel.cfg", setup.front())?;
+    Some(vec![haproxy])
+}
+
+fn stunnel(setup: &Setup) -> Option<Vec<Running>> {
+    setup.make_certificate()?;
+    setup.write("tunnel.conf", &setup.block("### stunnel", "ini"));
+    let stunnel = setup.start("stunnel tunnel.conf", setup.front())?;
+    Some(vec![stunnel])
+}
+
+fn nginx(setup: &Setup) -> Option<Vec<Running>> {
+    start_nginx(setup, &setup.block("## nginx", "nginx"))
+}
+
+fn nginx_with_defaults(setup: &Setup) -> Option<Vec<Running>> {
+    let config = setup.block("## nginx", "nginx");
+    let setting = "    proxy_half_close on;\n";
+    assert!(config.contains(setting), "{config}");
+    start_nginx(setup, &config.replace(setting, ""))
+}
+
+fn start_nginx(setup: &Setup, config: &str) -> Option<Vec<Running>> {
+    // What belongs to the system's own nginx must stay as it is.
+    let here = "daemon off; pid nginx.pid; error_log stderr;\n";
+    setup.write("nginx.conf", &format!("{here}{config}"));
+    let directory = setup.directory.display();
+    let command = format!("nginx -e stderr -p {directory} -c nginx.conf");
+    Some(vec![setup.start(&command, setup.front())?])
+}
+
+fn socat(setup: &Setup) -> Option<Vec<Running>> {
+    let socat = setup.start(&setup.block("## socat", "sh"), setup.front())?;
+    Some(vec![socat])
+}
+
+fn redir(setup: &Setup) -> Option<Vec<Running>> {
+    let redir = setup.start(&setup.block("## redir", "sh"), setup.front())?;
+    Some(vec![redir])
+}
+
+fn rinetd(setup: &Setup) -> Option<Vec<Running>> {
+    setup.write("rinetd.conf", &setup.block("## rinetd", "conf"));
+    let rinetd = setup.start("rinetd -f -c rinetd.conf", setup.front())?;
+    Some(vec![rinetd])
+}
+
+/// Starts an sshd with keys of its own, and connects to it.
+fn ssh(setup: &Setup) -> Option<Vec<Running>> {
+    for key in ["host_key", "user_key"] {
+        let mut command = setup.command("ssh-keygen -q -t ed25519 -N");
+        run(command.args(["", "-f", key]))?;
+    }
+    let (directory, sshd_address) = (setup.directory.display(), setup.inner.1);
+    let config = format!(
+        "ListenAddress {sshd_address}\n\
+         HostKey {directory}/host_key\n\
+         AuthorizedKeysFile {directory}/user_key.pub\n\
+         PidFile none\n\
+         StrictModes no # the directory is in /tmp, which everybody may write to\n\
+         UsePAM yes # as in Debian; otherwise accounts without a password count as locked\n"
+    );
+    setup.write("sshd_config", &config);
+    let command = format!("/usr/sbin/sshd -D -e -f {directory}/sshd_config");
+    let sshd = setup.start(&command, sshd_address)?;
+
+    let tunnel = setup.block("## ssh", "sh");
+    let tunnel = tunnel.trim_end().strip_suffix(" server");
+    let tunnel = tunnel.expect("the command ends with the machine's name");
+    let port = sshd_address.port();
+    let options = "-F none -i user_key -o BatchMode=yes -o StrictHostKeyChecking=no \
+                   -o UserKnownHostsFile=/dev/null";
+    let command = format!("{tunnel} {options} -p {port} 127.0.0.1");
+    Some(vec![setup.start(&command, setup.front())?, sshd])
+}
+
+/// A running program. Dropping it kills the program.
+struct Running {
+    _tool: Tool,
+    log: Log,
+}
+
+/// Returns what the programs have written to stderr.
+fn logs(running: &[Running]) -> String {
+    let logs: Vec<_> = running.iter().map(|program| program.log.lines()).collect();
+    format!("logs: {logs:#?}")
+}
+
+/// Runs a program that must succeed. Skips it and returns `None` if it is not installed.
+fn run(command: &mut Command) -> Option<()> {
+    let mut tool = Tool::start(command.stdout(Stdio::null()).stderr(Stdio::null()))?;
+    assert!(tool.wait().success(), "{command:?} fails");
+    Some(())
+}
+
+/// What an intermediary needs: a server behind it, ports, and a directory for its files.
+struct Setup {
+    server: Server,
+    front: (Socket, SocketAddr),
+    /// Where the far end of a tunnel listens.
+    inner: (Socket, SocketAddr),
+    directory: PathBuf,
+}
+
+impl Setup {
+    fn new() -> Self {
+        let (server, front) = (Server::start(&["-q"]), reserve_port());
+        let name = format!("echo-server-intermediary-{}", front.1.port());
+        let directory = std::env::temp_dir().join(name);
+        fs::create_dir(&directory).expect("the directory can be created");
+        if geteuid().is_root() {
+            chown(&directory, Some(NOBODY), Some(NOBODY)).expect("root can do this");
+        }
+        Self {
+            server,
+            front,
+            inner: reserve_port(),
+            directory,
+        }
+    }
+
+    /// Returns where the intermediary accepts clients.
+    fn front(&self) -> SocketAddr {
+        self.front.1
+    }
+
+    /// Returns a block of the page, with the ports of this test.
+    fn block(&self, heading: &str, language: &str) -> String {
+        let mut block = manual_block("intermediaries", heading, language).to_owned();
+        let names = [("54000", "SERVER"), ("54001", "FRONT"), ("54002", "INNER")];
+        for (port, name) in names {
+            block = block.replace(port, name);
+        }
+        // Only now, because one of these ports may be a port of the page.
+        let ports = [self.server.address, self.front.1, self.inner.1].map(|a| a.port());
+        for ((_, name), port) in zip(names, ports) {
+            block = block.replace(name, &port.to_string());
+        }
+        block
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.directory.join(name), text).expect("the file can be written");
+    }
+
+    /// Returns a command that runs `line` in the directory. As root, it runs as another user, because
+    /// sshd would need a directory in /run.
+    fn command(&self, line: &str) -> Command {
+        let mut words = line.split_whitespace();
+        let mut command = common::command(words.next().expect("the line names a program"));
+        command.args(words).current_dir(&self.directory);
+        if geteuid().is_root() {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        command
+    }
+
+    /// Starts a program and waits until it listens on `address`. Skips it and returns `None` if it is
+    /// not installed.
+    fn start(&self, line: &str, address: SocketAddr) -> Option<Running> {
+        let mut command = self.command(line);
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut tool = Tool::start(&mut command)?;
+        let log = Log::read(tool.0.stderr.take().expect("stderr is piped"));
+        wait_until_listening(address);
+        Some(Running { _tool: tool, log })
+    }
+
+    /// Makes the key and the certificate of a tunnel.
+    fn make_certificate(&self) -> Option<()> {
+        run(&mut self.command(&self.block("## TLS tunnels", "sh")))
+    }
+}
+
+impl Drop for Setup {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
