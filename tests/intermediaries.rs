@@ -6,16 +6,16 @@ mod common;
 
 use std::fs;
 use std::iter::zip;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
 use common::conformance::{failures, run_checks, run_suite};
-use common::tools::{Tool, wait_until_listening};
-use common::{Log, Server, manual_block, reserve_port};
+use common::tools::Tool;
+use common::{Log, Server, manual_block, reserve_port, skip, wait_until};
 use rustix::process::geteuid;
 use socket2::Socket;
 
@@ -28,9 +28,15 @@ type Start = fn(&Setup) -> Option<Vec<Running>>;
 /// They all run at once, since the suite mostly waits.
 #[test]
 fn these_intermediaries_pass_the_suite() {
-    let all: [Start; 5] = [haproxy, haproxy_with_tls, nginx, ssh, socat];
+    let all: [(&str, Start); 5] = [
+        ("HAProxy", haproxy),
+        ("HAProxy with TLS", haproxy_with_tls),
+        ("nginx", nginx),
+        ("ssh", ssh),
+        ("socat", socat),
+    ];
     thread::scope(|scope| {
-        for start in all {
+        for (name, start) in all {
             scope.spawn(move || {
                 let setup = Setup::new();
                 let Some(running) = start(&setup) else {
@@ -38,8 +44,12 @@ fn these_intermediaries_pass_the_suite() {
                 };
                 let (report, code) = run_suite(setup.front(), "20s");
                 let failures = failures(&report);
-                assert!(failures.is_empty(), "{failures:#?}, {}", logs(&running));
-                assert_eq!(code, Some(0), "{report:#}");
+                assert!(
+                    failures.is_empty(),
+                    "{name}: {failures:#?}, {}",
+                    logs(&running)
+                );
+                assert_eq!(code, Some(0), "{name}: {report:#}");
             });
         }
     });
@@ -48,20 +58,20 @@ fn these_intermediaries_pass_the_suite() {
 #[test]
 fn these_intermediaries_lose_bytes_after_a_half_close() {
     let half_close: &[&str] = &["both ways", "half-close"];
-    let all: [(Start, &[&str]); 3] = [
-        (nginx_with_defaults, &[""]),
-        (redir, half_close),
-        (rinetd, half_close),
+    let all: [(&str, Start, &[&str]); 3] = [
+        ("nginx", nginx_with_defaults, &[""]),
+        ("redir", redir, half_close),
+        ("rinetd", rinetd, half_close),
     ];
     thread::scope(|scope| {
-        for (start, filters) in all {
+        for (name, start, filters) in all {
             scope.spawn(move || {
                 let setup = Setup::new();
                 let Some(running) = start(&setup) else {
                     return;
                 };
                 let failed = failed_half_closes(&setup, filters);
-                assert_ne!(failed, 0, "no byte is lost, {}", logs(&running));
+                assert_ne!(failed, 0, "{name} loses no byte, {}", logs(&running));
             });
         }
     });
@@ -128,6 +138,12 @@ fn nginx_with_defaults(setup: &Setup) -> Option<Vec<Running>> {
 }
 
 fn start_nginx(setup: &Setup, config: &str) -> Option<Vec<Running>> {
+    let module = "/usr/lib/nginx/modules/ngx_stream_module.so";
+    assert!(config.contains(module), "{config}");
+    if !Path::new(module).exists() {
+        skip(format_args!("nginx has no {module}"));
+        return None;
+    }
     // What belongs to the system's own nginx must stay as it is.
     let here = "daemon off; pid nginx.pid; error_log stderr;\n";
     setup.write("nginx.conf", &format!("{here}{config}"));
@@ -268,8 +284,13 @@ impl Setup {
         let mut command = self.command(line);
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut tool = Tool::start(&mut command)?;
-        let log = Log::read(tool.0.stderr.take().expect("stderr is piped"));
-        wait_until_listening(address);
+        let mut log = Log::read(tool.0.stderr.take().expect("stderr is piped"));
+        let mut has_exited = false;
+        wait_until(&format!("{line} listens"), || {
+            has_exited = tool.0.try_wait().expect("it can be waited for").is_some();
+            has_exited || TcpStream::connect(address).is_ok()
+        });
+        assert!(!has_exited, "{line} exits: {:#?}", log.read_to_end());
         Some(Running { _tool: tool, log })
     }
 
