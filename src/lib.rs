@@ -49,14 +49,11 @@
 //! | `client/conformance/mismatch.rs` | how a failed check describes what it got instead |
 //! | `client/bench.rs` | `echo-client bench`: the load generator, one run from start to end |
 //! | `client/bench/load.rs` | what all connections share: the workload, start and end |
-//! | `client/bench/worker.rs` | the thread of one connection: round trips, bulk or connects |
-//! | `client/bench/session.rs` | sends messages on one connection and verifies their echoes |
+//! | `client/bench/worker.rs` | the thread of one connection: sends messages and verifies their echoes |
 //! | `client/bench/payload.rs` | the random bytes that are sent |
 //! | `client/bench/tally.rs` | what is counted: messages, bytes, latencies, failures |
-//! | `client/bench/failure.rs` | why a connection failed, in the words of the report |
 //! | `client/bench/progress.rs` | the progress bar |
 //! | `client/bench/report.rs` | the report, for people or scripts |
-//! | `client/bench/histogram.rs` | the drawn histogram of latencies |
 //!
 //! The [`manual`] describes installation, operation and performance.
 //!

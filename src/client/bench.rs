@@ -5,24 +5,20 @@
 //! connections are established before the load starts. What precedes the end of the warm-up is
 //! verified but not measured. A connection that fails is counted, and the others continue.
 
-mod failure;
-mod histogram;
 mod load;
 mod payload;
 mod progress;
 mod report;
-mod session;
 mod tally;
 mod worker;
 
-use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
 use self::load::Load;
-use self::progress::{Counter, Progress};
+use self::progress::Progress;
 use self::report::Report;
 use self::tally::Tally;
 use self::worker::Worker;
@@ -47,86 +43,68 @@ pub fn run(target: &Target, options: &BenchOptions, stop: &AtomicBool) -> Result
     // Each connection takes a file descriptor. If the limit stays too low, the report counts those
     // that fail.
     let _ = platform::raise_file_limit();
-    let (first, address) = target.connect()?;
-    let load = Load::new(address, target.timeout, options);
-    let tally = run_load(&load, options, first, stop);
+    let report = measure(target, options, stop)?;
     // The next Ctrl+C ends the process, even if printing the report blocks.
     stop.store(true, Relaxed);
-    let report = Report {
-        address,
-        options,
-        elapsed: load.measured_time(),
-        tally: &tally,
-    };
     if options.json {
         print(format_args!("{}\n", report.to_json()))?;
     } else {
         print(&report)?;
     }
-    if tally.failures.is_empty() {
+    if report.tally.failures.is_empty() {
         Ok(())
     } else {
         Err(Error::AlreadyReported)
     }
 }
 
-/// Runs the workload on all connections, of which `first` is already established.
-fn run_load(load: &Load, options: &BenchOptions, first: TcpStream, stop: &AtomicBool) -> Tally {
-    let counters: Vec<Counter> = (0..options.connections)
-        .map(|_| Counter::default())
-        .collect();
-    let mut total = Tally::default();
+/// Runs the workload on all connections to a server.
+fn measure<'a>(
+    target: &Target,
+    options: &'a BenchOptions,
+    stop: &AtomicBool,
+) -> Result<Report<'a>, Error> {
+    let (first, address) = target.connect()?;
+    let load = Load::new(address, target.timeout, options);
     let mut first = Some(first);
+    let mut total = Tally::default();
     let (results, tallies) = mpsc::channel();
     let (ready, all_ready) = mpsc::channel();
     thread::scope(|scope| {
-        for (number, counter) in counters.iter().enumerate() {
+        for (number, counter) in load.counters.iter().enumerate() {
+            let worker = Worker::new(&load, number, counter);
             let (stream, ready, results) = (first.take(), ready.clone(), results.clone());
             let run_worker = move || {
-                let worker = Worker {
-                    load,
-                    cursor: load.payload.cursor(number),
-                    counter,
-                    tally: Tally::default(),
-                };
                 // The receiver lives until all workers have ended.
                 let _ = results.send(worker.run(stream, ready));
             };
             let thread = thread::Builder::new().stack_size(STACK_SIZE);
             if let Err(error) = thread.spawn_scoped(scope, run_worker) {
-                total.record_failure(failure::no_thread(&error));
+                total.record_failure(&worker::no_thread(&error));
             }
         }
         drop((ready, results));
-        wait_until_ready(&all_ready, stop);
-        let window = load.start(options.warm_up, options.duration);
-        let progress = Progress::new(options.mode, &counters, window);
-        collect(load, &tallies, stop, progress, &mut total);
+        // Each worker drops its sender when it is connected or has failed.
+        while !stop.load(Relaxed) && all_ready.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout)
+        {
+        }
+        load.start();
+        let mut progress = Progress::new(&load);
+        loop {
+            match tallies.recv_timeout(TICK) {
+                Ok(tally) => total.add(tally),
+                Err(RecvTimeoutError::Timeout) => progress.update(),
+                Err(RecvTimeoutError::Disconnected) => return load.stop(),
+            }
+            if stop.load(Relaxed) {
+                load.stop();
+            }
+        }
     });
-    total
-}
-
-/// Blocks until each worker has dropped its sender, which it does when connected or on failure.
-fn wait_until_ready(all_ready: &Receiver<()>, stop: &AtomicBool) {
-    while !stop.load(Relaxed) && all_ready.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {}
-}
-
-/// Adds the workers' tallies to `total` until all workers have ended.
-fn collect(
-    load: &Load,
-    tallies: &Receiver<Tally>,
-    stop: &AtomicBool,
-    mut progress: Progress,
-    total: &mut Tally,
-) {
-    loop {
-        match tallies.recv_timeout(TICK) {
-            Ok(tally) => total.add(tally),
-            Err(RecvTimeoutError::Timeout) => progress.update(),
-            Err(RecvTimeoutError::Disconnected) => return load.stop(),
-        }
-        if stop.load(Relaxed) {
-            load.stop();
-        }
-    }
+    Ok(Report {
+        address,
+        options,
+        elapsed: load.measured_time(),
+        tally: total,
+    })
 }

@@ -1,70 +1,62 @@
 //! What all connections of a run share: the workload, and when the run starts and ends.
 
-use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use super::payload::Payload;
-use crate::cli::{BenchMode, BenchOptions};
-use crate::client::connect;
-use crate::client::connection::Connection;
+use crate::cli::BenchOptions;
 
 /// The most that a connection receives at once, and the most of one message that is in flight, in
 /// bytes. The buffers on the way hold that much, so the server can always write its echoes.
 pub(super) const MAX_IN_FLIGHT: usize = 65_536;
 
-/// How long a read may block before the thread checks whether the run is over.
-const MAX_READ_TIMEOUT: Duration = Duration::from_millis(50);
-
-pub(super) struct Load {
-    address: SocketAddr,
+pub(super) struct Load<'a> {
+    pub(super) address: SocketAddr,
     pub(super) timeout: Duration,
-    pub(super) mode: BenchMode,
-    /// The size of each message or, in bulk mode, of each write, in bytes.
-    pub(super) size: usize,
+    pub(super) options: &'a BenchOptions,
     pub(super) payload: Payload,
-    /// Set once all connections are ready.
-    window: OnceLock<Window>,
+    /// One for each connection.
+    pub(super) counters: Vec<Counter>,
+    /// When messages are measured. Set once all connections are ready.
+    window: OnceLock<Range<Instant>>,
     /// When the run was stopped, or when the last connection ended.
     stopped: OnceLock<Instant>,
 }
 
-/// When messages are measured.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Window {
-    pub(super) start: Instant,
-    pub(super) end: Instant,
-}
+/// The messages or, in bulk mode, the bytes that a connection has received so far. No other counter
+/// shares its cache line, so counting takes no time.
+#[derive(Default)]
+#[repr(align(128))]
+pub(super) struct Counter(pub(super) AtomicU64);
 
-impl Load {
-    pub(super) fn new(address: SocketAddr, timeout: Duration, options: &BenchOptions) -> Self {
+impl<'a> Load<'a> {
+    pub(super) fn new(address: SocketAddr, timeout: Duration, options: &'a BenchOptions) -> Self {
         Self {
             address,
             timeout,
-            mode: options.mode,
-            size: options.size(),
+            options,
             payload: Payload::new(options.size().max(MAX_IN_FLIGHT)),
+            counters: (0..options.connections)
+                .map(|_| Counter::default())
+                .collect(),
             window: OnceLock::new(),
             stopped: OnceLock::new(),
         }
     }
 
-    /// Starts the run, which wakes all workers in [`Self::wait_for_start`].
-    pub(super) fn start(&self, warm_up: Duration, duration: Duration) -> Window {
-        let start = Instant::now() + warm_up;
-        let end = start + duration;
-        *self.window.get_or_init(|| Window { start, end })
+    /// Starts the run, which wakes all workers that wait for the window.
+    pub(super) fn start(&self) {
+        let start = Instant::now() + self.options.warm_up;
+        self.window
+            .get_or_init(|| start..start + self.options.duration);
     }
 
-    /// Blocks until the run starts.
-    pub(super) fn wait_for_start(&self) {
-        self.window.wait();
-    }
-
-    /// Returns when messages are measured. Called once the run has started.
-    pub(super) fn window(&self) -> Window {
-        *self.window.wait()
+    /// Returns when messages are measured. Blocks until the run starts.
+    pub(super) fn window(&self) -> &Range<Instant> {
+        self.window.wait()
     }
 
     /// Ends the run, unless it has ended already.
@@ -94,20 +86,5 @@ impl Load {
         stopped
             .min(window.end)
             .saturating_duration_since(window.start)
-    }
-
-    /// Prepares `stream`, or a new connection, so that reads and writes on it time out.
-    pub(super) fn open(&self, stream: Option<TcpStream>) -> io::Result<Connection> {
-        let stream = match stream {
-            Some(stream) => stream,
-            None => connect(self.address, self.timeout)?,
-        };
-        stream.set_read_timeout(Some(self.read_timeout()))?;
-        stream.set_write_timeout(Some(self.timeout))?;
-        Ok(Connection::new(stream))
-    }
-
-    pub(super) fn read_timeout(&self) -> Duration {
-        MAX_READ_TIMEOUT.min(self.timeout)
     }
 }

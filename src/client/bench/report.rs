@@ -8,7 +8,6 @@ use hdrhistogram::Histogram;
 use indicatif::{HumanBytes, HumanCount};
 use serde_json::{Value, json};
 
-use super::histogram;
 use super::tally::Tally;
 use crate::cli::{BenchMode, BenchOptions};
 
@@ -21,12 +20,22 @@ const QUANTILES: [(&str, &str, f64); 5] = [
     ("max", "max_us", 1.0),
 ];
 
+/// The maximum number of bars.
+const BARS: i32 = 10;
+
+/// The minimum ratio between the latencies of two bars. Smaller ratios would show how the histogram
+/// rounds.
+const MIN_RATIO: f64 = 1.1;
+
+/// The length of the longest bar, in characters.
+const BAR_LENGTH: u64 = 40;
+
 pub(super) struct Report<'a> {
     pub(super) address: SocketAddr,
     pub(super) options: &'a BenchOptions,
     /// How long the measurement took: less than requested if the run ended early.
     pub(super) elapsed: Duration,
-    pub(super) tally: &'a Tally,
+    pub(super) tally: Tally,
 }
 
 impl Report<'_> {
@@ -48,7 +57,7 @@ impl Report<'_> {
             "bytes_per_s": rate(tally.bytes, self.elapsed),
         });
         for (_, key, quantile) in QUANTILES {
-            object[key] = json!(latency(&tally.latencies, quantile).map(micros));
+            object[key] = json!(tally.latency(quantile).map(micros));
         }
         object["failures"] = tally
             .failures
@@ -57,75 +66,92 @@ impl Report<'_> {
             .collect();
         object
     }
+}
 
-    fn write_throughput(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { options, tally, .. } = self;
-        let connections = HumanCount(options.connections.into()).to_string();
-        writeln!(f, "connections  {connections:<14} at once")?;
-        let label = match options.mode {
-            BenchMode::Rtt => Some("messages"),
+impl fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            address,
+            options,
+            elapsed,
+            tally,
+        } = self;
+        let (mode, size) = (options.mode.name(), options.size());
+        writeln!(
+            f,
+            "{mode} on {address}: {size} bytes at a time, {elapsed:.1?} measured\n"
+        )?;
+        let mut row =
+            |label: &str, count: String, rate: String| writeln!(f, "{label:12} {count:<14} {rate}");
+        let count = |count| HumanCount(count).to_string();
+        let connections = count(options.connections.into());
+        row("connections", connections, "at once".to_owned())?;
+        let messages = count(tally.messages);
+        let messages_per_s = format!("{}/s", count(rate(tally.messages, *elapsed)));
+        match options.mode {
+            BenchMode::Rtt => row("messages", messages, messages_per_s)?,
             // Each connection has one message.
-            BenchMode::Connect => Some("connected"),
-            BenchMode::Bulk => None,
-        };
-        if let Some(label) = label {
-            let messages = HumanCount(tally.messages).to_string();
-            let rate = HumanCount(rate(tally.messages, self.elapsed));
-            writeln!(f, "{label:12} {messages:<14} {rate}/s")?;
+            BenchMode::Connect => row("connected", messages, messages_per_s)?,
+            BenchMode::Bulk => {}
         }
-        let bytes = HumanBytes(tally.bytes).to_string();
-        let rate = HumanBytes(rate(tally.bytes, self.elapsed));
-        writeln!(f, "echoed       {bytes:<14} {rate}/s")
-    }
+        let bytes_per_s = format!("{}/s", HumanBytes(rate(tally.bytes, *elapsed)));
+        row("echoed", HumanBytes(tally.bytes).to_string(), bytes_per_s)?;
 
-    fn write_latencies(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let latencies = &self.tally.latencies;
-        let not_measured = if self.options.mode == BenchMode::Bulk {
-            Some("in bulk mode: a stream has no messages")
-        } else if !latencies.is_empty() {
-            None
-        } else if self.elapsed.is_zero() {
-            Some("because the run ended during the warm-up")
+        let not_measured = match options.mode {
+            BenchMode::Bulk => "in bulk mode: a stream has no messages",
+            _ if elapsed.is_zero() => "because the run ended during the warm-up",
+            _ => "because no message came back in time",
+        };
+        if tally.latencies.is_empty() {
+            writeln!(f, "\nlatency      not measured {not_measured}")?;
         } else {
-            Some("because no message came back in time")
-        };
-        if let Some(reason) = not_measured {
-            return writeln!(f, "\nlatency      not measured {reason}");
+            let mut label = "\nlatency     ";
+            for (name, _, quantile) in QUANTILES {
+                let latency = tally.latency(quantile).unwrap_or_default();
+                writeln!(f, "{label:12} {name:6} {latency:.1?}")?;
+                label = "";
+            }
+            writeln!(f)?;
+            write_histogram(f, &tally.latencies)?;
         }
-        writeln!(f)?;
-        let mut label = "latency";
-        for (name, _, quantile) in QUANTILES {
-            let latency = latency(latencies, quantile).unwrap_or_default();
-            writeln!(f, "{label:12} {name:6} {latency:.1?}")?;
-            label = "";
-        }
-        writeln!(f)?;
-        histogram::write_bars(f, &histogram::buckets(latencies))
-    }
 
-    fn write_failures(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.tally.failures.is_empty() {
+        if !tally.failures.is_empty() {
             writeln!(f, "\nfailures")?;
         }
-        for (reason, count) in &self.tally.failures {
+        for (reason, count) in &tally.failures {
             writeln!(f, "{:>12} {reason}", HumanCount(*count).to_string())?;
         }
         Ok(())
     }
 }
 
-impl fmt::Display for Report<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (address, elapsed) = (self.address, self.elapsed);
-        let (mode, size) = (self.options.mode.name(), self.options.size());
-        writeln!(
-            f,
-            "{mode} on {address}: {size} bytes at a time, {elapsed:.1?} measured\n"
-        )?;
-        self.write_throughput(f)?;
-        self.write_latencies(f)?;
-        self.write_failures(f)
+/// Draws a bar for the messages of similar latency. The ratio of each latency to the next is the
+/// same.
+fn write_histogram(f: &mut impl fmt::Write, latencies: &Histogram<u64>) -> fmt::Result {
+    let min = Duration::from_nanos(latencies.min().max(1));
+    let max = Duration::from_nanos(latencies.max().max(1));
+    let ratio = max
+        .div_duration_f64(min)
+        .powf(1.0 / f64::from(BARS))
+        .max(MIN_RATIO);
+    let second = u64::try_from(min.mul_f64(ratio).as_nanos()).unwrap_or(u64::MAX);
+    let mut from = min;
+    let mut bars = Vec::new();
+    for bar in latencies.iter_log(second, ratio) {
+        bars.push((from, bar.count_since_last_iteration()));
+        from = Duration::from_nanos(bar.value_iterated_to() + 1);
     }
+    let highest = bars.iter().map(|(_, count)| *count).max().unwrap_or(1);
+    for (from, count) in bars {
+        let length = u128::from(count) * u128::from(BAR_LENGTH) / u128::from(highest);
+        let bar = match usize::try_from(length).unwrap_or(0) {
+            0 if count > 0 => "▏".to_owned(),
+            length => "█".repeat(length),
+        };
+        let from = format!("{from:.1?}");
+        writeln!(f, "{from:>12} {bar} {}", HumanCount(count))?;
+    }
+    Ok(())
 }
 
 /// Returns the count per second, or 0 if no time has passed.
@@ -133,12 +159,6 @@ pub(super) fn rate(count: u64, elapsed: Duration) -> u64 {
     let per_second = u128::from(count) * 1_000_000_000;
     let rate = per_second.checked_div(elapsed.as_nanos()).unwrap_or(0);
     u64::try_from(rate).unwrap_or(u64::MAX)
-}
-
-/// Returns the latency that a fraction of the messages did not exceed.
-fn latency(latencies: &Histogram<u64>, quantile: f64) -> Option<Duration> {
-    let nanos = latencies.value_at_quantile(quantile);
-    (!latencies.is_empty()).then(|| Duration::from_nanos(nanos))
 }
 
 /// Returns the duration in microseconds, rounded to a tenth.
@@ -149,7 +169,23 @@ fn micros(duration: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::bench::tally::histogram_of;
+
+    /// Returns a tally of these latencies, in microseconds.
+    fn tally_of(latencies: impl IntoIterator<Item = u64>) -> Tally {
+        let mut tally = Tally::default();
+        for micros in latencies {
+            tally.record_latency(Duration::from_micros(micros));
+        }
+        tally
+    }
+
+    /// Returns the lines of the histogram of these latencies, in microseconds.
+    fn histogram_of(latencies: impl IntoIterator<Item = u64>) -> Vec<String> {
+        let mut drawn = String::new();
+        write_histogram(&mut drawn, &tally_of(latencies).latencies)
+            .expect("a string can be written to");
+        drawn.lines().map(|line| line.trim().to_owned()).collect()
+    }
 
     #[test]
     fn a_rate_is_per_second() {
@@ -167,9 +203,10 @@ mod tests {
 
     #[test]
     fn latencies_are_within_one_percent() {
-        let latencies = histogram_of(1..=10_000);
+        let tally = tally_of(1..=10_000);
         for (quantile, expected) in [(0.5, 5_000.0), (0.99, 9_900.0), (1.0, 10_000.0)] {
-            let shown = latency(&latencies, quantile)
+            let shown = tally
+                .latency(quantile)
                 .map(micros)
                 .expect("some were recorded");
             assert!(
@@ -177,6 +214,52 @@ mod tests {
                 "{quantile}: {shown}"
             );
         }
-        assert_eq!(latency(&histogram_of([]), 0.5), None);
+        assert_eq!(tally_of([]).latency(0.5), None);
+    }
+
+    #[test]
+    fn histogram_rows_have_the_same_ratio_and_hold_each_message() {
+        let rows = histogram_of(1..=1024);
+        let expected = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512];
+        assert_eq!(rows.len(), expected.len(), "{rows:?}");
+        let counts = rows.iter().map(|row| {
+            let (_, count) = row.rsplit_once(' ').expect("a row ends with its count");
+            count.parse::<u64>().expect("a number")
+        });
+        let counts: Vec<u64> = counts.collect();
+        assert_eq!(counts.iter().sum::<u64>(), 1024);
+        for (count, expected) in counts.iter().zip(expected) {
+            assert!(count.abs_diff(expected) <= 1 + expected / 50, "{rows:?}");
+        }
+        assert!(
+            rows[0].starts_with("1.0µs ") && rows[9].starts_with("51"),
+            "{rows:?}"
+        );
+    }
+
+    #[test]
+    fn similar_latencies_have_few_rows() {
+        assert_eq!(histogram_of([50, 50, 50]).len(), 1);
+        assert!(histogram_of([100, 120]).len() <= 2);
+        assert!(histogram_of([0, 0, 1_000_000]).len() <= 10);
+    }
+
+    #[test]
+    fn bars_are_proportional_and_each_message_shows() {
+        let latencies = [(10, 1), (20, 2_000), (40, 1_000)];
+        let rows = histogram_of(latencies.iter().flat_map(|(micros, n)| vec![*micros; *n]));
+        let bars: Vec<&str> = rows
+            .iter()
+            .filter_map(|row| row.split_once(' '))
+            .map(|(_, bar)| bar)
+            .collect();
+        for expected in [
+            "▏ 1",
+            &format!("{} 2,000", "█".repeat(40)),
+            &format!("{} 1,000", "█".repeat(20)),
+            " 0",
+        ] {
+            assert!(bars.contains(&expected), "{expected}: {rows:?}");
+        }
     }
 }

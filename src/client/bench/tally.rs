@@ -40,8 +40,8 @@ impl Tally {
         self.latencies.saturating_record(nanos);
     }
 
-    pub(super) fn record_failure(&mut self, reason: String) {
-        *self.failures.entry(reason).or_default() += 1;
+    pub(super) fn record_failure(&mut self, reason: &str) {
+        *self.failures.entry(reason.to_owned()).or_default() += 1;
     }
 
     pub(super) fn add(&mut self, other: Self) {
@@ -54,14 +54,10 @@ impl Tally {
             *self.failures.entry(reason).or_default() += count;
         }
     }
-}
 
-/// Returns a histogram of these latencies, in microseconds.
-#[cfg(test)]
-pub(super) fn histogram_of(latencies: impl IntoIterator<Item = u64>) -> Histogram<u64> {
-    let mut tally = Tally::default();
-    for micros in latencies {
-        tally.record_latency(Duration::from_micros(micros));
+    /// Returns the latency that a fraction of the messages did not exceed.
+    pub(super) fn latency(&self, quantile: f64) -> Option<Duration> {
+        let nanos = self.latencies.value_at_quantile(quantile);
+        (!self.latencies.is_empty()).then(|| Duration::from_nanos(nanos))
     }
-    tally.latencies
 }

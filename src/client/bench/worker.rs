@@ -1,104 +1,193 @@
-//! The thread of one connection: connects, waits for the start, runs the workload of its mode until
-//! the run is over, and returns what it counted.
+//! The thread of one connection: connects, waits for the start, sends messages and verifies their
+//! echoes until the run is over, and returns what it counted.
 
+use std::io::{self, ErrorKind, Read};
 use std::net::TcpStream;
 use std::sync::OnceLock;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+
 use super::STACK_SIZE;
-use super::failure::{End, no_thread};
-use super::load::{Load, MAX_IN_FLIGHT};
+use super::load::{Counter, Load, MAX_IN_FLIGHT};
 use super::payload::Cursor;
-use super::progress::Counter;
-use super::session::Session;
 use super::tally::Tally;
 use crate::cli::BenchMode;
 use crate::client::connection::Connection;
-use crate::client::is_timeout;
+use crate::client::{connect, is_reset, is_timeout};
+
+/// How long a read may block before the thread checks whether the run is over.
+const MAX_READ_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// The pause after a failed connection in connect mode. A refusal takes no time, and a server needs
 /// some to restart.
 const FAILURE_PAUSE: Duration = Duration::from_millis(10);
 
 pub(super) struct Worker<'a> {
-    pub(super) load: &'a Load,
-    /// The position in the payload at which the next connection starts.
-    pub(super) cursor: Cursor<'a>,
-    pub(super) counter: &'a Counter,
-    pub(super) tally: Tally,
+    load: &'a Load<'a>,
+    counter: &'a Counter,
+    outgoing: Cursor<'a>,
+    incoming: Cursor<'a>,
+    buffer: Vec<u8>,
+    /// How long nothing has arrived. The sum of read timeouts, which saves reading the clock.
+    idle: Duration,
+    tally: Tally,
 }
 
-impl Worker<'_> {
-    /// Runs the workload and returns what was counted. Drops `ready` once the worker is connected or
-    /// has failed.
+impl<'a> Worker<'a> {
+    pub(super) fn new(load: &'a Load, connection_number: usize, counter: &'a Counter) -> Self {
+        let cursor = load.payload.cursor(connection_number);
+        let buffer_size = match load.options.mode {
+            BenchMode::Bulk => MAX_IN_FLIGHT,
+            BenchMode::Rtt | BenchMode::Connect => load.options.size().min(MAX_IN_FLIGHT),
+        };
+        Self {
+            load,
+            counter,
+            outgoing: cursor,
+            incoming: cursor,
+            buffer: vec![0; buffer_size],
+            idle: Duration::ZERO,
+            tally: Tally::default(),
+        }
+    }
+
+    /// Runs the workload, on `stream` or on a new connection, and returns what was counted. Drops
+    /// `ready` once the worker is connected or has failed.
     pub(super) fn run(mut self, stream: Option<TcpStream>, ready: Sender<()>) -> Tally {
-        if let Err(End::Failed(reason)) = self.try_run(stream, ready) {
-            self.tally.record_failure(reason);
+        if let Err(error) = self.try_run(stream, ready) {
+            self.tally.record_failure(&reason(&error));
         }
         self.tally
     }
 
-    fn try_run(&mut self, stream: Option<TcpStream>, ready: Sender<()>) -> Result<(), End> {
-        if self.load.mode == BenchMode::Connect {
+    fn try_run(&mut self, stream: Option<TcpStream>, ready: Sender<()>) -> io::Result<()> {
+        if self.load.options.mode == BenchMode::Connect {
             drop((stream, ready));
-            self.load.wait_for_start();
-            return self.run_connect();
+            self.run_connect();
+            return Ok(());
         }
-        let connection = self.load.open(stream)?;
+        let connection = self.open(stream)?;
         drop(ready);
-        self.load.wait_for_start();
-        if self.load.mode == BenchMode::Bulk {
+        if self.load.options.mode == BenchMode::Bulk {
             self.run_bulk(&connection)
         } else {
             self.run_rtt(&connection)
         }
     }
 
+    /// Prepares `stream`, or a new connection, so that reads and writes on it time out.
+    fn open(&self, stream: Option<TcpStream>) -> io::Result<Connection> {
+        let stream = match stream {
+            Some(stream) => stream,
+            None => connect(self.load.address, self.load.timeout)?,
+        };
+        stream.set_read_timeout(Some(self.read_timeout()))?;
+        stream.set_write_timeout(Some(self.load.timeout))?;
+        Ok(Connection::new(stream))
+    }
+
+    fn read_timeout(&self) -> Duration {
+        MAX_READ_TIMEOUT.min(self.load.timeout)
+    }
+
     /// Exchanges one message after the other.
-    fn run_rtt(&mut self, connection: &Connection) -> Result<(), End> {
-        let mut session = Session::new(self.load, connection, self.cursor);
+    fn run_rtt(&mut self, connection: &Connection) -> io::Result<()> {
+        self.load.window();
         let mut started = Instant::now();
-        loop {
-            session.exchange()?;
+        while self.exchange(connection)? {
             // One reading of the clock ends this message and starts the next.
             let now = Instant::now();
             self.record_message(started, now);
             if self.load.is_over(now) {
-                return Ok(());
+                break;
             }
             started = now;
         }
+        Ok(())
     }
 
     /// Connects, exchanges one message and closes, repeatedly.
     ///
     /// Closes with FIN, as ordinary clients do, even though the port then stays in `TIME_WAIT`. RST
     /// would be cheaper, but is not what servers have to handle.
-    fn run_connect(&mut self) -> Result<(), End> {
+    fn run_connect(&mut self) {
+        self.load.window();
         loop {
             let started = Instant::now();
-            let result = self.connect_once();
+            let result = self.open(None).and_then(|connection| {
+                self.idle = Duration::ZERO;
+                self.exchange(&connection)
+            });
             let now = Instant::now();
             match result {
-                Ok(()) => self.record_message(started, now),
-                Err(End::Failed(reason)) => {
-                    self.tally.record_failure(reason);
+                Ok(true) => self.record_message(started, now),
+                Ok(false) => return,
+                Err(error) => {
+                    self.tally.record_failure(&reason(&error));
+                    // The next connection does not get the echoes of this one.
+                    self.incoming = self.outgoing;
                     thread::sleep(FAILURE_PAUSE);
                 }
-                Err(End::Stopped) => return Ok(()),
             }
             if self.load.is_over(now) {
-                return Ok(());
+                return;
             }
-            self.cursor.advance(self.load.size);
         }
     }
 
-    fn connect_once(&self) -> Result<(), End> {
-        let connection = self.load.open(None)?;
-        Session::new(self.load, &connection, self.cursor).exchange()
+    /// Sends one message and receives its echo. A message longer than [`MAX_IN_FLIGHT`] is received
+    /// while it is sent. Returns false if the run was stopped before the echo was complete.
+    fn exchange(&mut self, connection: &Connection) -> io::Result<bool> {
+        let size = self.load.options.size();
+        let (mut sent, mut received) = (0, 0);
+        while received < size {
+            let send_until = size.min(received + MAX_IN_FLIGHT);
+            while sent < send_until {
+                match self.outgoing.send(connection, send_until - sent) {
+                    Ok(n) => sent += n,
+                    Err(error) if is_timeout(&error) => return Err(error),
+                    // The next read returns how the connection ended.
+                    Err(_) => break,
+                }
+            }
+            received += self.receive(connection, size - received)?;
+            if received < size && self.load.is_stopped() {
+                return Ok(false);
+            }
+            if received < size && self.load.is_overdue(Instant::now()) {
+                return Err(ErrorKind::TimedOut.into());
+            }
+        }
+        Ok(true)
+    }
+
+    /// Receives up to `max_len` bytes and verifies them. Returns 0 after a read timeout, so that the
+    /// caller can check whether the run is over.
+    fn receive(&mut self, mut connection: &Connection, max_len: usize) -> io::Result<usize> {
+        let len = max_len.min(self.buffer.len());
+        match connection.read(&mut self.buffer[..len]) {
+            Ok(0) => Err(io::Error::other("closed: the server closed the connection")),
+            Ok(n) if self.incoming.verify(&self.buffer[..n]) => {
+                self.idle = Duration::ZERO;
+                Ok(n)
+            }
+            Ok(_) => Err(io::Error::other(
+                "wrong bytes: the echo differs from what was sent",
+            )),
+            Err(error) if is_timeout(&error) => {
+                self.idle += self.read_timeout();
+                if self.idle < self.load.timeout {
+                    Ok(0)
+                } else {
+                    Err(error)
+                }
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Records a message that was sent at `started` and came back at `now`.
@@ -107,26 +196,26 @@ impl Worker<'_> {
     /// because the slowest messages would be missing otherwise.
     fn record_message(&mut self, started: Instant, now: Instant) {
         let window = self.load.window();
-        self.counter.add(1);
+        self.counter.0.fetch_add(1, Relaxed);
         if now >= window.start {
             self.tally.record_latency(now - started);
         }
-        if (window.start..window.end).contains(&now) {
+        if window.contains(&now) {
             self.tally.messages += 1;
-            self.tally.bytes += self.load.size as u64;
+            self.tally.bytes += self.load.options.size() as u64;
         }
     }
 
     /// Sends without pause in a second thread, and receives all echoes in this one.
-    fn run_bulk(&mut self, connection: &Connection) -> Result<(), End> {
-        let (load, cursor) = (self.load, self.cursor);
+    fn run_bulk(&mut self, connection: &Connection) -> io::Result<()> {
+        let (load, cursor) = (self.load, self.outgoing);
         let total = OnceLock::new();
         thread::scope(|scope| {
             thread::Builder::new()
                 .stack_size(STACK_SIZE)
                 .spawn_scoped(scope, || send_all(load, connection, cursor, &total))
-                .map_err(|error| End::Failed(no_thread(&error)))?;
-            let result = self.receive_all(Session::new(load, connection, cursor), &total);
+                .map_err(|error| io::Error::other(no_thread(&error)))?;
+            let result = self.receive_all(connection, &total);
             // Wakes the sender if it is blocked in a write.
             connection.close();
             result
@@ -135,15 +224,15 @@ impl Worker<'_> {
 
     /// Receives until the `total` bytes that were sent have come back. A server that is slow to
     /// return the last of them is no failure: the run ends without them.
-    fn receive_all(&mut self, mut session: Session, total: &OnceLock<u64>) -> Result<(), End> {
+    fn receive_all(&mut self, connection: &Connection, total: &OnceLock<u64>) -> io::Result<()> {
         let window = self.load.window();
         let mut received = 0;
         while total.get().is_none_or(|total| received < *total) {
-            let bytes = session.receive(MAX_IN_FLIGHT)? as u64;
+            let bytes = self.receive(connection, MAX_IN_FLIGHT)? as u64;
             let now = Instant::now();
             received += bytes;
-            self.counter.add(bytes);
-            if (window.start..window.end).contains(&now) {
+            self.counter.0.fetch_add(bytes, Relaxed);
+            if window.contains(&now) {
                 self.tally.bytes += bytes;
             }
             if self.load.is_stopped() || self.load.is_overdue(now) {
@@ -159,7 +248,7 @@ impl Worker<'_> {
 fn send_all(load: &Load, connection: &Connection, mut cursor: Cursor, total: &OnceLock<u64>) {
     let mut sent = 0;
     while !load.is_over(Instant::now()) {
-        match cursor.send(connection, load.size) {
+        match cursor.send(connection, load.options.size()) {
             Ok(bytes) => sent += bytes as u64,
             // Only the receiver knows whether the server still makes progress.
             Err(error) if is_timeout(&error) => {}
@@ -167,4 +256,52 @@ fn send_all(load: &Load, connection: &Connection, mut cursor: Cursor, total: &On
         }
     }
     total.get_or_init(|| sent);
+}
+
+/// Returns why a connection failed, in the words of the report.
+fn reason(error: &io::Error) -> String {
+    let reason = match error.kind() {
+        ErrorKind::ConnectionRefused => "refused: no server accepts connections there",
+        ErrorKind::AddrNotAvailable => {
+            "no free port: a closed connection keeps its port for about a minute (TIME_WAIT); use \
+             fewer connections, or allow more ports (on Linux net.ipv4.ip_local_port_range)"
+        }
+        _ if is_reset(error) => "reset: the server reset the connection; its log may say why",
+        _ if is_timeout(error) => "timeout: no echo in time; --timeout waits longer",
+        _ if Errno::from_io_error(error) == Some(Errno::MFILE) => {
+            "no free file: each connection takes one; raise the limit (ulimit -n), or lower \
+             --connections"
+        }
+        // One of ours, which says what failed.
+        _ if error.get_ref().is_some() => return error.to_string(),
+        _ => return format!("failed: {error}"),
+    };
+    reason.to_owned()
+}
+
+/// Returns the reason of a connection for which no thread could be spawned.
+pub(super) fn no_thread(error: &io::Error) -> String {
+    format!("no thread: the system refused one ({error}); lower --connections")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_error_has_its_reason() {
+        for (kind, expected) in [
+            (ErrorKind::ConnectionRefused, "refused: "),
+            (ErrorKind::AddrNotAvailable, "no free port: "),
+            (ErrorKind::ConnectionReset, "reset: "),
+            (ErrorKind::ConnectionAborted, "reset: "),
+            (ErrorKind::TimedOut, "timeout: "),
+            (ErrorKind::WouldBlock, "timeout: "),
+            (ErrorKind::NetworkDown, "failed: network down"),
+        ] {
+            assert!(reason(&kind.into()).starts_with(expected), "{kind}");
+        }
+        assert!(reason(&Errno::MFILE.into()).starts_with("no free file: "));
+        assert_eq!(reason(&io::Error::other("closed: why")), "closed: why");
+    }
 }
