@@ -7,7 +7,7 @@ mod connection;
 pub mod interactive;
 pub mod pipe;
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::io::{self, ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
@@ -38,6 +38,15 @@ pub enum Error {
 impl From<String> for Error {
     fn from(message: String) -> Self {
         Self::Message(message)
+    }
+}
+
+impl Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.host.as_str(), self.port) {
+            (ipv6, port) if ipv6.contains(':') => write!(f, "[{ipv6}]:{port}"),
+            (host, port) => write!(f, "{host}:{port}"),
+        }
     }
 }
 

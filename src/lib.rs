@@ -47,13 +47,14 @@
 //! | `client/conformance/checks.rs` | what an echo server guarantees, a function for each check |
 //! | `client/conformance/test_client.rs` | the client that the checks use: sends and expects |
 //! | `client/conformance/mismatch.rs` | how a failed check describes what it got instead |
-//! | `client/bench.rs` | `echo-client bench`: the load generator, one run from start to end |
+//! | `client/bench.rs` | `echo-client bench`: the load generator: rounds, and one measurement from start to end |
 //! | `client/bench/load.rs` | what all connections share: the workload, start and end |
 //! | `client/bench/worker.rs` | the thread of one connection: sends messages and verifies their echoes |
 //! | `client/bench/payload.rs` | the random bytes that are sent |
 //! | `client/bench/tally.rs` | what is counted: messages, bytes, latencies, failures |
 //! | `client/bench/progress.rs` | the progress bar |
-//! | `client/bench/report.rs` | the report, for people or scripts |
+//! | `client/bench/report.rs` | the report of one measurement, for people or scripts |
+//! | `client/bench/comparison.rs` | the report of servers that were measured in turns |
 //!
 //! The [`manual`] describes installation, operation and performance.
 //!

@@ -29,6 +29,22 @@ fn bench(server: SocketAddr, arguments: &[&str]) -> Command {
     command
 }
 
+/// Returns the command `echo-client bench` for these addresses, with rounds of 50 ms, unless the
+/// arguments have a duration.
+fn bench_addresses(addresses: &[String], arguments: &[&str]) -> Command {
+    let mut command = common::command(env!("CARGO_BIN_EXE_echo-client"));
+    command.args(["bench", "--warm-up", "0s", "--timeout", "20s"]);
+    if !arguments.contains(&"--duration") {
+        command.args(["--duration", "50ms"]);
+    }
+    command
+        .args(addresses)
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
 /// Runs the command and returns its stdout. Nothing may be on stderr.
 fn report(command: &mut Command, code: i32) -> String {
     output_report(end(command.spawn().expect("the client starts")), code)
@@ -484,6 +500,330 @@ fn silent_server_is_a_timeout() {
         let report = json(&report(&mut bench(server, &options), 1));
         assert_eq!(failures(&report)[0].0, "timeout", "{report}");
     }
+}
+
+/// Returns the reports of the servers in a JSON report.
+fn servers(report: &Value) -> &[Value] {
+    report["servers"].as_array().expect("a list of servers")
+}
+
+/// Returns the reports of the rounds of a server.
+fn measurements(server: &Value) -> &[Value] {
+    server["measurements"]
+        .as_array()
+        .expect("a list of measurements")
+}
+
+#[test]
+fn each_round_measures_every_server_in_the_same_order() {
+    let (connected, connections) = mpsc::channel();
+    let addresses = ["first", "second", "third"].map(|name| {
+        let connected = connected.clone();
+        let address = server(move |_, mut stream| {
+            connected.send(name).expect("the test waits");
+            echo(&mut stream, |_, _| true);
+        });
+        address.to_string()
+    });
+    report(&mut bench_addresses(&addresses, &["--rounds", "2"]), 0);
+    drop(connected);
+    let order: Vec<&str> = connections.try_iter().collect();
+    assert_eq!(
+        order,
+        ["first", "second", "third", "first", "second", "third"]
+    );
+}
+
+#[test]
+fn json_has_the_ratio_and_the_figures_of_each_round() {
+    let both = [Server::start(&["-q"]), Server::start(&["-q"])];
+    let addresses = both.each_ref().map(|server| server.address.to_string());
+    for (mode, throughput) in [
+        ("rtt", "messages_per_s"),
+        ("bulk", "bytes_per_s"),
+        ("connect", "messages_per_s"),
+    ] {
+        let options = ["--json", "--rounds", "3", "--mode", mode];
+        let report = json(&report(&mut bench_addresses(&addresses, &options), 0));
+        assert_eq!(report["rounds"], 3);
+        let medians: Vec<f64> = servers(&report)
+            .iter()
+            .map(|server| {
+                let mut rounds: Vec<f64> = measurements(server)
+                    .iter()
+                    .map(|round| number(round, throughput))
+                    .collect();
+                assert_eq!(rounds.len(), 3, "{server}");
+                rounds.sort_by(f64::total_cmp);
+                rounds[1]
+            })
+            .collect();
+        for (server, (address, median)) in
+            servers(&report).iter().zip(addresses.iter().zip(&medians))
+        {
+            assert_eq!(server["address"], *address);
+            let error = number(server, "ratio") - median / medians[0];
+            assert!(error.abs() < 1e-9, "{medians:?}: {report}");
+            for round in measurements(server) {
+                assert_eq!(
+                    (&round["server"], &round["mode"]),
+                    (&server["address"], &mode.into())
+                );
+                assert!(number(round, "bytes") > 0.0, "{round}");
+            }
+        }
+        assert_eq!(servers(&report)[0]["ratio"], 1.0);
+    }
+}
+
+#[test]
+fn a_round_has_the_fields_of_the_report_of_one_server() {
+    let server = Server::start(&["-q"]);
+    let address = [server.address.to_string()];
+    let alone = json(&report(&mut bench_addresses(&address, &["--json"]), 0));
+    let options = ["--json", "--rounds", "1"];
+    let in_turns = json(&report(&mut bench_addresses(&address, &options), 0));
+    let keys = |report: &Value| -> Vec<String> {
+        let fields = report.as_object().expect("an object");
+        fields.keys().cloned().collect()
+    };
+    assert!(keys(&alone).len() > 10, "{alone}");
+    assert_eq!(keys(&measurements(&servers(&in_turns)[0])[0]), keys(&alone));
+}
+
+#[test]
+fn text_report_has_a_row_for_each_server() {
+    let both = [Server::start(&["-q"]), Server::start(&["-q"])];
+    let addresses = both.each_ref().map(|server| server.address.to_string());
+    for (mode, unit) in [
+        ("rtt", "messages/s"),
+        ("bulk", "bytes/s"),
+        ("connect", "connections/s"),
+    ] {
+        let options = ["--mode", mode, "--rounds", "2"];
+        let report = report(&mut bench_addresses(&addresses, &options), 0);
+        let lines: Vec<&str> = report.lines().collect();
+        assert!(
+            lines[0].starts_with(&format!("{mode} in turns, 50ms each: ")),
+            "{report}"
+        );
+        assert!(lines[0].ends_with(unit), "{report}");
+        let words = |line: &str| -> Vec<String> {
+            // "12.5 MiB" is one figure.
+            let line = line
+                .replace(" B", "B")
+                .replace(" KiB", "KiB")
+                .replace(" MiB", "MiB")
+                .replace(" GiB", "GiB");
+            line.split_whitespace().map(str::to_owned).collect()
+        };
+        assert_eq!(
+            words(lines[2]),
+            [
+                "server", "rounds", "ratio", "median", "lowest", "highest", "p50", "p99"
+            ]
+        );
+        for (line, address) in lines[3..].iter().zip(&addresses) {
+            let row = words(line);
+            assert_eq!(
+                (row.len(), &row[0], &*row[1]),
+                (8, address, "2"),
+                "{report}"
+            );
+            assert_eq!(row[7] == "-", mode == "bulk", "{report}");
+        }
+        assert_eq!(words(lines[3])[2], "1.00", "{report}");
+        assert!(!report.contains("failures"), "{report}");
+    }
+}
+
+#[test]
+fn other_servers_are_measured_if_one_fails() {
+    let good = [Server::start(&["-q"]), Server::start(&["-q"])];
+    let (_socket, refusing) = closed_port();
+    let closing = server(|_, _| {});
+    let [first, last] = good.each_ref().map(|server| server.address.to_string());
+    let addresses = [
+        first.clone(),
+        refusing.to_string(),
+        closing.to_string(),
+        last,
+    ];
+
+    let options = ["--json", "--rounds", "2"];
+    let object = json(&report(&mut bench_addresses(&addresses, &options), 1));
+    let reasons = servers(&object).iter().map(|server| {
+        assert_eq!(measurements(server).len(), 2, "{object}");
+        failures(&measurements(server)[1])
+    });
+    let expected = [
+        vec![],
+        vec![(format!("cannot connect to {refusing}"), 1)],
+        vec![("closed".to_owned(), 1)],
+        vec![],
+    ];
+    for (reasons, expected) in reasons.zip(expected) {
+        let expected: Vec<_> = expected
+            .iter()
+            .map(|(name, count)| (&**name, *count))
+            .collect();
+        assert_eq!(reasons, expected, "{object}");
+    }
+    assert!(servers(&object)[1]["ratio"].is_null(), "{object}");
+    assert!(number(&servers(&object)[3], "ratio") > 0.0, "{object}");
+
+    let text = report(&mut bench_addresses(&addresses, &["--rounds", "2"]), 1);
+    let row = text
+        .lines()
+        .find(|line| line.starts_with(&refusing.to_string()));
+    assert!(
+        row.is_some_and(|row| row.ends_with(" 0  not measured")),
+        "{text}"
+    );
+    let (_, failures) = text.split_once("\nfailures\n").expect("failures");
+    for expected in [
+        format!("   2 {refusing}: cannot connect to {refusing}: connection refused"),
+        format!("   2 {closing}: closed: "),
+    ] {
+        assert!(failures.contains(&expected), "{expected}: {text}");
+    }
+    assert_eq!(failures.lines().count(), 2, "{text}");
+}
+
+#[test]
+fn ratio_is_null_if_the_first_server_fails() {
+    let good = Server::start(&["-q"]);
+    let (_socket, refusing) = closed_port();
+    let addresses = [refusing.to_string(), good.address.to_string()];
+    let options = ["--json", "--rounds", "1"];
+    let report = json(&report(&mut bench_addresses(&addresses, &options), 1));
+    for server in servers(&report) {
+        assert!(server["ratio"].is_null(), "{report}");
+    }
+    assert!(number(&measurements(&servers(&report)[1])[0], "messages") > 0.0);
+}
+
+#[test]
+fn one_address_replaces_host_and_port() {
+    let server = Server::start(&["-q"]);
+    let address = [format!("localhost:{}", server.address.port())];
+    let report = report(&mut bench_addresses(&address, &[]), 0);
+    assert!(
+        report.starts_with(&format!("rtt on {}: ", server.address)),
+        "{report}"
+    );
+}
+
+#[test]
+fn bad_addresses_are_errors_with_an_example() {
+    let needed = "HOST:PORT is needed, such as 127.0.0.1:54000";
+    let replaced = "an ADDRESS cannot be used with --host or --port";
+    for (arguments, advice) in [
+        (&["bench", "127.0.0.1"][..], needed),
+        (&["bench", "127.0.0.1:54000", "server"], needed),
+        (&["bench", "127.0.0.1:0"], needed),
+        (&["bench", "127.0.0.1:http"], needed),
+        (&["bench", "::1:54000"], needed),
+        (&["bench", "127.0.0.1", "54000"], needed),
+        (&["bench", "server:1", "--host", "server"], replaced),
+        (&["--port", "1", "bench", "server:1"], replaced),
+        (&["bench", "--rounds", "3"], "<ADDRESS>"),
+        (&["bench", "server:1", "--rounds", "0"], "not in 1..=65535"),
+    ] {
+        let output =
+            common::run(common::command(env!("CARGO_BIN_EXE_echo-client")).args(arguments));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(
+            (output.status.code(), output.stdout.len()),
+            (Some(2), 0),
+            "{stderr}"
+        );
+        assert!(stderr.contains(advice), "{arguments:?}: {stderr}");
+    }
+}
+
+#[test]
+fn ctrl_c_ends_all_rounds_with_a_report() {
+    if !signal::can_be_sent() {
+        return;
+    }
+    let fast = Server::start(&["-q"]);
+    let (slow, received) = notifying_server(50, true);
+    let unused = server(|_, _| panic!("this server is measured last"));
+    let addresses = [slow, fast.address, unused].map(|address| address.to_string());
+    let options = ["--json", "--duration", "1h"];
+    let client = bench_addresses(&addresses, &options)
+        .spawn()
+        .expect("the client starts");
+    received
+        .recv_timeout(PATIENCE)
+        .expect("the messages arrive");
+    signal::send(&client, Signal::INT);
+    let report = json(&output_report(end(client), 0));
+    assert_eq!(report["rounds"], 5);
+    let [first, others @ ..] = servers(&report) else {
+        panic!("there are three servers: {report}");
+    };
+    assert_eq!(
+        (&first["ratio"], measurements(first).len()),
+        (&1.0.into(), 1)
+    );
+    assert!(
+        number(&measurements(first)[0], "messages") >= 49.0,
+        "{report}"
+    );
+    for server in others {
+        assert_eq!(
+            (&server["ratio"], measurements(server).len()),
+            (&Value::Null, 0)
+        );
+    }
+}
+
+/// Only Unix lets a test give a program a terminal.
+#[test]
+#[cfg(target_os = "linux")]
+fn progress_shows_the_round_and_the_server() {
+    use std::ffi::OsStr;
+    use std::fs::File;
+    use std::os::unix::ffi::OsStrExt;
+
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+
+    let server = Server::start(&["-q"]);
+    let address = server.address.to_string();
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let screen = openpt(flags).expect("a terminal");
+    grantpt(&screen)
+        .and_then(|()| unlockpt(&screen))
+        .expect("it can be used");
+    let path = ptsname(&screen, Vec::new()).expect("it has a name");
+    let path = OsStr::from_bytes(path.as_bytes());
+    let stderr = File::options()
+        .write(true)
+        .open(path)
+        .expect("it can be opened");
+    let addresses = [address.clone(), address.clone()];
+    let options = ["--duration", "250ms", "--rounds", "2"];
+    let mut command = bench_addresses(&addresses, &options);
+    let mut client = command
+        .env("TERM", "xterm")
+        .stderr(stderr)
+        .spawn()
+        .expect("the client starts");
+    // The command holds the terminal, whose end is an error for the reader.
+    drop(command);
+    let mut shown = Vec::new();
+    let _ = File::from(screen).read_to_end(&mut shown);
+    assert!(common::wait(&mut client).is_some_and(|status| status.success()));
+    let shown = String::from_utf8_lossy(&shown);
+    for round in [1, 2] {
+        assert!(
+            shown.contains(&format!("round {round}/2, {address}  ")),
+            "{shown}"
+        );
+    }
+    assert!(shown.contains(" messages/s"), "{shown}");
 }
 
 #[test]

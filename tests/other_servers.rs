@@ -1,13 +1,16 @@
-//! `echo-client test` against echo servers of other projects, as Debian packages them.
+//! `echo-client test` against echo servers of other projects, as Debian packages them, and the manual's
+//! commands that compare servers.
 #![cfg(all(target_os = "linux", feature = "client"))]
 
 mod common;
 
+use std::io::Read;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use common::conformance::{failures, run_checks, run_suite};
 use common::tools::{Tool, wait_until_listening};
-use common::{Log, reserve_port};
+use common::{Log, command, manual_block, reserve_port, start_tool};
 
 /// socat forks a process for each client. Takes five seconds, as the whole suite does on any server.
 #[test]
@@ -31,6 +34,52 @@ fn socat_passes_the_suite() {
     let (report, code) = run_suite(address.expect("an address"), "20s");
     assert_eq!(failures(&report), Vec::<[String; 3]>::new());
     assert_eq!(code, Some(0));
+}
+
+/// Runs the commands with other ports, shorter, and with a wait that does not depend on the machine.
+#[test]
+fn commands_of_the_manual_compare_three_servers() {
+    if start_tool(Command::new("socat").arg("-V").stdout(Stdio::null())).is_none() {
+        return;
+    }
+    let reserved = [reserve_port(), reserve_port(), reserve_port()];
+    let mut script = manual_block("performance", "## Method", "sh").to_owned();
+    let mut replace = |from: &str, to: &str| {
+        assert!(script.contains(from), "{from} in {script}");
+        script = script.replace(from, to);
+    };
+    let mut wait = String::new();
+    for (port, (_, address)) in ["24000", "24001", "24002"].iter().zip(&reserved) {
+        let reserved = address.port();
+        replace(port, &reserved.to_string());
+        wait += &format!("until (: </dev/tcp/127.0.0.1/{reserved}); do sleep 0.02; done 2>&-\n");
+    }
+    replace("sleep 1\n", &wait);
+    replace("--duration 2s", "--duration 20ms --warm-up 0s");
+
+    let binaries = Path::new(env!("CARGO_BIN_EXE_echo-client")).parent();
+    let binaries = binaries.expect("a file is in a directory").display();
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut bash = command("bash");
+    bash.args(["-e", "-c", &script])
+        .env("PATH", format!("{binaries}:{path}"))
+        .stdout(Stdio::piped());
+    let Some(mut bash) = Tool::start(&mut bash) else {
+        return;
+    };
+    let mut reports = String::new();
+    let mut stdout = bash.0.stdout.take().expect("stdout is piped");
+    stdout.read_to_string(&mut reports).expect("it is text");
+    assert!(bash.wait().success(), "{reports}");
+    for mode in ["rtt", "bulk", "connect"] {
+        assert!(reports.contains(&format!("{mode} in turns, ")), "{reports}");
+    }
+    for (_, address) in &reserved {
+        let rows = reports.lines().filter(|line| {
+            line.starts_with(&format!("{address} ")) && !line.contains("not measured")
+        });
+        assert_eq!(rows.count(), 3, "{reports}");
+    }
 }
 
 /// ncat fails the checks with megabytes pending. It waits for `cat` to read while `cat` waits for

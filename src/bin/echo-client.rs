@@ -36,11 +36,12 @@ fn run() -> Result<(), Error> {
     }
     let args: ClientArgs = cli::parse();
     let target = args.target();
-    match args.command {
-        Some(ClientCommand::Test(options)) => conformance::run(&target, &options),
+    match &args.command {
+        Some(ClientCommand::Test(options)) => conformance::run(&target, options),
         Some(ClientCommand::Bench(options)) => {
+            let targets = args.bench_targets(options).unwrap_or_else(|e| e.exit());
             let stop = stop_on_ctrl_c()?;
-            bench::run(&target, &options, &stop)
+            bench::run(&targets, options, &stop)
         }
         None if io::stdin().is_terminal() => {
             on_signal(|| {

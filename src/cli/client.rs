@@ -3,7 +3,8 @@
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, value_parser};
 
 use super::{GenerateArgs, parse_buffer_size, parse_duration};
 use crate::client::Target;
@@ -13,27 +14,25 @@ use crate::client::Target;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "echo-client", version, after_help = EXAMPLES)]
 pub struct ClientArgs {
-    /// Name or IP address of the server
+    /// Name or IP address of the server [default: 127.0.0.1]
     #[arg(
         long,
         global = true,
         help_heading = "Server",
         value_name = "HOST",
-        value_parser = parse_server_host,
-        default_value = "127.0.0.1"
+        value_parser = parse_server_host
     )]
-    pub host: String,
+    pub host: Option<String>,
 
-    /// Port of the server
+    /// Port of the server [default: 54000]
     #[arg(
         short,
         long,
         global = true,
         help_heading = "Server",
-        value_parser = value_parser!(u16).range(1..),
-        default_value = "54000"
+        value_parser = value_parser!(u16).range(1..)
     )]
-    pub port: u16,
+    pub port: Option<u16>,
 
     /// How long the server may take to accept, and send nothing while echoes are pending
     #[arg(
@@ -61,6 +60,7 @@ Examples:
   echo-client <in >out             pipes a file through the server
   echo-client test --host server   checks whether the server echoes correctly
   echo-client bench                measures throughput and latency
+  echo-client bench a:7 b:7        measures two servers in turns and compares them
 
 Exit codes: 0 success, 1 failure, 2 invalid arguments, 130 ended by a signal.";
 
@@ -69,7 +69,7 @@ Exit codes: 0 success, 1 failure, 2 invalid arguments, 130 ended by a signal.";
 pub enum ClientCommand {
     /// Checks whether the server echoes exactly and reliably
     Test(TestOptions),
-    /// Measures the server's throughput and latency
+    /// Measures the throughput and latency of a server, or of several in turns
     Bench(BenchOptions),
 }
 
@@ -88,6 +88,19 @@ pub struct TestOptions {
 /// The options of `echo-client bench`.
 #[derive(Clone, Debug, Args)]
 pub struct BenchOptions {
+    /// Servers to measure, instead of --host and --port; several are measured in turns
+    #[arg(value_name = "ADDRESS", value_parser = parse_address)]
+    pub addresses: Vec<(String, u16)>,
+
+    /// How often to measure each of the addresses [default: 5, or once if there is only one]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = value_parser!(u16).range(1..),
+        requires = "addresses"
+    )]
+    pub rounds: Option<u16>,
+
     /// Number of connections, each with its own thread
     #[arg(
         long,
@@ -102,11 +115,11 @@ pub struct BenchOptions {
     #[arg(long, value_name = "BYTES", value_parser = parse_buffer_size)]
     pub size: Option<usize>,
 
-    /// How long to measure
+    /// How long each measurement takes
     #[arg(long, value_parser = parse_timeout, default_value = "5s")]
     pub duration: Duration,
 
-    /// How long to run before the measurement
+    /// How long to run before each measurement
     #[arg(
         long,
         value_name = "DURATION",
@@ -140,11 +153,33 @@ impl ClientArgs {
     /// Returns the server that the arguments name.
     #[must_use]
     pub fn target(&self) -> Target {
+        let host = self.host.clone();
         Target {
-            host: self.host.clone(),
-            port: self.port,
+            host: host.unwrap_or_else(|| "127.0.0.1".to_owned()),
+            port: self.port.unwrap_or(54000),
             timeout: self.timeout,
         }
+    }
+
+    /// Returns the servers that `echo-client bench` measures.
+    ///
+    /// # Errors
+    /// Returns an error if there are addresses as well as `--host` or `--port`.
+    pub fn bench_targets(&self, options: &BenchOptions) -> Result<Vec<Target>, clap::Error> {
+        if options.addresses.is_empty() {
+            return Ok(vec![self.target()]);
+        }
+        // clap would not find a conflict with options that precede the command.
+        if self.host.is_some() || self.port.is_some() {
+            let conflict = "an ADDRESS cannot be used with --host or --port: it replaces both";
+            return Err(Self::command().error(ErrorKind::ArgumentConflict, conflict));
+        }
+        let targets = options.addresses.iter().map(|(host, port)| Target {
+            host: host.clone(),
+            port: *port,
+            timeout: self.timeout,
+        });
+        Ok(targets.collect())
     }
 }
 
@@ -184,6 +219,19 @@ fn parse_server_host(value: &str) -> Result<String, String> {
         Ok(host.to_owned())
     } else {
         Err("a name or an IP address alone is needed; the port has its own option, --port".into())
+    }
+}
+
+/// Accepts a host with a port. An IPv6 address needs brackets, without which its last group could be
+/// the port.
+fn parse_address(value: &str) -> Result<(String, u16), String> {
+    let (host, port) = value.rsplit_once(':').unwrap_or((value, ""));
+    let has_brackets = host.starts_with('[');
+    match (parse_server_host(host), port.parse()) {
+        (Ok(host), Ok(port @ 1..)) if host.contains(':') == has_brackets => Ok((host, port)),
+        _ => Err(
+            "HOST:PORT is needed, such as 127.0.0.1:54000, [::1]:54000 or server:54000".to_owned(),
+        ),
     }
 }
 
@@ -237,10 +285,23 @@ mod tests {
         }
 
         #[test]
+        fn a_bench_address_has_a_host_and_a_port(address: SocketAddr, name in "[a-z][a-z0-9.-]{0,30}") {
+            let (ip, port) = (address.ip().to_string(), address.port());
+            let valid = |host: &str| Some((host.to_owned(), port)).filter(|_| port > 0);
+            prop_assert_eq!(parse_address(&address.to_string()).ok(), valid(&ip));
+            prop_assert_eq!(parse_address(&format!("{name}:{port}")).ok(), valid(&name));
+            for invalid in [ip.clone(), name.clone(), format!("{name}:"), format!(":{port}"), format!("[{name}]:{port}")] {
+                prop_assert!(parse_address(&invalid).is_err(), "{}", invalid);
+            }
+            let without_brackets = parse_address(&format!("{ip}:{port}")).ok();
+            prop_assert_eq!(without_brackets, valid(&ip).filter(|_| address.is_ipv4()));
+        }
+
+        #[test]
         fn a_port_is_from_1_to_65535(port in 0..200_000_u32) {
             let valid = u16::try_from(port).ok().filter(|port| *port > 0);
             let args = ClientArgs::try_parse_from(["echo-client", "--port", &port.to_string()]);
-            prop_assert_eq!(args.ok().map(|args| args.port), valid);
+            prop_assert_eq!(args.ok().and_then(|args| args.port), valid);
         }
 
         #[test]

@@ -4,7 +4,10 @@
 //! Each connection has a thread, which sends its next message after the echo of the last. All
 //! connections are established before the load starts. What precedes the end of the warm-up is
 //! verified but not measured. A connection that fails is counted, and the others continue.
+//!
+//! Several servers are measured in turns, so that a busy moment of the machine affects all alike.
 
+mod comparison;
 mod load;
 mod payload;
 mod progress;
@@ -17,6 +20,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
+use self::comparison::{Comparison, Server};
 use self::load::Load;
 use self::progress::Progress;
 use self::report::Report;
@@ -33,35 +37,80 @@ const TICK: Duration = Duration::from_millis(100);
 /// of the default size.
 const STACK_SIZE: usize = 131_072;
 
-/// Runs the workload and prints the report. Setting `stop` ends the run early, with a report of what
-/// was measured. The run sets `stop` itself when it ends.
+/// How often each of several servers is measured by default.
+const DEFAULT_ROUNDS: u16 = 5;
+
+/// Measures the servers and prints the report. Setting `stop` ends the run early, with a report of
+/// what was measured. The run sets `stop` itself when it ends.
 ///
 /// # Errors
-/// Returns an error if the server cannot be reached or stdout fails. Returns
-/// [`Error::AlreadyReported`] if a connection failed later, or if the reader of stdout has gone.
-pub fn run(target: &Target, options: &BenchOptions, stop: &AtomicBool) -> Result<(), Error> {
+/// Returns an error if the only server cannot be reached or stdout fails. Returns
+/// [`Error::AlreadyReported`] if one of several cannot be reached, if a connection failed later, or
+/// if the reader of stdout has gone.
+pub fn run(targets: &[Target], options: &BenchOptions, stop: &AtomicBool) -> Result<(), Error> {
     // Each connection takes a file descriptor. If the limit stays too low, the report counts those
     // that fail.
     let _ = platform::raise_file_limit();
-    let report = measure(target, options, stop)?;
+    let (text, json, has_failures) = if let ([target], None) = (targets, options.rounds) {
+        let report = measure(target, options, "", stop)?;
+        let has_failures = !report.tally.failures.is_empty();
+        (report.to_string(), report.to_json(), has_failures)
+    } else {
+        let comparison = measure_in_turns(targets, options, stop)?;
+        let has_failures = !comparison.failures().is_empty();
+        (comparison.to_string(), comparison.to_json(), has_failures)
+    };
     // The next Ctrl+C ends the process, even if printing the report blocks.
     stop.store(true, Relaxed);
     if options.json {
-        print(format_args!("{}\n", report.to_json()))?;
+        print(format_args!("{json}\n"))?;
     } else {
-        print(&report)?;
+        print(text)?;
     }
-    if report.tally.failures.is_empty() {
-        Ok(())
-    } else {
-        Err(Error::AlreadyReported)
+    if has_failures {
+        return Err(Error::AlreadyReported);
     }
+    Ok(())
+}
+
+/// Measures each server once in each round.
+fn measure_in_turns<'a>(
+    targets: &[Target],
+    options: &'a BenchOptions,
+    stop: &AtomicBool,
+) -> Result<Comparison<'a>, Error> {
+    let servers = targets.iter().map(|target| Server {
+        address: target.to_string(),
+        measurements: Vec::new(),
+    });
+    let mut comparison = Comparison {
+        options,
+        rounds: options.rounds.unwrap_or(DEFAULT_ROUNDS),
+        servers: servers.collect(),
+    };
+    for round in 1..=comparison.rounds {
+        for (target, server) in targets.iter().zip(&mut comparison.servers) {
+            if stop.load(Relaxed) {
+                return Ok(comparison);
+            }
+            let label = format!("round {round}/{}, {target}  ", comparison.rounds);
+            server
+                .measurements
+                .push(match measure(target, options, &label, stop) {
+                    Ok(report) => report,
+                    Err(Error::Message(reason)) => Report::unreachable(target, options, &reason),
+                    Err(error) => return Err(error),
+                });
+        }
+    }
+    Ok(comparison)
 }
 
 /// Runs the workload on all connections to a server.
 fn measure<'a>(
     target: &Target,
     options: &'a BenchOptions,
+    progress_label: &str,
     stop: &AtomicBool,
 ) -> Result<Report<'a>, Error> {
     let (first, address) = target.connect()?;
@@ -89,7 +138,7 @@ fn measure<'a>(
         {
         }
         load.start();
-        let mut progress = Progress::new(&load);
+        let mut progress = Progress::new(&load, progress_label);
         loop {
             match tallies.recv_timeout(TICK) {
                 Ok(tally) => total.add(tally),
@@ -102,7 +151,7 @@ fn measure<'a>(
         }
     });
     Ok(Report {
-        address,
+        server: address.to_string(),
         options,
         elapsed: load.measured_time(),
         tally: total,

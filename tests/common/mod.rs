@@ -172,6 +172,7 @@ pub fn run(command: &mut Command) -> Output {
 pub fn manual_block(page: &str, heading: &str, language: &str) -> &'static str {
     let text = match page {
         "client" => include_str!("../../src/manual/client.md"),
+        "performance" => include_str!("../../src/manual/performance.md"),
         "deploy" => include_str!("../../src/manual/deploy.md"),
         "faults" => include_str!("../../src/manual/faults.md"),
         "intermediaries" => include_str!("../../src/manual/intermediaries.md"),

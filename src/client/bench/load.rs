@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use super::payload::Payload;
+use super::payload::payload;
 use crate::cli::BenchOptions;
 
 /// The most that a connection receives at once, and the most of one message that is in flight, in
@@ -17,7 +17,8 @@ pub(super) struct Load<'a> {
     pub(super) address: SocketAddr,
     pub(super) timeout: Duration,
     pub(super) options: &'a BenchOptions,
-    pub(super) payload: Payload,
+    /// The bytes that are sent and expected.
+    pub(super) payload: Vec<u8>,
     /// One for each connection.
     pub(super) counters: Vec<Counter>,
     /// When messages are measured. Set once all connections are ready.
@@ -38,7 +39,7 @@ impl<'a> Load<'a> {
             address,
             timeout,
             options,
-            payload: Payload::new(options.size().max(MAX_IN_FLIGHT)),
+            payload: payload(options.size().max(MAX_IN_FLIGHT)),
             counters: (0..options.connections)
                 .map(|_| Counter::default())
                 .collect(),

@@ -15,27 +15,15 @@ const PERIOD: usize = 65_521;
 /// The distance between the starting positions of two connections, in bytes.
 const SPACING: usize = 7_919;
 
-/// One period of the stream, and the beginning of the next.
-pub(super) struct Payload(Vec<u8>);
-
-impl Payload {
-    /// Returns a payload of which up to `max_len` bytes are sent or verified at once.
-    pub(super) fn new(max_len: usize) -> Self {
-        let mut bytes = vec![0; PERIOD];
-        fastrand::Rng::with_seed(862).fill(&mut bytes);
-        while bytes.len() < PERIOD + max_len {
-            bytes.extend_from_within(..PERIOD);
-        }
-        Self(bytes)
+/// Returns one period of the stream, and at least `max_len` bytes of the next: that many are sent or
+/// verified at once.
+pub(super) fn payload(max_len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; PERIOD];
+    fastrand::Rng::with_seed(862).fill(&mut bytes);
+    while bytes.len() < PERIOD + max_len {
+        bytes.extend_from_within(..PERIOD);
     }
-
-    /// Returns the starting position of a connection.
-    pub(super) fn cursor(&self, connection_number: usize) -> Cursor<'_> {
-        Cursor {
-            payload: &self.0,
-            position: connection_number * SPACING % PERIOD,
-        }
-    }
+    bytes
 }
 
 /// A position in the stream.
@@ -45,7 +33,13 @@ pub(super) struct Cursor<'a> {
     position: usize,
 }
 
-impl Cursor<'_> {
+impl<'a> Cursor<'a> {
+    /// Returns the starting position of a connection.
+    pub(super) fn new(payload: &'a [u8], connection_number: usize) -> Self {
+        let position = connection_number * SPACING % PERIOD;
+        Self { payload, position }
+    }
+
     /// Sends up to `max_len` of the next bytes and returns how many.
     pub(super) fn send(
         &mut self,
@@ -64,7 +58,7 @@ impl Cursor<'_> {
         received == expected
     }
 
-    pub(super) fn advance(&mut self, len: usize) {
+    fn advance(&mut self, len: usize) {
         self.position = (self.position + len) % PERIOD;
     }
 }

@@ -17,12 +17,13 @@ pub(super) struct Progress<'a> {
 }
 
 impl<'a> Progress<'a> {
-    pub(super) fn new(load: &'a Load) -> Self {
+    pub(super) fn new(load: &'a Load, label: &str) -> Self {
         let bar = ProgressBar::new(millis(load.options.warm_up + load.options.duration));
         bar.set_style(
-            ProgressStyle::with_template("{bar:40} {percent:>3} %  {msg}")
+            ProgressStyle::with_template("{prefix}{bar:20} {percent:>3} %  {msg}")
                 .expect("the template is valid"),
         );
+        bar.set_prefix(label.to_owned());
         let last = (Duration::ZERO, 0);
         Self { bar, load, last }
     }

@@ -1,7 +1,7 @@
-//! The report of a run: text for people, or one JSON object for scripts.
+//! The report of one measurement: text for people, or one JSON object for scripts.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::tally::Tally;
 use crate::cli::{BenchMode, BenchOptions};
+use crate::client::Target;
 
 /// The reported quantiles: the name in the text, the name in JSON, and the fraction.
 const QUANTILES: [(&str, &str, f64); 5] = [
@@ -31,21 +32,34 @@ const MIN_RATIO: f64 = 1.1;
 const BAR_LENGTH: u64 = 40;
 
 pub(super) struct Report<'a> {
-    pub(super) address: SocketAddr,
+    /// The address of the server.
+    pub(super) server: String,
     pub(super) options: &'a BenchOptions,
     /// How long the measurement took: less than requested if the run ended early.
     pub(super) elapsed: Duration,
     pub(super) tally: Tally,
 }
 
-impl Report<'_> {
+impl<'a> Report<'a> {
+    /// Returns the report of a server that could not be reached.
+    pub(super) fn unreachable(target: &Target, options: &'a BenchOptions, reason: &str) -> Self {
+        let mut tally = Tally::default();
+        tally.record_failure(reason);
+        Self {
+            server: target.to_string(),
+            options,
+            elapsed: Duration::ZERO,
+            tally,
+        }
+    }
+
     /// Returns the report as JSON. The names contain the units; what a mode does not measure is
     /// null.
     pub(super) fn to_json(&self) -> Value {
         let Self { options, tally, .. } = self;
         let has_messages = options.mode != BenchMode::Bulk;
         let mut object = json!({
-            "server": self.address.to_string(),
+            "server": self.server,
             "mode": options.mode.name(),
             "connections": options.connections,
             "size_bytes": options.size(),
@@ -66,12 +80,22 @@ impl Report<'_> {
             .collect();
         object
     }
+
+    /// Returns what the mode measures, per second: messages, bytes or connections.
+    pub(super) fn throughput(&self) -> u64 {
+        let count = match self.options.mode {
+            BenchMode::Bulk => self.tally.bytes,
+            // Each connection has one message.
+            BenchMode::Rtt | BenchMode::Connect => self.tally.messages,
+        };
+        rate(count, self.elapsed)
+    }
 }
 
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
-            address,
+            server,
             options,
             elapsed,
             tally,
@@ -79,7 +103,7 @@ impl fmt::Display for Report<'_> {
         let (mode, size) = (options.mode.name(), options.size());
         writeln!(
             f,
-            "{mode} on {address}: {size} bytes at a time, {elapsed:.1?} measured\n"
+            "{mode} on {server}: {size} bytes at a time, {elapsed:.1?} measured\n"
         )?;
         let mut row =
             |label: &str, count: String, rate: String| writeln!(f, "{label:12} {count:<14} {rate}");
@@ -90,7 +114,6 @@ impl fmt::Display for Report<'_> {
         let messages_per_s = format!("{}/s", count(rate(tally.messages, *elapsed)));
         match options.mode {
             BenchMode::Rtt => row("messages", messages, messages_per_s)?,
-            // Each connection has one message.
             BenchMode::Connect => row("connected", messages, messages_per_s)?,
             BenchMode::Bulk => {}
         }
@@ -115,14 +138,22 @@ impl fmt::Display for Report<'_> {
             write_histogram(f, &tally.latencies)?;
         }
 
-        if !tally.failures.is_empty() {
-            writeln!(f, "\nfailures")?;
-        }
-        for (reason, count) in &tally.failures {
-            writeln!(f, "{:>12} {reason}", HumanCount(*count).to_string())?;
-        }
-        Ok(())
+        write_failures(f, &tally.failures)
     }
+}
+
+/// Writes how many connections failed, by reason.
+pub(super) fn write_failures(
+    f: &mut impl fmt::Write,
+    failures: &BTreeMap<String, u64>,
+) -> fmt::Result {
+    if !failures.is_empty() {
+        writeln!(f, "\nfailures")?;
+    }
+    for (reason, count) in failures {
+        writeln!(f, "{:>12} {reason}", HumanCount(*count).to_string())?;
+    }
+    Ok(())
 }
 
 /// Draws a bar for the messages of similar latency. The ratio of each latency to the next is the

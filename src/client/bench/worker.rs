@@ -39,7 +39,7 @@ pub(super) struct Worker<'a> {
 
 impl<'a> Worker<'a> {
     pub(super) fn new(load: &'a Load, connection_number: usize, counter: &'a Counter) -> Self {
-        let cursor = load.payload.cursor(connection_number);
+        let cursor = Cursor::new(&load.payload, connection_number);
         let buffer_size = match load.options.mode {
             BenchMode::Bulk => MAX_IN_FLIGHT,
             BenchMode::Rtt | BenchMode::Connect => load.options.size().min(MAX_IN_FLIGHT),

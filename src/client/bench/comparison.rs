@@ -1,0 +1,196 @@
+//! The report of servers that were measured in turns: text for people, or one JSON object for
+//! scripts.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use indicatif::{HumanBytes, HumanCount};
+use serde_json::{Value, json};
+
+use super::report::{Report, write_failures};
+use crate::cli::{BenchMode, BenchOptions};
+
+pub(super) struct Comparison<'a> {
+    pub(super) options: &'a BenchOptions,
+    pub(super) rounds: u16,
+    pub(super) servers: Vec<Server<'a>>,
+}
+
+pub(super) struct Server<'a> {
+    pub(super) address: String,
+    /// One for each round, unless the run ended early.
+    pub(super) measurements: Vec<Report<'a>>,
+}
+
+impl Server<'_> {
+    /// Returns the throughput of each round, sorted. A round has none if the server was not reached,
+    /// or if the run ended during the warm-up.
+    fn throughput(&self) -> Vec<u64> {
+        let rounds = self.measurements.iter().filter(|m| !m.elapsed.is_zero());
+        let mut throughput: Vec<u64> = rounds.map(Report::throughput).collect();
+        throughput.sort_unstable();
+        throughput
+    }
+
+    /// Returns the median of the rounds for people.
+    fn latency(&self, quantile: f64) -> String {
+        let rounds = self.measurements.iter();
+        let mut latencies: Vec<Duration> =
+            rounds.filter_map(|m| m.tally.latency(quantile)).collect();
+        latencies.sort_unstable();
+        match median(&latencies) {
+            Some(latency) => format!("{latency:.1?}"),
+            None => "-".to_owned(),
+        }
+    }
+}
+
+impl Comparison<'_> {
+    pub(super) fn to_json(&self) -> Value {
+        let first = self.first_throughput();
+        let servers = self.servers.iter().map(|server| {
+            let measurements = server.measurements.iter().map(Report::to_json);
+            json!({
+                "address": server.address,
+                "ratio": ratio(&server.throughput(), &first),
+                "measurements": measurements.collect::<Value>(),
+            })
+        });
+        json!({"rounds": self.rounds, "servers": servers.collect::<Value>()})
+    }
+
+    pub(super) fn failures(&self) -> BTreeMap<String, u64> {
+        let mut failures = BTreeMap::new();
+        for server in &self.servers {
+            for (reason, count) in server.measurements.iter().flat_map(|m| &m.tally.failures) {
+                let failure = format!("{}: {reason}", server.address);
+                *failures.entry(failure).or_default() += count;
+            }
+        }
+        failures
+    }
+
+    fn first_throughput(&self) -> Vec<u64> {
+        let first = self.servers.first();
+        first.map(Server::throughput).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Comparison<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let options = self.options;
+        let (unit, shown): (_, fn(u64) -> String) = match options.mode {
+            BenchMode::Rtt => ("messages/s", |rate| HumanCount(rate).to_string()),
+            BenchMode::Bulk => ("bytes/s", |rate| HumanBytes(rate).to_string()),
+            BenchMode::Connect => ("connections/s", |rate| HumanCount(rate).to_string()),
+        };
+        let (mode, duration) = (options.mode.name(), options.duration);
+        let (size, connections) = (options.size(), HumanCount(options.connections.into()));
+        writeln!(
+            f,
+            "{mode} in turns, {duration:?} each: {size} bytes at a time, connections: {connections}, \
+             throughput in {unit}\n"
+        )?;
+        let addresses = self.servers.iter().map(|server| server.address.len());
+        let width = addresses.max().unwrap_or(0).max("server".len());
+        writeln!(
+            f,
+            "{:width$} rounds  ratio      median      lowest     highest       p50       p99",
+            "server"
+        )?;
+        let first = self.first_throughput();
+        for server in &self.servers {
+            let (address, throughput) = (&server.address, server.throughput());
+            let Some(median) = median(&throughput) else {
+                writeln!(f, "{address:width$}      0  not measured")?;
+                continue;
+            };
+            let ratio = match ratio(&throughput, &first) {
+                Some(ratio) => format!("{ratio:.2}"),
+                None => "-".to_owned(),
+            };
+            writeln!(
+                f,
+                "{address:width$} {:>6} {ratio:>6} {:>11} {:>11} {:>11} {:>9} {:>9}",
+                throughput.len(),
+                shown(median),
+                shown(throughput[0]),
+                shown(throughput[throughput.len() - 1]),
+                server.latency(0.5),
+                server.latency(0.99),
+            )?;
+        }
+        for server in self.servers.iter().skip(1) {
+            if is_within_spread(&server.throughput(), &first) {
+                writeln!(
+                    f,
+                    "\nwarning: the ratio of {} means little, because the rounds of one server \
+                     differ as much;\nuse an idle machine, more --rounds or a longer --duration",
+                    server.address
+                )?;
+            }
+        }
+        write_failures(f, &self.failures())
+    }
+}
+
+/// Returns the median; of an even number, the lower of the two in the middle.
+fn median<T: Copy>(sorted: &[T]) -> Option<T> {
+    sorted.get(sorted.len().saturating_sub(1) / 2).copied()
+}
+
+/// Returns the ratio of the medians, unless the first server was not measured or echoed nothing.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a ratio is shown with two decimals"
+)]
+fn ratio(throughput: &[u64], first: &[u64]) -> Option<f64> {
+    let (median, first) = (median(throughput)?, median(first)?);
+    (first > 0).then(|| median as f64 / first as f64)
+}
+
+/// Returns whether the median of one server is among the rounds of the other, so that the ratio may
+/// be chance.
+fn is_within_spread(a: &[u64], b: &[u64]) -> bool {
+    let is_among = |value, rounds: &[u64]| {
+        rounds.first().is_some_and(|lowest| *lowest <= value)
+            && rounds.last().is_some_and(|highest| value <= *highest)
+    };
+    median(a).is_some_and(|a| is_among(a, b)) || median(b).is_some_and(|b| is_among(b, a))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(median(&[1, 5, 9]), Some(5));
+        assert_eq!(median(&[1, 4, 5, 9]), Some(4));
+        assert_eq!(median::<u64>(&[]), None);
+    }
+
+    #[test]
+    fn a_ratio_is_of_the_medians() {
+        assert_eq!(ratio(&[10, 30, 90], &[1, 20, 100]), Some(1.5));
+        assert_eq!(ratio(&[0], &[20]), Some(0.0));
+        assert_eq!(ratio(&[10], &[0]), None);
+        assert_eq!((ratio(&[10], &[]), ratio(&[], &[10])), (None, None));
+    }
+
+    #[test]
+    fn a_ratio_means_little_within_the_spread() {
+        for (a, b, expected) in [
+            (&[90, 100, 110][..], &[95, 105, 200][..], true),
+            (&[90, 100, 110], &[10, 20, 105], true),
+            (&[90, 100, 110], &[20, 30, 95], false),
+            (&[90, 100, 110], &[105, 120, 130], false),
+            (&[100], &[200], false),
+            (&[100], &[], false),
+        ] {
+            assert_eq!(is_within_spread(a, b), expected, "{a:?} {b:?}");
+            assert_eq!(is_within_spread(b, a), expected, "{a:?} {b:?}");
+        }
+    }
+}
