@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use common::conformance::{failures, run_checks, run_suite};
 use common::tools::{Tool, wait_until_listening};
-use common::{Log, command, manual_block, reserve_port, start_tool};
+use common::{Log, command, manual_block, reserve_port};
 
 /// socat forks a process for each client. Takes five seconds, as the whole suite does on any server.
 #[test]
@@ -39,7 +39,7 @@ fn socat_passes_the_suite() {
 /// Runs the commands with other ports, shorter, and with a wait that does not depend on the machine.
 #[test]
 fn commands_of_the_manual_compare_three_servers() {
-    if start_tool(Command::new("socat").arg("-V").stdout(Stdio::null())).is_none() {
+    if Tool::start(Command::new("socat").arg("-V").stdout(Stdio::null())).is_none() {
         return;
     }
     let reserved = [reserve_port(), reserve_port(), reserve_port()];
@@ -48,13 +48,15 @@ fn commands_of_the_manual_compare_three_servers() {
         assert!(script.contains(from), "{from} in {script}");
         script = script.replace(from, to);
     };
-    let mut wait = String::new();
+    let mut waits = Vec::new();
     for (port, (_, address)) in ["24000", "24001", "24002"].iter().zip(&reserved) {
         let reserved = address.port();
         replace(port, &reserved.to_string());
-        wait += &format!("until (: </dev/tcp/127.0.0.1/{reserved}); do sleep 0.02; done 2>&-\n");
+        waits.push(format!(
+            "until (: </dev/tcp/127.0.0.1/{reserved}); do sleep 0.02; done 2>&-"
+        ));
     }
-    replace("sleep 1\n", &wait);
+    replace("sleep 1", &waits.join("\n"));
     replace("--duration 2s", "--duration 20ms --warm-up 0s");
 
     let binaries = Path::new(env!("CARGO_BIN_EXE_echo-client")).parent();

@@ -125,8 +125,8 @@ impl fmt::Display for Comparison<'_> {
             if is_within_spread(&server.throughput(), &first) {
                 writeln!(
                     f,
-                    "\nwarning: the ratio of {} means little, because the rounds of one server \
-                     differ as much;\nuse an idle machine, more --rounds or a longer --duration",
+                    "\nwarning: the ratio of {} may be chance: the rounds differ more than the \
+                     medians;\nuse an idle machine, more --rounds or a longer --duration",
                     server.address
                 )?;
             }
