@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::Duration;
 
 use indicatif::{HumanBytes, HumanCount};
 use serde_json::{Value, json};
@@ -24,25 +23,8 @@ pub(super) struct Server<'a> {
 }
 
 impl Server<'_> {
-    /// Returns the throughput of each round, sorted. A round has none if the server was not reached,
-    /// or if the run ended during the warm-up.
     fn throughput(&self) -> Vec<u64> {
-        let rounds = self.measurements.iter().filter(|m| !m.elapsed.is_zero());
-        let mut throughput: Vec<u64> = rounds.map(Report::throughput).collect();
-        throughput.sort_unstable();
-        throughput
-    }
-
-    /// Returns the median of the rounds for people.
-    fn latency(&self, quantile: f64) -> String {
-        let rounds = self.measurements.iter();
-        let mut latencies: Vec<Duration> =
-            rounds.filter_map(|m| m.tally.latency(quantile)).collect();
-        latencies.sort_unstable();
-        match median(&latencies) {
-            Some(latency) => format!("{latency:.1?}"),
-            None => "-".to_owned(),
-        }
+        sorted(self.measurements.iter().filter_map(Report::throughput))
     }
 }
 
@@ -102,23 +84,27 @@ impl fmt::Display for Comparison<'_> {
         let first = self.first_throughput();
         for server in &self.servers {
             let (address, throughput) = (&server.address, server.throughput());
-            let Some(median) = median(&throughput) else {
+            let Some(median_throughput) = median(&throughput) else {
                 writeln!(f, "{address:width$}      0  not measured")?;
                 continue;
             };
-            let ratio = match ratio(&throughput, &first) {
-                Some(ratio) => format!("{ratio:.2}"),
-                None => "-".to_owned(),
-            };
+            let ratio = ratio(&throughput, &first).map(|ratio| format!("{ratio:.2}"));
+            let [p50, p99] = [0.5, 0.99].map(|quantile| {
+                let rounds = server.measurements.iter();
+                let latencies = sorted(rounds.filter_map(|report| report.tally.latency(quantile)));
+                median(&latencies).map(|latency| format!("{latency:.1?}"))
+            });
+            let or_dash = |figure: Option<String>| figure.unwrap_or_else(|| "-".to_owned());
             writeln!(
                 f,
-                "{address:width$} {:>6} {ratio:>6} {:>11} {:>11} {:>11} {:>9} {:>9}",
+                "{address:width$} {:>6} {:>6} {:>11} {:>11} {:>11} {:>9} {:>9}",
                 throughput.len(),
-                shown(median),
+                or_dash(ratio),
+                shown(median_throughput),
                 shown(throughput[0]),
                 shown(throughput[throughput.len() - 1]),
-                server.latency(0.5),
-                server.latency(0.99),
+                or_dash(p50),
+                or_dash(p99),
             )?;
         }
         for server in self.servers.iter().skip(1) {
@@ -133,6 +119,13 @@ impl fmt::Display for Comparison<'_> {
         }
         write_failures(f, &self.failures())
     }
+}
+
+/// Returns a figure of each round, sorted.
+fn sorted<T: Ord>(figures: impl Iterator<Item = T>) -> Vec<T> {
+    let mut figures: Vec<T> = figures.collect();
+    figures.sort_unstable();
+    figures
 }
 
 /// Returns the median; of an even number, the lower of the two in the middle.

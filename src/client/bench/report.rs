@@ -81,14 +81,15 @@ impl<'a> Report<'a> {
         object
     }
 
-    /// Returns what the mode measures, per second: messages, bytes or connections.
-    pub(super) fn throughput(&self) -> u64 {
+    /// Returns what the mode measures, per second: messages, bytes or connections. Returns `None` if
+    /// the server was not reached, or if the run ended during the warm-up.
+    pub(super) fn throughput(&self) -> Option<u64> {
         let count = match self.options.mode {
             BenchMode::Bulk => self.tally.bytes,
             // Each connection has one message.
             BenchMode::Rtt | BenchMode::Connect => self.tally.messages,
         };
-        rate(count, self.elapsed)
+        (!self.elapsed.is_zero()).then(|| rate(count, self.elapsed))
     }
 }
 
