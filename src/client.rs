@@ -79,8 +79,7 @@ impl Target {
             .to_socket_addrs()
             .map_err(|error| {
                 format!(
-                    "cannot find the host {host}: {error}; check its spelling, or give an IP \
-                     address with --host"
+                    "cannot find the host {host}: {error}; check its spelling, or give an IP address"
                 )
             })?;
         let mut message = format!("cannot connect to {host}: the name has no address");
@@ -136,7 +135,7 @@ fn explain_connect_error(address: SocketAddr, timeout: Duration, error: &io::Err
         ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable => {
             "no route to it; is the address right, and this machine's network up?".to_owned()
         }
-        _ => format!("{error}; are --host and --port right?"),
+        _ => format!("{error}; are the host and the port right?"),
     };
     format!("cannot connect to {address}: {reason}")
 }
@@ -187,7 +186,10 @@ mod tests {
             (ErrorKind::TimedOut, "no answer within 5s"),
             (ErrorKind::NetworkUnreachable, "no route to it"),
             (ErrorKind::HostUnreachable, "no route to it"),
-            (ErrorKind::PermissionDenied, "are --host and --port right?"),
+            (
+                ErrorKind::PermissionDenied,
+                "are the host and the port right?",
+            ),
         ] {
             let message = explain_connect_error(address, Duration::from_secs(5), &kind.into());
             assert!(

@@ -47,7 +47,7 @@
 //! | `client/conformance/checks.rs` | what an echo server guarantees, a function for each check |
 //! | `client/conformance/test_client.rs` | the client that the checks use: sends and expects |
 //! | `client/conformance/mismatch.rs` | how a failed check describes what it got instead |
-//! | `client/bench.rs` | `echo-client bench`: the load generator: rounds, and one measurement from start to end |
+//! | `client/bench.rs` | `echo-client bench`: the load generator: its rounds, and each measurement from start to end |
 //! | `client/bench/load.rs` | what all connections share: the workload, start and end |
 //! | `client/bench/worker.rs` | the thread of one connection: sends messages and verifies their echoes |
 //! | `client/bench/payload.rs` | the random bytes that are sent |
