@@ -73,7 +73,7 @@ pub fn run(targets: &[Target], options: &BenchOptions, stop: &AtomicBool) -> Res
     Ok(())
 }
 
-/// Measures each server once in each round.
+/// Measures each server once in each round. One that cannot be reached does not affect the others.
 fn measure_in_turns<'a>(
     targets: &[Target],
     options: &'a BenchOptions,
@@ -94,13 +94,12 @@ fn measure_in_turns<'a>(
                 return Ok(comparison);
             }
             let label = format!("round {round}/{}, {target}  ", comparison.rounds);
-            server
-                .measurements
-                .push(match measure(target, options, &label, stop) {
-                    Ok(report) => report,
-                    Err(Error::Message(reason)) => Report::unreachable(target, options, &reason),
-                    Err(error) => return Err(error),
-                });
+            let report = match measure(target, options, &label, stop) {
+                Ok(report) => report,
+                Err(Error::Message(reason)) => Report::unreachable(target, options, &reason),
+                Err(error) => return Err(error),
+            };
+            server.measurements.push(report);
         }
     }
     Ok(comparison)
