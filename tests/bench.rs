@@ -2,7 +2,7 @@
 //! depends on the throughput, which differs from machine to machine.
 #![cfg(feature = "client")]
 
-mod common;
+use crate::common;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

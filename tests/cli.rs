@@ -1,11 +1,9 @@
 //! The command line of `echo-server`: options, their environment variables, error lines, exit codes
 //! and log levels.
 
-mod common;
-
 use std::process::{Command, Output, Stdio};
 
-use common::{Server, echo_server, exchange, listen, local_server, run};
+use crate::common::{self, Server, echo_server, exchange, listen, local_server, run};
 
 /// Runs a server that must fail with this exit code. Returns its stderr; stdout must be empty.
 fn fails(command: &mut Command, code: i32) -> String {

@@ -1,11 +1,9 @@
 //! The command line of `echo-client`, and the errors before it is connected.
 #![cfg(feature = "client")]
 
-mod common;
-
 use std::process::Command;
 
-use common::{Server, closed_port, command, echo_client, run};
+use crate::common::{Server, closed_port, command, echo_client, run};
 
 /// Runs a client that must fail with this exit code. Returns its stderr; stdout must be empty.
 fn fails(client: &mut Command, code: i32) -> String {

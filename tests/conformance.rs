@@ -2,8 +2,6 @@
 //! right check fails and reports why.
 #![cfg(feature = "client")]
 
-mod common;
-
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::Stdio;
@@ -12,8 +10,8 @@ use std::sync::{Arc, Barrier, LazyLock, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use common::conformance::{checks, failures, run_checks, run_suite};
-use common::{Server, echo_client, listen, reset_on_close};
+use crate::common::conformance::{checks, failures, run_checks, run_suite};
+use crate::common::{Server, echo_client, listen, reset_on_close};
 use serde_json::Value;
 
 /// Takes five seconds: in some checks, the suite waits for bytes that must not arrive.

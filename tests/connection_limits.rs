@@ -1,11 +1,9 @@
 //! The connection limit (`--max-connections`): clients over it wait in the listen backlog.
 
-mod common;
-
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use common::{Server, exchange, local_address, local_server, read_until_fin};
+use crate::common::{self, Server, exchange, local_address, local_server, read_until_fin};
 
 /// Connects and sends a byte, which is echoed once the client is admitted.
 fn connect_and_send(server: &Server) -> TcpStream {

@@ -1,12 +1,10 @@
 //! The documents that the binaries print: help, man pages and completions. None may lack an option.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::io::pipe;
 use std::process::{Command, Stdio};
 
-use common::command;
+use crate::common::command;
 
 #[cfg(feature = "client")]
 const BINARIES: [&str; 2] = [

@@ -2,15 +2,15 @@
 //! echoed, followed by FIN, never RST. At the shutdown timeout, remaining clients are forcibly
 //! closed.
 
-mod common;
-
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::signal::{self, Signal};
-use common::{Server, exchange, fill, local_address, local_server, noise, read_until_fin};
+use crate::common::signal::{self, Signal};
+use crate::common::{
+    self, Server, exchange, fill, local_address, local_server, noise, read_until_fin,
+};
 
 /// Only Unix can pause a program, so that clients stay in the listen backlog.
 #[test]

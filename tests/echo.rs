@@ -1,12 +1,10 @@
 //! Whatever a client sends comes back byte for byte and in order, in whatever pieces it was sent.
 
-mod common;
-
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpStream};
 use std::thread;
 
-use common::{
+use crate::common::{
     Server, connect, echo_server, exchange, fill, half_close, local_address, noise, read_until_fin,
     reset, send_and_read_all,
 };

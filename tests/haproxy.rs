@@ -2,8 +2,6 @@
 //! conformance suite, and a rolling restart behind it loses no byte.
 #![cfg(target_os = "linux")]
 
-mod common;
-
 use std::io::{ErrorKind, Read, Write};
 use std::iter::zip;
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -12,9 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::signal::Signal;
-use common::tools::Haproxy;
-use common::{
+use crate::common::signal::Signal;
+use crate::common::tools::Haproxy;
+use crate::common::{
     PATIENCE, Server, connect_from, echo_server, exchange, fill, local_address, manual_block,
     noise, read_until_fin, reserve_port, send_and_read_all, wait_until,
 };

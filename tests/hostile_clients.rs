@@ -1,18 +1,18 @@
 //! Clients that misbehave, by intent or not: resets, payload that looks like log lines, clients that
 //! never read. Other clients and the log must not suffer.
 
-mod common;
-
 use std::net::TcpStream;
 use std::thread;
 
-use common::{Server, exchange, fill, local_address, noise, reset, send_and_read_all, signal};
+use crate::common::{
+    Server, exchange, fill, local_address, noise, reset, send_and_read_all, signal,
+};
 
 /// Only Unix can pause a program, so that clients stay in the listen backlog.
 #[test]
 #[cfg(unix)]
 fn resets_in_the_listen_backlog_do_not_keep_the_next_client_out() {
-    use common::signal::Signal;
+    use crate::common::signal::Signal;
     let server = Server::start(&[]);
     signal::pause(&server.child);
     for _ in 0..100 {
@@ -26,7 +26,7 @@ fn resets_in_the_listen_backlog_do_not_keep_the_next_client_out() {
 #[test]
 #[cfg(unix)]
 fn pause_by_job_control_closes_no_connection() {
-    use common::signal::Signal;
+    use crate::common::signal::Signal;
     let server = Server::start(&[]);
     let client = server.connect();
     for _ in 0..10 {

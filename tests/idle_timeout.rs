@@ -1,14 +1,12 @@
 //! The idle timeout (`--idle-timeout`): a connection is closed after this long without a byte in or
 //! out. The tests with a client that must not be closed take longer than the timeout by design.
 
-mod common;
-
 use std::io::Read;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{
-    Server, exchange, fill, local_address, local_server, read_until_fin, send_and_read_all,
+use crate::common::{
+    self, Server, exchange, fill, local_address, local_server, read_until_fin, send_and_read_all,
 };
 
 #[test]

@@ -1,8 +1,6 @@
 //! `echo-client` in a pseudo-terminal. Not on Windows, whose pseudo-terminals `rustix` does not support.
 #![cfg(all(unix, feature = "client"))]
 
-mod common;
-
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -14,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, Server, accept, command, listen, reset};
+use crate::common::{self, PATIENCE, Server, accept, command, listen, reset};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, kill_process};

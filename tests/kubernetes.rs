@@ -2,11 +2,9 @@
 //! server starts with its arguments. The tests read it from the page on deployment.
 #![cfg(unix)]
 
-mod common;
-
 use std::time::Duration;
 
-use common::{Server, connect, echo_server, exchange, local_address, manual_block};
+use crate::common::{Server, connect, echo_server, exchange, local_address, manual_block};
 use jiff::fmt::friendly::SpanParser;
 use yaml_rust2::{Yaml, YamlLoader};
 

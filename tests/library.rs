@@ -1,14 +1,12 @@
 //! The server inside another program, shut down through its handle. These tests run on every
 //! platform, even if a test cannot send a signal there.
 
-mod common;
-
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use common::{connect, exchange, fill, read_until_fin, wait_until};
+use crate::common::{connect, exchange, fill, read_until_fin, wait_until};
 use echo_server::{Config, Server, ShutdownHandle};
 
 /// Runs a server in a thread of the test.

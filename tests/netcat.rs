@@ -1,12 +1,10 @@
 //! The client `nc`, as the manual uses it. Windows has no `nc`, so the manual uses PowerShell there.
 #![cfg(unix)]
 
-mod common;
-
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use common::{Server, end, noise, start_tool};
+use crate::common::{Server, end, noise, start_tool};
 
 /// Runs `nc` with `input` as its stdin, and returns its stdout.
 fn nc(server: &Server, input: &[u8]) -> Option<Vec<u8>> {

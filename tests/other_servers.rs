@@ -2,15 +2,13 @@
 //! commands that compare servers.
 #![cfg(all(target_os = "linux", feature = "client"))]
 
-mod common;
-
 use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::conformance::{failures, run_checks, run_suite};
-use common::tools::{Tool, wait_until_listening};
-use common::{Log, command, manual_block, reserve_port};
+use crate::common::conformance::{failures, run_checks, run_suite};
+use crate::common::tools::{Tool, wait_until_listening};
+use crate::common::{Log, command, manual_block, reserve_port};
 
 /// socat forks a process for each client. Takes five seconds, as the whole suite does on any server.
 #[test]

@@ -1,12 +1,10 @@
 //! Output that cannot be written: a closed, broken or unread stdout or stderr never stops the
 //! service, and neither does a full disk.
 
-mod common;
-
 use std::io::pipe;
 use std::process::Stdio;
 
-use common::{Server, exchange, local_server, noise, send_and_read_all, signal};
+use crate::common::{self, Server, exchange, local_server, noise, send_and_read_all, signal};
 
 #[test]
 fn stdout_without_a_reader_does_not_stop_the_service() {
@@ -55,8 +53,8 @@ mod unix {
     use std::process::{Command, Stdio};
 
     use super::check_service;
-    use super::common::signal::Signal;
-    use super::common::{Server, command, echo_server, exchange, fill, listen, local_server, wait};
+    use crate::common::signal::Signal;
+    use crate::common::{Server, command, echo_server, exchange, fill, listen, local_server, wait};
     use rustix::io::ioctl_fionbio;
 
     #[test]

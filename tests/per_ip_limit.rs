@@ -1,11 +1,9 @@
 //! The per-IP limit (`--max-connections-per-ip`): one address cannot use up the connection limit.
 
-mod common;
-
 use std::io::Read;
 use std::net::TcpStream;
 
-use common::{Server, exchange, local_server, read_until_fin};
+use crate::common::{self, Server, exchange, local_server, read_until_fin};
 
 /// Checks that the server closes the connection without an echo.
 fn assert_rejected(mut client: TcpStream) {

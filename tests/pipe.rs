@@ -2,15 +2,13 @@
 //! The exit code shows whether all bytes were echoed.
 #![cfg(feature = "client")]
 
-mod common;
-
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Server, echo_client, end, listen, noise, read_until_fin, reset, run};
+use crate::common::{Server, echo_client, end, listen, noise, read_until_fin, reset, run};
 
 /// Starts a client as a pipe to `address`.
 fn pipe(address: SocketAddr, arguments: &[&str]) -> Child {
@@ -333,7 +331,7 @@ fn stdin_that_cannot_be_read_is_an_error() {
 #[test]
 #[cfg(unix)]
 fn pause_by_job_control_loses_no_byte() {
-    use common::signal::{self, Signal, pause};
+    use crate::common::signal::{self, Signal, pause};
 
     let server = Server::start(&[]);
     let mut client = pipe(server.address, &[]);

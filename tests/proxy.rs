@@ -1,14 +1,12 @@
 //! `--proxy-protocol`: the PROXY protocol header, with which a load balancer sends the client's
 //! address.
 
-mod common;
-
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Server, exchange, half_close, local_address, local_server, read_until_fin};
+use crate::common::{Server, exchange, half_close, local_address, local_server, read_until_fin};
 use proxy_header::{ProxiedAddress, ProxyHeader};
 
 const V1: &[u8] = b"PROXY TCP4 198.51.100.7 192.0.2.1 4321 54000\r\n";

@@ -2,13 +2,11 @@
 //! lets a test measure that from outside.
 #![cfg(target_os = "linux")]
 
-mod common;
-
 use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, Server, cpu_time, exchange, fill, noise};
+use crate::common::{PATIENCE, Server, cpu_time, exchange, fill, noise};
 
 #[test]
 fn client_that_never_reads_costs_the_server_one_buffer() {

@@ -1,16 +1,14 @@
 //! Graceful shutdown on a signal: the exit code, the log, the listener, and clients with nothing
 //! pending. `drain.rs` covers clients with pending echoes.
 
-mod common;
-
 use std::io::ErrorKind;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::signal::{SHUTDOWN_SIGNALS, Signal};
-use common::{PATIENCE, Server, echo_server, exchange, fill, read_until_fin};
+use crate::common::signal::{SHUTDOWN_SIGNALS, Signal};
+use crate::common::{self, PATIENCE, Server, echo_server, exchange, fill, read_until_fin};
 
 #[test]
 fn each_signal_shuts_an_idle_server_down_with_exit_code_0() {

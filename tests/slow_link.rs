@@ -1,12 +1,10 @@
 //! Graceful shutdown on a slow link: every byte that a client sent before the signal is echoed,
-//! followed by FIN. Each test runs in a network namespace of its own. Its loopback device has the
+//! followed by FIN. Each case runs in a network namespace of its own. Its loopback device has the
 //! MTU, the rate and the queue of a slow link, and drops the packets that the queue cannot hold.
 //!
-//! The tests of lost packets take three to seven seconds, because on a slow link the server waits for
-//! several retransmission timeouts. On much faster links they would pass without that wait.
+//! The test takes seven seconds, because on a slow link the server waits for several retransmission
+//! timeouts. On much faster links it would pass without that wait.
 #![cfg(target_os = "linux")]
-
-mod common;
 
 use std::env;
 use std::io::{Error, Read, Write};
@@ -14,19 +12,63 @@ use std::net::{Shutdown, TcpStream};
 use std::process::Command;
 use std::thread;
 
-use common::signal::Signal;
-use common::{Server, noise};
+use crate::common::signal::Signal;
+use crate::common::{self, Server, noise};
 
-/// Set in a process that runs in such a namespace.
-const NAMESPACE: &str = "ECHO_SERVER_TEST_NAMESPACE";
+/// A test that runs on a link with this rate and queue.
+struct Case {
+    name: &'static str,
+    rate: &'static str,
+    queue: &'static str,
+    body: fn(),
+}
 
-/// Runs `body`, the body of the test `name`, on a link with this rate and queue. For that, it starts
-/// a new process of this test binary that runs only this test.
-fn on_link(name: &str, rate: &str, queue: &str, body: fn()) {
-    if env::var_os(NAMESPACE).is_some() {
-        return body();
+const CASES: [Case; 4] = [
+    Case {
+        name: "drain loses no byte",
+        rate: "4mbit",
+        queue: "100ms",
+        // A client alone fills the queue, loses packets, and pauses until their retransmission.
+        body: || check_that_no_byte_is_lost(1, 400_000),
+    },
+    Case {
+        name: "drain sends no RST when clients share the link",
+        rate: "4mbit",
+        queue: "100ms",
+        // A lingering close that is too short ends in RST here.
+        body: || check_that_no_byte_is_lost(4, 80_000),
+    },
+    Case {
+        name: "clients whose first packets are lost are served",
+        rate: "1mbit",
+        queue: "120ms",
+        // The queue drops most of the first packets, so the server has no byte of some clients when
+        // the signal arrives.
+        body: || check_that_no_byte_is_lost(8, 15_000),
+    },
+    Case {
+        name: "idle client is closed in half a second",
+        rate: "1mbit",
+        queue: "250ms",
+        body: || {
+            let mut server = Server::start(&["--shutdown-timeout", "1h"]);
+            common::check_that_idle_client_is_closed_at_once(&mut server);
+        },
+    },
+];
+
+/// Set in a process that runs in such a namespace, to the name of its case.
+const CASE: &str = "ECHO_SERVER_TEST_CASE";
+
+/// Runs all cases at once, because they mostly wait. Each runs in a process of its own, which executes
+/// this test again.
+#[test]
+fn shutdown_on_a_slow_link_is_graceful_and_prompt() {
+    if let Some(name) = env::var_os(CASE) {
+        let case = CASES.iter().find(|case| name == case.name);
+        return (case.expect("the name is that of a case").body)();
     }
-    let probe = in_namespace(rate, queue).arg("true").output();
+    let probe = in_namespace("4mbit", "100ms").arg("true").output();
     let error = match probe {
         Ok(output) if output.status.success() => None,
         Ok(output) => Some(
@@ -42,18 +84,28 @@ fn on_link(name: &str, rate: &str, queue: &str, body: fn()) {
         ));
         return;
     }
-    let binary = env::current_exe().expect("the test binary has a path");
-    let mut test = in_namespace(rate, queue);
-    test.arg(binary)
-        .args(["--exact", name, "--nocapture"])
-        .env(NAMESPACE, "1");
-    // No time limit is needed: every wait of the test has one.
+    thread::scope(|scope| {
+        for case in &CASES {
+            scope.spawn(|| run_in_namespace(case));
+        }
+    });
+}
+
+/// Runs a case on its link and checks that it passes.
+fn run_in_namespace(case: &Case) {
+    let this_test = "slow_link::shutdown_on_a_slow_link_is_graceful_and_prompt";
+    let mut test = in_namespace(case.rate, case.queue);
+    test.arg(env::current_exe().expect("the test binary has a path"))
+        .args(["--exact", this_test, "--nocapture"])
+        .env(CASE, case.name);
+    // No time limit is needed: every wait of the case has one.
     let output = test.output().expect("unshare can be spawned");
     let stdout = String::from_utf8_lossy(&output.stdout);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(
         output.status.success() && stdout.contains("1 passed"),
-        "{stdout}{stderr}"
+        "{}: {stdout}{stderr}",
+        case.name
     );
 }
 
@@ -126,41 +178,4 @@ fn read_and_close(mut client: &TcpStream) -> Result<Vec<u8>, Error> {
     // So that the server need not linger.
     let _ = client.shutdown(Shutdown::Write);
     Ok(bytes)
-}
-
-/// A client alone fills the queue, loses packets, and pauses until their retransmission.
-#[test]
-fn drain_loses_no_byte_on_a_slow_link() {
-    let name = "drain_loses_no_byte_on_a_slow_link";
-    on_link(name, "4mbit", "100ms", || {
-        check_that_no_byte_is_lost(1, 400_000);
-    });
-}
-
-/// A lingering close that is too short ends in RST here.
-#[test]
-fn drain_sends_no_rst_when_clients_share_a_slow_link() {
-    let name = "drain_sends_no_rst_when_clients_share_a_slow_link";
-    on_link(name, "4mbit", "100ms", || {
-        check_that_no_byte_is_lost(4, 80_000);
-    });
-}
-
-/// The queue drops most of the first packets, so the server has no byte of some clients when the
-/// signal arrives.
-#[test]
-fn clients_whose_first_packets_are_lost_are_served() {
-    let name = "clients_whose_first_packets_are_lost_are_served";
-    on_link(name, "1mbit", "120ms", || {
-        check_that_no_byte_is_lost(8, 15_000);
-    });
-}
-
-#[test]
-fn idle_client_on_a_slow_link_is_closed_in_half_a_second() {
-    let name = "idle_client_on_a_slow_link_is_closed_in_half_a_second";
-    on_link(name, "1mbit", "250ms", || {
-        let mut server = Server::start(&["--shutdown-timeout", "1h"]);
-        common::check_that_idle_client_is_closed_at_once(&mut server);
-    });
 }

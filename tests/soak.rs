@@ -5,8 +5,6 @@
 //! Takes three seconds; `ECHO_SERVER_SOAK_SECONDS` makes it longer, as in CI.
 #![cfg(target_os = "linux")]
 
-mod common;
-
 use std::hash::{BuildHasher, RandomState};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -14,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Server, noise, reset, wait_until, with_timeouts};
+use crate::common::{Server, noise, reset, wait_until, with_timeouts};
 use rustix::process::Signal;
 
 /// Returns a number below `bound` that differs from call to call and from run to run.

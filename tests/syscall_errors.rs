@@ -2,13 +2,11 @@
 //! server.
 #![cfg(target_os = "linux")]
 
-mod common;
-
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::signal::Signal;
-use common::{Server, exchange, local_address, read_until_fin};
+use crate::common::signal::Signal;
+use crate::common::{self, Server, exchange, local_address, read_until_fin};
 
 /// Starts a server whose system calls fail as `injection` says, if `strace` may trace it.
 fn start_with(injection: &str) -> Option<Server> {

@@ -2,8 +2,6 @@
 //! expects from one. Needs the feature `systemd`.
 #![cfg(all(target_os = "linux", feature = "systemd"))]
 
-mod common;
-
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
@@ -13,10 +11,10 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use common::tools::{Tool, wait_until_listening};
-use common::{
-    PATIENCE, Server, command, connect, echo_server, exchange, half_close, listen, local_address,
-    local_server, noise, read_until_fin, reserve_port, run,
+use crate::common::tools::{Tool, wait_until_listening};
+use crate::common::{
+    self, PATIENCE, Server, command, connect, echo_server, exchange, half_close, listen,
+    local_address, local_server, noise, read_until_fin, reserve_port, run,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
