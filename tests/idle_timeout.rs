@@ -1,5 +1,5 @@
 //! The idle timeout (`--idle-timeout`): a connection is closed after this long without a byte in or
-//! out. The tests with a client that must not be closed take longer than the timeout by design.
+//! out.
 
 use std::io::Read;
 use std::thread;
@@ -32,21 +32,29 @@ fn idle_clients_get_fin_whether_they_sent_bytes_or_not() {
     }
 }
 
-/// Takes a second, because it waits for the timeout nine times.
 #[test]
 fn idle_timeout_is_on_time_after_an_echo() {
-    let server = Server::start(&["--idle-timeout", "100ms"]);
-    let mut times = [(); 9].map(|()| {
-        let client = server.connect();
-        exchange(&client, b"hello");
-        let begin = Instant::now();
-        assert_eq!(read_until_fin(&client), b"");
-        begin.elapsed()
-    });
-    times.sort();
-    // A busy machine may delay some of them. The server has sent the echo before this thread reads it.
-    assert!(times[0] > Duration::from_millis(80), "{times:?}");
-    assert!(times[4] < Duration::from_millis(200), "{times:?}");
+    // A busy machine may delay most clients of a round, so the test tries again.
+    for _ in 0..20 {
+        let server = Server::start(&["--idle-timeout", "100ms"]);
+        let clients = [(); 9].map(|()| server.connect());
+        let begins = clients.each_ref().map(|client| {
+            exchange(client, b"hello");
+            Instant::now()
+        });
+        let mut times = [Duration::ZERO; 9];
+        for ((client, begin), time) in clients.iter().zip(begins).zip(&mut times) {
+            assert_eq!(read_until_fin(client), b"");
+            *time = begin.elapsed();
+        }
+        times.sort();
+        // The server has sent the echo before this thread reads it.
+        assert!(times[0] > Duration::from_millis(80), "{times:?}");
+        if times[4] < Duration::from_millis(200) {
+            return;
+        }
+    }
+    panic!("most clients are closed late");
 }
 
 /// Takes over a second: the timeout must be longer than `fill` takes.
@@ -60,7 +68,17 @@ fn client_that_never_reads_is_idle_and_harms_no_other() {
     server.wait_for_log(&format!("{address} disconnected: idle timeout, "));
 }
 
+/// Takes two seconds, longer than the timeout by design, so the clients are tested at once.
 #[test]
+fn clients_that_send_or_read_often_enough_are_not_closed() {
+    thread::scope(|scope| {
+        scope.spawn(client_that_sends_often_enough_is_not_closed);
+        scope.spawn(client_that_reads_in_bursts_is_not_closed_between_them);
+        #[cfg(target_os = "linux")]
+        scope.spawn(linux_client_that_reads_slowly_is_not_closed);
+    });
+}
+
 fn client_that_sends_often_enough_is_not_closed() {
     let server = Server::start(&["--idle-timeout", "500ms"]);
     let client = server.connect();
@@ -73,7 +91,6 @@ fn client_that_sends_often_enough_is_not_closed() {
     server.wait_for_log("disconnected: closed by client, ");
 }
 
-#[test]
 fn client_that_reads_in_bursts_is_not_closed_between_them() {
     let server = Server::start(&["--idle-timeout", "1s"]);
     let client = server.connect();
@@ -90,7 +107,6 @@ fn client_that_reads_in_bursts_is_not_closed_between_them() {
 }
 
 /// On other systems a socket becomes writable only when a large part of its buffer has been sent.
-#[test]
 #[cfg(target_os = "linux")]
 fn linux_client_that_reads_slowly_is_not_closed() {
     let server = Server::start(&["--idle-timeout", "1s"]);
