@@ -174,16 +174,21 @@ impl Terminal {
     /// Waits until `text` is shown after the text of the last wait.
     fn wait_for(&mut self, text: &str) {
         let (shown, more) = &*self.shown;
-        let find = |shown: &[u8]| {
-            shown[self.seen..]
-                .windows(text.len())
-                .position(|window| window == text.as_bytes())
+        let mut searched = self.seen;
+        let mut find = |shown: &[u8]| {
+            let mut windows = shown[searched..].windows(text.len());
+            if let Some(place) = windows.position(|window| window == text.as_bytes()) {
+                return Some(searched + place + text.len());
+            }
+            // The end may be the beginning of `text`.
+            searched = searched.max(shown.len().saturating_sub(text.len()));
+            None
         };
         let shown = shown.lock().expect("no panics");
         let (shown, _) = more
             .wait_timeout_while(shown, PATIENCE, |shown| find(shown).is_none())
             .expect("no panics");
-        let place = find(&shown).unwrap_or_else(|| {
+        self.seen = find(&shown).unwrap_or_else(|| {
             let (seen, rest) = shown.split_at(self.seen);
             panic!(
                 "no {text:?} in {}, before: {}",
@@ -191,7 +196,6 @@ impl Terminal {
                 seen.escape_ascii()
             )
         });
-        self.seen += place + text.len();
     }
 
     /// Waits until the client exits. Returns its exit code.
@@ -530,6 +534,7 @@ fn missing_bytes_are_reported_after_the_timeout() {
     assert_eq!(terminal.end().0, 1);
 }
 
+/// Takes two seconds, because the replies must take longer than the timeout.
 #[test]
 fn each_reply_restarts_the_timeout() {
     let peer = TestServer::new();
@@ -540,6 +545,7 @@ fn each_reply_restarts_the_timeout() {
         send(&server, &[byte]);
         thread::sleep(Duration::from_millis(150));
     }
+    drop(server);
     terminal.wait_for("Disconnected from ");
     assert_eq!(terminal.end().0, 0);
 }
@@ -572,6 +578,7 @@ fn a_server_that_does_not_read_does_not_hang_the_client() {
     let mut terminal = Terminal::spawn(peer.address, "", |client| {
         client.env("TERM", "dumb").arg("--timeout=500ms");
     });
+    terminal.disable_echo();
     terminal.wait_for("Connected to ");
     let _server = peer.accept();
     terminal.press_endlessly();
@@ -579,6 +586,7 @@ fn a_server_that_does_not_read_does_not_hang_the_client() {
     assert_eq!(terminal.wait(), 1);
 }
 
+/// Takes three seconds: the server must send for longer than the timeout, and then it must elapse.
 #[test]
 fn a_server_that_sends_but_does_not_read_is_kept() {
     let peer = TestServer::new();
@@ -591,7 +599,7 @@ fn a_server_that_sends_but_does_not_read_is_kept() {
     terminal.disable_echo();
     let server = peer.accept();
     terminal.press_endlessly();
-    for number in 0..20 {
+    for number in 0..10 {
         send(&server, format!("still here: {number}\n").as_bytes());
         terminal.wait_for(&format!("Server: still here: {number}\r\n"));
         thread::sleep(Duration::from_millis(200));
