@@ -1,14 +1,12 @@
 //! `--fault`: what the server does wrong on purpose, and what its log and the conformance suite report.
 
-mod common;
-
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{
+use crate::common::{
     Server, command, echo_server, end, exchange, half_close, local_address, manual_block, noise,
     read_until_fin, run, start_tool,
 };
@@ -174,7 +172,7 @@ fn corrupt_flips_one_bit_of_one_byte() {
     // Buffers of 1000 bytes: the byte is in the second one.
     let server = Server::start(&["--fault", "corrupt=1024", "--buffer-size", "1000"]);
     let bytes = noise(5000, 5);
-    let echo = common::send_and_read_all(&server.connect(), &[&bytes]);
+    let echo = crate::common::send_and_read_all(&server.connect(), &[&bytes]);
     assert_eq!(echo.len(), bytes.len());
     let differences: Vec<_> = (0..bytes.len()).filter(|i| bytes[*i] != echo[*i]).collect();
     assert_eq!(differences, [1024]);
@@ -218,7 +216,7 @@ fn faults_apply_to_what_follows_a_proxy_header() {
 
 #[test]
 fn the_variable_has_faults_too() {
-    let mut command = common::local_server();
+    let mut command = crate::common::local_server();
     let server = Server::spawn(command.env("ECHO_SERVER_FAULT", "limit=3,corrupt=0"));
     let (_, echo) = echo_until_fin(&server, b"hello");
     assert_eq!(echo, b"iel");
@@ -276,7 +274,7 @@ fn python_example_of_the_manual_prints_what_it_says() {
 #[cfg(feature = "client")]
 #[test]
 fn conformance_suite_detects_the_faults_that_lose_bytes() {
-    use common::conformance::{failures, run_suite};
+    use crate::common::conformance::{failures, run_suite};
 
     const SIZES: &str = "sizes around the edges of buffers";
     const BOTH_WAYS: &str = "64 MiB both ways at once";

@@ -2,8 +2,6 @@
 //! Each one passes or fails as the page says.
 #![cfg(all(target_os = "linux", feature = "client"))]
 
-mod common;
-
 use std::fs;
 use std::iter::zip;
 use std::net::{SocketAddr, TcpStream};
@@ -13,9 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
-use common::conformance::{failures, run_checks, run_suite};
-use common::tools::Tool;
-use common::{Log, Server, manual_block, reserve_port, skip, wait_until};
+use crate::common::conformance::{failures, run_checks, run_suite};
+use crate::common::tools::Tool;
+use crate::common::{Log, Server, manual_block, reserve_port, skip, wait_until};
 use rustix::process::geteuid;
 use socket2::Socket;
 
@@ -270,7 +268,7 @@ impl Setup {
     /// sshd would need a directory in /run.
     fn command(&self, line: &str) -> Command {
         let mut words = line.split_whitespace();
-        let mut command = common::command(words.next().expect("the line names a program"));
+        let mut command = crate::common::command(words.next().expect("the line names a program"));
         command.args(words).current_dir(&self.directory);
         if geteuid().is_root() {
             command.uid(NOBODY).gid(NOBODY);

@@ -1,8 +1,6 @@
 //! Links in the README, the manual and the documents in `.github` point to files and headings that
 //! exist, on GitHub and in rustdoc.
 
-mod common;
-
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +12,7 @@ const MANUAL: &str = "src/manual";
 #[test]
 fn local_links_point_to_files_and_headings() {
     if !root().join(".github").exists() {
-        common::skip(format_args!("a packaged crate has no .github"));
+        crate::common::skip(format_args!("a packaged crate has no .github"));
         return;
     }
     let mut broken = Document::read(PathBuf::from("README.md")).broken_links();
