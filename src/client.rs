@@ -10,6 +10,7 @@ pub mod pipe;
 use std::fmt::{self, Display};
 use std::io::{self, ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::thread;
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -51,7 +52,8 @@ impl Display for Target {
 }
 
 impl Target {
-    /// Connects to the first of the host's addresses that accepts, with `TCP_NODELAY` set.
+    /// Connects to the first of the host's addresses that accepts. `TCP_NODELAY` is set, and a
+    /// write that makes no progress for the timeout fails.
     ///
     /// ```
     /// use std::net::TcpListener;
@@ -93,7 +95,7 @@ impl Target {
     }
 }
 
-/// Connects to `address` and sets `TCP_NODELAY`.
+/// Connects to `address`, sets `TCP_NODELAY`, and limits each write to the timeout.
 ///
 /// If no server listens there, the system can pick that port as the local one. TCP then connects
 /// the socket to itself (RFC 9293, simultaneous open), and such a connection echoes perfectly.
@@ -105,7 +107,16 @@ fn connect(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
         return Err(ErrorKind::ConnectionRefused.into());
     }
     stream.set_nodelay(true)?;
+    stream.set_write_timeout(Some(timeout))?;
     Ok(stream)
+}
+
+/// Spawns a thread that may end only with the process, because its reads cannot be interrupted.
+fn spawn(work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+    match thread::Builder::new().spawn(work) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("cannot spawn a thread: {error}").into()),
+    }
 }
 
 /// Writes `text` to stdout and flushes it.

@@ -44,7 +44,7 @@ pub fn run(target: &Target, options: &TestOptions) -> Result<(), Error> {
     let progress = ProgressBar::new_spinner();
     let mut results = Vec::new();
     for check in checks {
-        progress.set_message(check.name);
+        progress.set_message(check.0);
         let result = run_check(check, &target);
         if !options.json {
             progress.suspend(|| print(&result))?;
@@ -77,20 +77,20 @@ pub fn run(target: &Target, options: &TestOptions) -> Result<(), Error> {
 
 /// Returns the checks whose names contain `name`.
 fn select_checks(name: &str) -> Result<Vec<&'static Check>, Error> {
-    let selected: Vec<_> = CHECKS.iter().filter(|c| c.name.contains(name)).collect();
+    let selected: Vec<_> = CHECKS.iter().filter(|c| c.0.contains(name)).collect();
     if selected.is_empty() {
-        let names: Vec<_> = CHECKS.iter().map(|check| check.name).collect();
+        let names: Vec<_> = CHECKS.iter().map(|check| check.0).collect();
         let names = names.join("; ");
         return Err(format!("no check has {name:?} in its name; the checks are: {names}").into());
     }
     Ok(selected)
 }
 
-fn run_check(check: &Check, target: &TestTarget) -> CheckResult {
+fn run_check((name, check): &Check, target: &TestTarget) -> CheckResult {
     let started = Instant::now();
-    let outcome = (check.run)(target);
+    let outcome = check(target);
     CheckResult {
-        name: check.name,
+        name,
         outcome,
         elapsed: started.elapsed(),
     }

@@ -14,7 +14,7 @@ use super::is_timeout;
 ///
 /// Calls that a signal interrupts are retried.
 pub(super) struct Connection {
-    stream: TcpStream,
+    pub(super) stream: TcpStream,
     /// Locked during each write, because a write takes the socket's error before it stores it.
     write_error: Mutex<Option<io::Error>>,
 }
@@ -27,9 +27,16 @@ impl Connection {
         }
     }
 
-    /// Returns the socket, for its options.
-    pub(super) fn stream(&self) -> &TcpStream {
-        &self.stream
+    /// Sends all of `bytes`. If a write times out, calls `on_timeout` and tries again.
+    pub(super) fn send_all(&self, mut bytes: &[u8], on_timeout: impl Fn()) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match (&mut &*self).write(bytes) {
+                Ok(n) => bytes = &bytes[n..],
+                Err(error) if is_timeout(&error) => on_timeout(),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Sends FIN. If the connection has ended already, the next read returns how.

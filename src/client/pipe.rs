@@ -3,15 +3,15 @@
 //! Each direction has a thread. A client that sends everything before it reads would block: its
 //! echoes fill the buffers on the way, and a server that cannot write stops reading.
 
+use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
-use std::thread;
 use std::time::Duration;
 
 use super::connection::Connection;
-use super::{Error, Target, explain_lost_connection, explain_stdout_error, is_timeout};
+use super::{Error, Target, explain_lost_connection, explain_stdout_error, is_timeout, spawn};
 
 /// The size of each direction's buffer, in bytes.
 const BUFFER_SIZE: usize = 65_536;
@@ -36,11 +36,7 @@ pub fn run(target: &Target) -> Result<(), Error> {
         stdin_result: OnceLock::new(),
     });
     let sender = Arc::clone(&pipe);
-    // A read of stdin cannot be interrupted, so this thread may end only with the process.
-    thread::Builder::new()
-        .name("stdin".to_owned())
-        .spawn(move || sender.send_stdin())
-        .map_err(|error| format!("cannot spawn a thread to read stdin: {error}"))?;
+    spawn(move || sender.send_stdin())?;
     pipe.receive_to_stdout()
 }
 
@@ -52,14 +48,13 @@ struct Pipe {
     /// Bytes, including those of the write in progress.
     sent: AtomicU64,
     /// How stdin ended. Unset while it is open, and if the connection ended first.
-    stdin_result: OnceLock<Result<(), Error>>,
+    stdin_result: OnceLock<Result<(), String>>,
 }
 
 impl Pipe {
     /// Sends stdin until it ends, then half-closes. If the connection ends first, the thread that
     /// receives reports how.
     fn send_stdin(&self) {
-        let mut connection = &self.connection;
         let mut stdin = io::stdin().lock();
         let mut buffer = vec![0; BUFFER_SIZE];
         let result = loop {
@@ -68,17 +63,17 @@ impl Pipe {
                 Ok(n) => {
                     // Counted before the write, because the echo may arrive before it returns.
                     self.sent.fetch_add(n as u64, Relaxed);
-                    if connection.write_all(&buffer[..n]).is_err() {
+                    if self.connection.send_all(&buffer[..n], || {}).is_err() {
                         return;
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => break Err(format!("cannot read stdin: {error}").into()),
+                Err(error) => break Err(format!("cannot read stdin: {error}")),
             }
         };
         // Set before the half-close, because the server answers that with FIN.
         self.stdin_result.get_or_init(|| result);
-        connection.half_close();
+        self.connection.half_close();
     }
 
     /// Writes what comes back to stdout, until the server closes the connection or is out of time.
@@ -100,16 +95,26 @@ impl Pipe {
                         .map_err(|error| explain_stdout_error(&error))?;
                     received += n as u64;
                     if n > pending {
-                        return Err(self.excess_bytes_error(sent, received));
+                        return self.fail(format_args!(
+                            "is not an echo server: it returned {received} bytes after receiving \
+                             {sent}; check --host and --port"
+                        ));
                     }
                 }
+                // Not a failure while stdin is being sent, or pauses.
                 Err(error) if is_timeout(&error) => {
-                    let is_sending = self.sent.load(Relaxed) > sent_before;
-                    if !is_sending && received < sent_before {
-                        return Err(self.missing_bytes_error(sent_before, received));
+                    if self.sent.load(Relaxed) > sent_before {
+                        continue;
+                    }
+                    if received < sent_before {
+                        return self.fail(format_args!(
+                            "returned {received} of {sent_before} bytes, then nothing for {:?}; \
+                             --timeout waits longer",
+                            self.timeout
+                        ));
                     }
                     // Everything came back. That the server keeps the connection open is no failure.
-                    if !is_sending && self.stdin_result.get().is_some() {
+                    if self.stdin_result.get().is_some() {
                         return self.check_totals(received);
                     }
                 }
@@ -122,32 +127,18 @@ impl Pipe {
     fn check_totals(&self, received: u64) -> Result<(), Error> {
         let sent = self.sent.load(Relaxed);
         let hint = match self.stdin_result.get() {
-            Some(Err(stdin_error)) => return Err(stdin_error.clone()),
+            Some(Err(stdin_error)) => return Err(stdin_error.clone().into()),
             Some(Ok(())) if received == sent => return Ok(()),
             Some(Ok(())) => "echo-client test shows which guarantee it breaks",
             None => "stdin had not ended",
         };
-        Err(format!(
-            "{} closed the connection after returning {received} of {sent} bytes; {hint}",
-            self.address
-        )
-        .into())
+        self.fail(format_args!(
+            "closed the connection after returning {received} of {sent} bytes; {hint}"
+        ))
     }
 
-    fn missing_bytes_error(&self, sent: u64, received: u64) -> Error {
-        format!(
-            "{} returned {received} of {sent} bytes, then nothing for {:?}; --timeout waits longer",
-            self.address, self.timeout
-        )
-        .into()
-    }
-
-    fn excess_bytes_error(&self, sent: u64, received: u64) -> Error {
-        format!(
-            "{} is not an echo server: it returned {received} bytes after receiving {sent}; check \
-             --host and --port",
-            self.address
-        )
-        .into()
+    /// Returns the error that says what the server did.
+    fn fail(&self, what: fmt::Arguments) -> Result<(), Error> {
+        Err(format!("{} {what}", self.address).into())
     }
 }

@@ -29,44 +29,29 @@ impl From<io::Error> for Mismatch {
     }
 }
 
-/// A part of the bytes that a check expects.
-pub(super) struct Part<'a> {
-    pub(super) bytes: &'a [u8],
-    /// The position of the part within the whole, in bytes.
-    pub(super) offset: usize,
-    /// The length of the whole, in bytes.
-    pub(super) whole_len: usize,
+/// Describes that `received` differs from the bytes of `message` at `start`.
+pub(super) fn wrong_bytes(message: &[u8], start: usize, received: &[u8]) -> Mismatch {
+    if message.len() <= MAX_QUOTED {
+        return Mismatch::new(quote(message), quote(received));
+    }
+    let pairs = received.iter().zip(&message[start..]);
+    let same = pairs.take_while(|(got, expected)| got == expected).count();
+    let offset = start + same;
+    let expected = format!("0x{:02x} at offset {offset}", message[offset]);
+    Mismatch::new(expected, format!("0x{:02x}", received[same]))
 }
 
-impl Part<'_> {
-    /// Describes received bytes that differ from the beginning of the part.
-    pub(super) fn wrong_bytes(&self, received: &[u8]) -> Mismatch {
-        if self.whole_len <= MAX_QUOTED {
-            return Mismatch::new(quote(self.bytes), quote(received));
-        }
-        let pairs = received.iter().zip(self.bytes);
-        let same = pairs.take_while(|(got, expected)| got == expected).count();
-        let offset = self.offset + same;
-        Mismatch::new(
-            format!("0x{:02x} at offset {offset}", self.bytes[same]),
-            format!("0x{:02x}", received[same]),
-        )
-    }
-
-    /// Describes that only `received` has come, and then `end`.
-    pub(super) fn missing_bytes(&self, received: &[u8], end: &str) -> Mismatch {
-        let received_len = self.offset + received.len();
-        if self.whole_len > MAX_QUOTED {
-            Mismatch::new(
-                format!("{} bytes", self.whole_len),
-                format!("{received_len} bytes, then {end}"),
-            )
-        } else if received.is_empty() {
-            Mismatch::new(quote(self.bytes), end)
-        } else {
-            let got = format!("{}, then {end}", quote(received));
-            Mismatch::new(quote(self.bytes), got)
-        }
+/// Describes that of `message`, at `start`, only `received` has come, and then `end`.
+pub(super) fn missing_bytes(message: &[u8], start: usize, received: &[u8], end: &str) -> Mismatch {
+    if message.len() > MAX_QUOTED {
+        let received_len = start + received.len();
+        let got = format!("{received_len} bytes, then {end}");
+        Mismatch::new(format!("{} bytes", message.len()), got)
+    } else if received.is_empty() {
+        Mismatch::new(quote(message), end)
+    } else {
+        let got = format!("{}, then {end}", quote(received));
+        Mismatch::new(quote(message), got)
     }
 }
 

@@ -3,12 +3,13 @@
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering::Acquire};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-use super::mismatch::{MAX_QUOTED, Mismatch, Part, quote};
+use super::checks::CHUNK;
+use super::mismatch::{MAX_QUOTED, Mismatch, missing_bytes, quote, wrong_bytes};
 use crate::client::connection::Connection;
 use crate::client::{connect, is_reset, is_timeout};
 
@@ -24,7 +25,6 @@ impl TestTarget {
     pub(super) fn connect(&self) -> Result<TestClient, Mismatch> {
         let stream = connect(self.address, self.timeout)?;
         stream.set_read_timeout(Some(self.timeout))?;
-        stream.set_write_timeout(Some(self.timeout))?;
         Ok(TestClient {
             connection: Connection::new(stream),
             timeout: self.timeout,
@@ -61,68 +61,51 @@ impl TestClient {
         }
     }
 
-    /// Sends `bytes` while another thread receives, and returns whether all of them were sent before
-    /// `all_received` was set.
-    ///
-    /// A write that times out is retried, because only the receiving thread knows whether the server
-    /// still makes progress.
-    pub(super) fn send_while_receiving(&self, mut bytes: &[u8], all_received: &AtomicBool) -> bool {
-        while !bytes.is_empty() && !all_received.load(Acquire) {
-            match (&self.connection).write(bytes) {
-                Ok(n) => bytes = &bytes[n..],
-                Err(error) if is_timeout(&error) => {}
-                Err(_) => return false,
+    /// Sends `len` bytes without receiving, or fewer if a write blocks for `patience`.
+    pub(super) fn fill(&self, len: usize, patience: Duration) -> Result<(), Mismatch> {
+        self.connection.stream.set_write_timeout(Some(patience))?;
+        match (&self.connection).write_all(&vec![b'x'; len]) {
+            Err(error) if !is_timeout(&error) => {
+                // How the connection ended comes after the echoes.
+                let end = io::copy(&mut &self.connection, &mut io::sink()).map(|_| 0);
+                Err(Mismatch::new("room to send", self.describe(&[], end)))
             }
+            _ => Ok(()),
         }
-        bytes.is_empty()
     }
 
-    /// Sends without receiving until a write blocks for `patience` or `max_bytes` have been sent.
-    pub(super) fn fill(&self, max_bytes: usize, patience: Duration) -> Result<(), Mismatch> {
-        self.connection.stream().set_write_timeout(Some(patience))?;
-        let mut sent = 0;
-        while sent < max_bytes {
-            match (&self.connection).write(&[b'x'; 16_384]) {
-                Ok(n) => sent += n,
-                Err(error) if is_timeout(&error) => break,
-                Err(_) => {
-                    // How the connection ended comes after the echoes.
-                    let end = io::copy(&mut &self.connection, &mut io::sink()).map(|_| 0);
-                    return Err(Mismatch::new("room to send", self.describe(&[], end)));
-                }
-            }
+    /// Expects `message` to arrive. What follows it is left for the next call.
+    pub(super) fn expect(&self, message: &[u8]) -> Result<(), Mismatch> {
+        self.expect_part(message, 0..message.len())
+    }
+
+    /// Expects a part of `message`. Each chunk of it must arrive within the timeout.
+    pub(super) fn expect_part(&self, message: &[u8], part: Range<usize>) -> Result<(), Mismatch> {
+        for start in part.clone().step_by(CHUNK) {
+            self.expect_chunk(message, start..part.end.min(start + CHUNK))?;
         }
         Ok(())
     }
 
-    /// Expects `bytes` to arrive. What follows them is left for the next call.
-    pub(super) fn expect(&self, bytes: &[u8]) -> Result<(), Mismatch> {
-        self.expect_part(&Part {
-            bytes,
-            offset: 0,
-            whole_len: bytes.len(),
-        })
-    }
-
-    /// Expects a part of a longer message, which must arrive within the timeout.
-    pub(super) fn expect_part(&self, part: &Part) -> Result<(), Mismatch> {
+    fn expect_chunk(&self, message: &[u8], chunk: Range<usize>) -> Result<(), Mismatch> {
         let deadline = Instant::now() + self.timeout;
-        let mut buffer = vec![0; part.bytes.len()];
+        let start = chunk.start;
+        let mut buffer = vec![0; chunk.len()];
         let mut len = 0;
         while len < buffer.len() {
             if len > 0 && Instant::now() >= deadline {
                 let end = format!("not enough within {:?}", self.timeout);
-                return Err(part.missing_bytes(&buffer[..len], &end));
+                return Err(missing_bytes(message, start, &buffer[..len], &end));
             }
             match (&self.connection).read(&mut buffer[len..]) {
                 Ok(n @ 1..) => len += n,
                 end => {
                     let end = self.describe(&[], end);
-                    return Err(part.missing_bytes(&buffer[..len], &end));
+                    return Err(missing_bytes(message, start, &buffer[..len], &end));
                 }
             }
-            if buffer[..len] != part.bytes[..len] {
-                return Err(part.wrong_bytes(&buffer[..len]));
+            if buffer[..len] != message[start..start + len] {
+                return Err(wrong_bytes(message, start, &buffer[..len]));
             }
         }
         Ok(())
@@ -130,7 +113,7 @@ impl TestClient {
 
     /// Expects that neither bytes nor the end of the connection arrive for `duration`.
     pub(super) fn expect_silence(&self, duration: Duration) -> Result<(), Mismatch> {
-        let stream = self.connection.stream();
+        let stream = &self.connection.stream;
         stream.set_read_timeout(Some(duration))?;
         let mut buffer = [0; MAX_QUOTED + 1];
         match (&self.connection).read(&mut buffer) {
@@ -153,7 +136,7 @@ impl TestClient {
     /// Closes the connection with RST.
     pub(super) fn reset(self) -> Result<(), Mismatch> {
         // Closing with a linger time of zero sends RST (RFC 1122, 4.2.2.13; socket(7)).
-        SockRef::from(self.connection.stream()).set_linger(Some(Duration::ZERO))?;
+        SockRef::from(&self.connection.stream).set_linger(Some(Duration::ZERO))?;
         Ok(())
     }
 
