@@ -6,13 +6,14 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::common::{self, PATIENCE, Server, accept, command, listen, reset};
+use crate::common::{self, PATIENCE, Server, accept, command, listen, reset, signal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, kill_process};
@@ -376,14 +377,53 @@ fn lines_can_be_edited_and_recalled() {
         ("\x1b[A\r", "second\n"),
         ("\x1b[A\x1b[A\x1b[A\r", "first\n"),
         ("new\x1b[A\x1b[A\x1b[B\x1b[B!\r", "new!\n"),
-        ("\x12fir\r", "first\n"),
-        ("\x12e\x12\x01>\r", ">second\n"),
-        ("mine\x12se\x07\r", "mine\n"),
+        ("one two\x17\x01>\r", ">one \n"),
+        ("cut\x15kept\x02\x02\x0b\x05!\r", "ke!\n"),
         ("世界\x02\x7f人\r", "人界\n"),
     ] {
         terminal.press(keys);
         assert_eq!(read_line(&mut server), line, "{keys:?}");
     }
+}
+
+#[test]
+fn ctrl_l_clears_the_screen_and_keeps_the_line() {
+    let peer = TestServer::new();
+    let mut terminal = Terminal::open(peer.address, &[]);
+    let mut server = peer.accept();
+    terminal.press("half\x0c");
+    terminal.wait_for("\x1b[2J\x1b[1;1H");
+    terminal.wait_for("> half\x1b[7G");
+    terminal.press(" done\r");
+    assert_eq!(read_line(&mut server), "half done\n");
+}
+
+#[test]
+fn ctrl_z_suspends_and_fg_redraws_the_prompt() {
+    let peer = TestServer::new();
+    let mut terminal = Terminal::spawn(peer.address, "", |client| {
+        // As a shell does: Ctrl+Z suspends the whole job.
+        client.process_group(0);
+    });
+    let mut server = peer.accept();
+    terminal.wait_for("> \x1b[3G");
+    terminal.press("half\x1a");
+    signal::wait_until_suspended(&terminal.client);
+    assert_eq!(modes(&terminal.line), terminal.modes);
+    // The terminal echoes now, below the row of the prompt.
+    terminal.wait_for("> half\x1b[7G\r\n");
+
+    send(&server, b"while suspended\n");
+    signal::send(&terminal.client, Signal::CONT);
+    terminal.wait_for("Server: while suspended\r\n");
+    terminal.wait_for("> half\x1b[7G");
+    assert_ne!(modes(&terminal.line), terminal.modes);
+    terminal.press(" done\rquit\r");
+    assert_eq!(read_line(&mut server), "half done\n");
+    send(&server, b"half done\n");
+    drop(server);
+    terminal.wait_for("Disconnected from ");
+    assert_eq!(terminal.end().0, 0);
 }
 
 #[test]

@@ -23,3 +23,16 @@ pub(crate) fn wait_until_gone() -> bool {
 pub(crate) fn wait_until_gone() -> bool {
     false
 }
+
+/// Suspends the job of this process, as Ctrl+Z does outside raw mode, until the shell continues it.
+#[cfg(unix)]
+pub(crate) fn suspend() {
+    use rustix::process::{Signal, kill_current_process_group};
+
+    // It cannot fail for this process. Other processes of the job may belong to another user.
+    let _ = kill_current_process_group(Signal::TSTP);
+}
+
+/// Does nothing: Windows cannot suspend a process.
+#[cfg(windows)]
+pub(crate) fn suspend() {}

@@ -36,10 +36,16 @@ pub fn send(child: &Child, signal: Signal) {
 /// Suspends the program as job control does, until it gets SIGCONT.
 #[cfg(unix)]
 pub fn pause(child: &Child) {
-    use rustix::process::{Pid, WaitOptions, waitpid};
-
     send(child, Signal::STOP);
     // SIGCONT would cancel a SIGSTOP that has not reached every thread yet.
+    wait_until_suspended(child);
+}
+
+/// Waits until the program is suspended.
+#[cfg(unix)]
+pub fn wait_until_suspended(child: &Child) {
+    use rustix::process::{Pid, WaitOptions, waitpid};
+
     let result = waitpid(Some(Pid::from_child(child)), WaitOptions::UNTRACED);
     let (_, status) = result
         .expect("the program can be waited for")

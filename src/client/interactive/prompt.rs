@@ -9,6 +9,9 @@ use super::text::escape;
 const CTRL: KeyModifiers = KeyModifiers::CONTROL;
 const ALT: KeyModifiers = KeyModifiers::ALT;
 
+/// What precedes the line.
+const LABEL: &str = "> ";
+
 /// What the user has entered.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Input {
@@ -16,6 +19,10 @@ pub(super) enum Input {
     Line(Vec<u8>),
     /// Ctrl+C, or Ctrl+D on an empty line.
     Disconnect,
+    /// Ctrl+L.
+    ClearScreen,
+    /// Ctrl+Z.
+    Suspend,
 }
 
 /// The line being typed, and the history.
@@ -25,15 +32,11 @@ pub(super) struct Prompt {
     before: String,
     /// The line after the cursor.
     after: String,
-    /// What Ctrl+K, Ctrl+U or Ctrl+W has cut, for Ctrl+Y.
-    clipboard: String,
     history: Vec<String>,
     /// The entry of `history` being edited; `history.len()` is the new line.
     position: usize,
     /// The new line while an entry of the history is edited.
     new_line: String,
-    /// What Ctrl+R searches for.
-    pattern: Option<String>,
 }
 
 impl Prompt {
@@ -42,7 +45,7 @@ impl Prompt {
         use KeyCode::{Backspace, Char, Delete, Down, End, Enter, Home, Left, Right, Tab, Up};
 
         // Windows also reports when a key is released.
-        if key.kind == KeyEventKind::Release || self.search(key) {
+        if key.kind == KeyEventKind::Release {
             return None;
         }
         match (key.modifiers, key.code) {
@@ -50,27 +53,21 @@ impl Prompt {
             (_, Enter) | (CTRL, Char('j' | 'm')) => return Some(Input::Line(self.submit())),
             (CTRL, Char('c')) => return Some(Input::Disconnect),
             (CTRL, Char('d')) if self.is_empty() => return Some(Input::Disconnect),
-            (CTRL, Char('r')) => self.pattern = Some(String::new()),
+            (CTRL, Char('l')) => return Some(Input::ClearScreen),
+            (CTRL, Char('z')) => return Some(Input::Suspend),
+
             (_, Up) | (CTRL, Char('p')) => self.recall(self.position.checked_sub(1)),
             (_, Down) | (CTRL, Char('n')) => self.recall(Some(self.position + 1)),
-
-            (CTRL | ALT, Left) | (ALT, Char('b')) => self.move_left(self.word_before()),
-            (CTRL | ALT, Right) | (ALT, Char('f')) => self.move_right(self.word_after()),
-            (_, Left) | (CTRL, Char('b')) => self.move_left(self.character_before()),
-            (_, Right) | (CTRL, Char('f')) => self.move_right(self.character_after()),
-            (_, Home) | (CTRL, Char('a')) => self.move_left(self.before.len()),
+            (_, Left) | (CTRL, Char('b')) => self.move_left(self.previous_character()),
+            (_, Right) | (CTRL, Char('f')) => self.move_right(self.next_character()),
+            (_, Home) | (CTRL, Char('a')) => self.move_left(0),
             (_, End) | (CTRL, Char('e')) => self.move_right(self.after.len()),
 
-            (CTRL | ALT, Backspace) | (CTRL, Char('w')) => self.cut_before(self.word_before()),
-            (CTRL, Char('u')) => self.cut_before(self.before.len()),
-            (ALT, Char('d')) => self.cut_after(self.word_after()),
-            (CTRL, Char('k')) => self.cut_after(self.after.len()),
-            (CTRL, Char('y')) => self.before += &self.clipboard,
-            (_, Backspace) | (CTRL, Char('h')) => {
-                let end = self.before.len() - self.character_before();
-                self.before.truncate(end);
-            }
-            (_, Delete) | (CTRL, Char('d')) => drop(self.after.drain(..self.character_after())),
+            (_, Backspace) | (CTRL, Char('h')) => self.before.truncate(self.previous_character()),
+            (_, Delete) | (CTRL, Char('d')) => drop(self.after.drain(..self.next_character())),
+            (CTRL, Char('w')) => self.before.truncate(self.previous_word()),
+            (CTRL, Char('u')) => self.before.clear(),
+            (CTRL, Char('k')) => self.after.clear(),
 
             (_, Tab) => self.before.push('\t'),
             // Ctrl and Alt together are AltGr on Windows: those characters are inserted.
@@ -85,42 +82,30 @@ impl Prompt {
         self.before.is_empty() && self.after.is_empty()
     }
 
-    // Lengths, in bytes, of what stands next to the cursor. A word includes the spaces after it.
-
-    fn character_before(&self) -> usize {
-        self.before.graphemes(true).next_back().map_or(0, str::len)
+    /// Returns where the character before the cursor starts in `before`.
+    fn previous_character(&self) -> usize {
+        let mut characters = self.before.grapheme_indices(true);
+        characters.next_back().map_or(0, |(start, _)| start)
     }
 
-    fn character_after(&self) -> usize {
+    /// Returns where the character after the cursor ends in `after`.
+    fn next_character(&self) -> usize {
         self.after.graphemes(true).next().map_or(0, str::len)
     }
 
-    fn word_before(&self) -> usize {
+    /// Returns where the word before the cursor, and the spaces after it, start in `before`.
+    fn previous_word(&self) -> usize {
         let words = self.before.trim_end();
-        let start = words.trim_end_matches(|c: char| !c.is_whitespace()).len();
-        self.before.len() - start
+        words.trim_end_matches(|c: char| !c.is_whitespace()).len()
     }
 
-    fn word_after(&self) -> usize {
-        let spaces = self.after.trim_start_matches(|c: char| !c.is_whitespace());
-        self.after.len() - spaces.trim_start().len()
-    }
-
-    fn move_left(&mut self, len: usize) {
-        let moved = self.before.split_off(self.before.len() - len);
+    fn move_left(&mut self, start: usize) {
+        let moved = self.before.split_off(start);
         self.after.insert_str(0, &moved);
     }
 
     fn move_right(&mut self, len: usize) {
         self.before.extend(self.after.drain(..len));
-    }
-
-    fn cut_before(&mut self, len: usize) {
-        self.clipboard = self.before.split_off(self.before.len() - len);
-    }
-
-    fn cut_after(&mut self, len: usize) {
-        self.clipboard = self.after.drain(..len).collect();
     }
 
     /// Takes the line and adds it to the history, unless it is empty or repeats the last entry.
@@ -152,43 +137,9 @@ impl Prompt {
         self.before.clone_from(line);
     }
 
-    /// Handles a key while Ctrl+R searches the history. Returns false if it does not, or if the key
-    /// ends the search and is still to be handled.
-    fn search(&mut self, key: KeyEvent) -> bool {
-        let Some(mut pattern) = self.pattern.take() else {
-            return false;
-        };
-        let end = match (key.modifiers, key.code) {
-            (CTRL, KeyCode::Char('r')) => self.position,
-            (CTRL, KeyCode::Char('g')) | (_, KeyCode::Esc) => {
-                self.recall(Some(self.history.len()));
-                return true;
-            }
-            (_, KeyCode::Backspace) => {
-                pattern.pop();
-                self.history.len()
-            }
-            (modifiers, KeyCode::Char(c)) if modifiers != CTRL => {
-                pattern.push(c);
-                self.history.len().min(self.position + 1)
-            }
-            _ => return false,
-        };
-        let mut entries = self.history[..end].iter();
-        let found = entries.rposition(|line| line.contains(&pattern));
-        self.recall(found);
-        self.pattern = Some(pattern);
-        true
-    }
-
     /// Returns one row with the part of the line around the cursor, and the cursor's column.
     pub(super) fn row(&self, columns: u16) -> (String, u16) {
-        let mut row = match &self.pattern {
-            None => "> ".to_owned(),
-            Some(pattern) => format!("(search: {pattern}) "),
-        };
-        let label_width = row.width();
-        let room = usize::from(columns).saturating_sub(label_width + 1).max(1);
+        let room = usize::from(columns).saturating_sub(LABEL.len() + 1).max(1);
         // Only the visible part is looked at, because the row is drawn after every key.
         let (mut start, mut width) = (self.before.len(), 0);
         for (index, character) in self.before.grapheme_indices(true).rev() {
@@ -197,7 +148,8 @@ impl Prompt {
             }
             (start, width) = (index, width + character.width());
         }
-        let cursor = label_width + width;
+        let cursor = u16::try_from(LABEL.len() + width).unwrap_or(columns);
+        let mut row = LABEL.to_owned();
         row.extend(self.before[start..].graphemes(true).map(printable));
         for character in self.after.graphemes(true) {
             width += character.width();
@@ -206,7 +158,7 @@ impl Prompt {
             }
             row += &printable(character);
         }
-        (row, u16::try_from(cursor).unwrap_or(columns))
+        (row, cursor)
     }
 }
 
@@ -231,33 +183,23 @@ mod tests {
         .row(columns)
     }
 
-    /// Presses keys and returns the line. Capitals are pressed with Ctrl, and `~` stands for Alt.
+    /// Presses keys and returns the line. Capitals are pressed with Ctrl.
     fn press(mut prompt: Prompt, keys: &str) -> String {
-        let mut modifiers = KeyModifiers::NONE;
         for key in keys.chars() {
-            let code = match key {
-                '~' => {
-                    modifiers = ALT;
-                    continue;
-                }
-                '↑' => KeyCode::Up,
-                '↓' => KeyCode::Down,
-                '←' => KeyCode::Left,
-                '→' => KeyCode::Right,
-                '↖' => KeyCode::Home,
-                '↘' => KeyCode::End,
-                '⌫' => KeyCode::Backspace,
-                '⌦' => KeyCode::Delete,
-                '↹' => KeyCode::Tab,
-                '⎋' => KeyCode::Esc,
-                'A'..='Z' => {
-                    modifiers = CTRL;
-                    KeyCode::Char(key.to_ascii_lowercase())
-                }
-                _ => KeyCode::Char(key),
+            let (modifiers, code) = match key {
+                '↑' => (KeyModifiers::NONE, KeyCode::Up),
+                '↓' => (KeyModifiers::NONE, KeyCode::Down),
+                '←' => (KeyModifiers::NONE, KeyCode::Left),
+                '→' => (KeyModifiers::NONE, KeyCode::Right),
+                '↖' => (KeyModifiers::NONE, KeyCode::Home),
+                '↘' => (KeyModifiers::NONE, KeyCode::End),
+                '⌫' => (KeyModifiers::NONE, KeyCode::Backspace),
+                '⌦' => (KeyModifiers::NONE, KeyCode::Delete),
+                '↹' => (KeyModifiers::NONE, KeyCode::Tab),
+                'A'..='Z' => (CTRL, KeyCode::Char(key.to_ascii_lowercase())),
+                _ => (KeyModifiers::NONE, KeyCode::Char(key)),
             };
             assert_eq!(prompt.press(KeyEvent::new(code, modifiers)), None);
-            modifiers = KeyModifiers::NONE;
         }
         prompt.take_line()
     }
@@ -283,16 +225,11 @@ mod tests {
             ("BBBK", "one "),
             ("BBBU", "two"),
             ("W", "one "),
-            ("BBBKAY", "twoone "),
+            ("WW", ""),
+            ("BH", "one to"),
             ("←⌦", "one tw"),
             ("↖→⌦", "oe two"),
             ("↖↘⌫", "one tw"),
-            ("~←⌦", "one wo"),
-            ("~b⌦", "one wo"),
-            ("↖~→⌦", "one wo"),
-            ("↖~f⌦", "one wo"),
-            ("↖~d", "two"),
-            ("~⌫", "one "),
             ("↹!", "one two\t!"),
         ] {
             let prompt = Prompt {
@@ -340,30 +277,6 @@ mod tests {
             ("PPPN", "one"),
             ("newPPNN", "new"),
             ("newP!N", "new"),
-        ] {
-            assert_eq!(recalled(keys), line, "{keys}");
-        }
-    }
-
-    #[test]
-    fn ctrl_r_searches_the_history_backwards() {
-        for (keys, line) in [
-            ("Rt", "two"),
-            ("Rtwo", "two"),
-            ("RtwoR", "twofold"),
-            ("RtwoRR", "twofold"),
-            ("Rtwof", "twofold"),
-            ("Rone", "one"),
-            ("Rone⌫", "one"),
-            ("Rone⌫⌫", "two"),
-            ("Rx", ""),
-            ("Rr", ""),
-            ("Rtg", "two"),
-            ("newRx", "new"),
-            ("newRoneG", "new"),
-            ("newRone⎋", "new"),
-            ("RoneA!", "!one"),
-            ("Rone↑", "twofold"),
         ] {
             assert_eq!(recalled(keys), line, "{keys}");
         }

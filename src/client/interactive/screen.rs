@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use crossterm::cursor::MoveToColumn;
+use crossterm::cursor::{MoveTo, MoveToColumn};
 use crossterm::event::Event;
 use crossterm::queue;
 use crossterm::style::Print;
@@ -16,6 +16,7 @@ use crossterm::terminal::{self, Clear, ClearType};
 
 use super::prompt::{Input, Prompt};
 use super::text::escape;
+use crate::platform::terminal::suspend;
 
 /// How long [`restore_terminal`] waits for the terminal to accept a newline.
 const NEWLINE_TIMEOUT: Duration = Duration::from_millis(200);
@@ -44,19 +45,16 @@ impl Screen {
         self.prompt.is_some()
     }
 
-    /// Prints lines in place of the prompt, which the next [`draw`](Self::draw) shows below them.
-    pub(super) fn print(&mut self, lines: impl IntoIterator<Item = String>) -> io::Result<()> {
+    /// Prints whole lines in place of the prompt, which the next [`draw`](Self::draw) shows below them.
+    pub(super) fn print(&mut self, lines: &str) -> io::Result<()> {
+        if self.prompt.is_none() {
+            return write(lines.as_bytes());
+        }
+        self.stale = true;
         let mut out = Vec::new();
+        queue!(out, MoveToColumn(0), Clear(ClearType::FromCursorDown))?;
         // In raw mode the terminal does not add the carriage return.
-        let line_end: &[u8] = if self.has_prompt() { b"\r\n" } else { b"\n" };
-        if self.has_prompt() {
-            queue!(out, MoveToColumn(0), Clear(ClearType::FromCursorDown))?;
-            self.stale = true;
-        }
-        for line in lines {
-            out.extend_from_slice(line.as_bytes());
-            out.extend_from_slice(line_end);
-        }
+        queue!(out, Print(lines.replace('\n', "\r\n")))?;
         write(&out)
     }
 
@@ -68,7 +66,7 @@ impl Screen {
         self.stale = true;
         let input = event.as_key_event().and_then(|key| prompt.press(key));
         if let Some(Input::Line(line)) = &input {
-            self.print([format!("> {}", escape(line))])?;
+            self.print(&format!("> {}\n", escape(line)))?;
         }
         Ok(input)
     }
@@ -88,17 +86,39 @@ impl Screen {
         write(&out)
     }
 
-    /// Removes the prompt and leaves raw mode. An unfinished line stays visible.
+    /// Clears the screen. The next [`draw`](Self::draw) shows the prompt in the first row.
+    pub(super) fn clear(&mut self) -> io::Result<()> {
+        self.stale = true;
+        let mut out = Vec::new();
+        queue!(out, Clear(ClearType::All), MoveTo(0, 0))?;
+        write(&out)
+    }
+
+    /// Restores the terminal for the shell until the shell continues this process.
+    pub(super) fn suspend(&mut self) -> io::Result<()> {
+        self.leave_raw_mode()?;
+        suspend();
+        self.stale = true;
+        terminal::enable_raw_mode()
+    }
+
+    /// Removes the prompt and leaves raw mode.
     pub(super) fn close(&mut self) -> io::Result<()> {
+        let result = self.leave_raw_mode();
+        self.prompt = None;
+        result
+    }
+
+    /// Leaves raw mode. An unfinished line stays visible.
+    fn leave_raw_mode(&mut self) -> io::Result<()> {
         let Some(prompt) = &self.prompt else {
             return Ok(());
         };
         let drawn = if prompt.is_empty() {
-            self.print([])
+            self.print("")
         } else {
             self.draw().and_then(|()| write(b"\r\n"))
         };
-        self.prompt = None;
         terminal::disable_raw_mode()?;
         drawn
     }

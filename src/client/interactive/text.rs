@@ -26,13 +26,12 @@ pub(super) fn escape(bytes: &[u8]) -> String {
 
 /// Returns the length of `bytes` without an incomplete UTF-8 character at the end.
 pub(super) fn complete_len(bytes: &[u8]) -> usize {
-    let is_incomplete = |start: &usize| {
-        str::from_utf8(&bytes[*start..])
-            .is_err_and(|error| error.valid_up_to() == 0 && error.error_len().is_none())
-    };
-    (bytes.len().saturating_sub(3)..bytes.len())
-        .find(is_incomplete)
-        .unwrap_or(bytes.len())
+    let end = bytes
+        .utf8_chunks()
+        .last()
+        .map_or(&[][..], |chunk| chunk.invalid());
+    let is_incomplete = str::from_utf8(end).is_err_and(|error| error.error_len().is_none());
+    bytes.len() - if is_incomplete { end.len() } else { 0 }
 }
 
 #[cfg(test)]
