@@ -4,14 +4,16 @@
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::process::Stdio;
+use std::path::PathBuf;
+use std::process::{Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Barrier, LazyLock, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use crate::common::conformance::{checks, failures, run_checks, run_suite};
-use crate::common::{Server, echo_client, listen, reset_on_close};
+use crate::common::{Server, echo_client, listen, reset_on_close, run};
+use quick_junit::{NonSuccessKind, Report, TestCaseStatus};
 use serde_json::Value;
 
 /// Takes five seconds: in some checks, the suite waits for bytes that must not arrive.
@@ -59,6 +61,108 @@ fn report_has_a_line_for_each_check_and_a_summary() {
         (output.status.code(), output.stderr.as_slice()),
         (Some(1), b"".as_slice())
     );
+}
+
+/// A path in the temporary directory, for a file of this test run.
+fn temporary_path(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("echo-client-{}-{name}", std::process::id()))
+}
+
+/// Runs the suite with `--junit` and more arguments. Returns the output and the report.
+fn run_with_junit(address: SocketAddr, name: &str, arguments: &[&str]) -> (Output, Report) {
+    let path = temporary_path(name);
+    let mut client = echo_client(address);
+    let client = client.arg("test").arg("--junit").arg(&path).args(arguments);
+    let output = run(client);
+    let xml = std::fs::read_to_string(&path).expect("the report is text");
+    std::fs::remove_file(&path).expect("the report can be removed");
+    let report = Report::deserialize_from_str(&xml);
+    (output, report.unwrap_or_else(|e| panic!("{e}: {xml}")))
+}
+
+#[test]
+fn junit_report_has_each_check_with_its_time() {
+    let server = Server::start(&[]);
+    let (output, report) = run_with_junit(server.address, "passed.xml", &["message"]);
+    let stdout = String::from_utf8(output.stdout).expect("the output is text");
+    assert_eq!(stdout.lines().count(), 2 + 3, "{stdout}");
+    assert_eq!(
+        (output.status.code(), report.test_suites.len()),
+        (Some(0), 1)
+    );
+    let suite = &report.test_suites[0];
+    assert_eq!(suite.name, format!("echo-client test {}", server.address));
+    assert_eq!((suite.tests, suite.failures, suite.errors), (3, 0, 0));
+    let names: Vec<&str> = suite
+        .test_cases
+        .iter()
+        .map(|case| case.name.as_str())
+        .collect();
+    let expected = [
+        "a message without a newline",
+        "two messages in one segment",
+        "a message cut by a pause",
+    ];
+    assert_eq!(names, expected);
+    // This check contains a pause of 200 ms.
+    let time = suite.test_cases[2].time.expect("each check has its time");
+    assert!((200..20_000).contains(&time.as_millis()), "{time:?}");
+    assert!(suite.time.expect("the suite has its time") >= time);
+}
+
+#[test]
+fn junit_report_has_the_failures_beside_json() {
+    let address = serve(servers::drops_every_nul);
+    let (output, report) = run_with_junit(address, "failed.xml", &["N", "--json", "--timeout=1s"]);
+    assert_eq!((output.status.code(), output.stderr), (Some(1), vec![]));
+    let json: Value = serde_json::from_slice(&output.stdout).expect("stdout is JSON");
+    let suite = &report.test_suites[0];
+    assert_eq!(json["failed"], suite.failures);
+    assert_eq!(json["passed"], suite.tests - suite.failures);
+    let case = suite
+        .test_cases
+        .iter()
+        .find(|case| case.name.as_str() == "NUL");
+    match &case.expect("the check is in the report").status {
+        TestCaseStatus::NonSuccess {
+            kind: NonSuccessKind::Failure,
+            message,
+            ..
+        } => assert_eq!(
+            message.as_ref().expect("a failure has a message").as_str(),
+            r#"expected "\x00before\x00\x00after\x00"; got "beforeafter""#
+        ),
+        status => panic!("{status:?}"),
+    }
+}
+
+#[test]
+fn junit_file_that_cannot_be_created_is_an_error() {
+    let server = Server::start(&[]);
+    let path = temporary_path("missing").join("report.xml");
+    let output = run(echo_client(server.address)
+        .arg("test")
+        .arg("--junit")
+        .arg(&path));
+    let message = String::from_utf8(output.stderr).expect("the message is text");
+    let expected = format!("cannot write the JUnit report {}: ", path.display());
+    assert!(message.contains(&expected), "{message}");
+    // No check has run.
+    assert_eq!((output.status.code(), output.stdout), (Some(1), vec![]));
+}
+
+/// Linux's `/dev/full` acts as a full disk.
+#[test]
+#[cfg(target_os = "linux")]
+fn linux_full_disk_is_an_error_for_the_junit_file() {
+    let server = Server::start(&[]);
+    let output = run(echo_client(server.address).args(["test", "NUL", "--junit=/dev/full"]));
+    let message = String::from_utf8(output.stderr).expect("the message is text");
+    assert!(
+        message.contains("cannot write the JUnit report /dev/full: "),
+        "{message}"
+    );
+    assert_eq!(output.status.code(), Some(1));
 }
 
 #[test]

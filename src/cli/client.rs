@@ -1,6 +1,7 @@
 //! The command line of `echo-client`.
 
 use std::net::Ipv6Addr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
@@ -83,6 +84,11 @@ pub struct TestOptions {
     /// Prints the results as JSON
     #[arg(long)]
     pub json: bool,
+
+    /// Also writes the results to a file as JUnit XML, for CI systems
+    #[expect(clippy::doc_markdown, reason = "the help shows this text")]
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
 }
 
 /// The options of `echo-client bench`.

@@ -7,17 +7,18 @@
 
 mod checks;
 mod mismatch;
+mod report;
 mod test_client;
 
-use std::fmt;
-use std::time::{Duration, Instant};
+use std::fmt::Display;
+use std::fs::File;
+use std::path::Path;
+use std::time::Instant;
 
-use console::style;
 use indicatif::ProgressBar;
-use serde_json::{Value, json};
 
 use self::checks::{CHECKS, Check};
-use self::mismatch::Mismatch;
+use self::report::{CheckResult, Report};
 use self::test_client::TestTarget;
 use super::{Error, Target, print};
 use crate::cli::TestOptions;
@@ -26,10 +27,15 @@ use crate::platform;
 /// Runs the selected checks, one after the other, and prints the results.
 ///
 /// # Errors
-/// Returns an error if no check has that name, the server cannot be reached, or stdout fails.
-/// Returns [`Error::AlreadyReported`] if a check fails.
+/// Returns an error if no check has that name, the server cannot be reached, or stdout or the `JUnit`
+/// report cannot be written. Returns [`Error::AlreadyReported`] if a check fails.
 pub fn run(target: &Target, options: &TestOptions) -> Result<(), Error> {
     let checks = select_checks(&options.name)?;
+    // Created before the checks run, so that a bad path is reported at once.
+    let junit_file = match &options.junit {
+        Some(path) => Some(File::create(path).map_err(|error| junit_error(path, error))?),
+        None => None,
+    };
     // Each connection takes a file descriptor. If the limit stays too low, a check reports it.
     let _ = platform::raise_file_limit();
     let (_, address) = target.connect()?;
@@ -40,39 +46,46 @@ pub fn run(target: &Target, options: &TestOptions) -> Result<(), Error> {
     if !options.json {
         print(format_args!("Testing {address}\n"))?;
     }
-    let started = Instant::now();
+    let run_started = Instant::now();
     let progress = ProgressBar::new_spinner();
     let mut results = Vec::new();
-    for check in checks {
-        progress.set_message(check.0);
-        let result = run_check(check, &target);
+    for (name, check) in checks {
+        progress.set_message(*name);
+        let started = Instant::now();
+        let result = CheckResult {
+            name,
+            outcome: check(&target),
+            elapsed: started.elapsed(),
+        };
         if !options.json {
             progress.suspend(|| print(&result))?;
         }
         results.push(result);
     }
     progress.finish_and_clear();
-    let failed = results.iter().filter(|r| r.outcome.is_err()).count();
-    let passed = results.len() - failed;
+    let report = Report {
+        address,
+        elapsed: run_started.elapsed(),
+        results,
+    };
     if options.json {
-        let report = json!({
-            "address": address.to_string(),
-            "passed": passed,
-            "failed": failed,
-            "seconds": started.elapsed().as_secs_f64(),
-            "checks": results.iter().map(CheckResult::to_json).collect::<Vec<_>>(),
-        });
-        print(format_args!("{report:#}\n"))?;
+        print(format_args!("{:#}\n", report.to_json()))?;
     } else {
-        let elapsed = started.elapsed();
-        print(format_args!(
-            "{passed} passed, {failed} failed in {elapsed:.1?}\n"
-        ))?;
+        print(report.summary())?;
     }
-    if failed > 0 {
-        return Err(Error::AlreadyReported);
+    if let (Some(path), Some(file)) = (&options.junit, junit_file) {
+        report
+            .write_junit(file)
+            .map_err(|error| junit_error(path, error))?;
     }
-    Ok(())
+    match report.failed() {
+        0 => Ok(()),
+        _ => Err(Error::AlreadyReported),
+    }
+}
+
+fn junit_error(path: &Path, error: impl Display) -> String {
+    format!("cannot write the JUnit report {}: {error}", path.display())
 }
 
 /// Returns the checks whose names contain `name`.
@@ -84,49 +97,4 @@ fn select_checks(name: &str) -> Result<Vec<&'static Check>, Error> {
         return Err(format!("no check has {name:?} in its name; the checks are: {names}").into());
     }
     Ok(selected)
-}
-
-fn run_check((name, check): &Check, target: &TestTarget) -> CheckResult {
-    let started = Instant::now();
-    let outcome = check(target);
-    CheckResult {
-        name,
-        outcome,
-        elapsed: started.elapsed(),
-    }
-}
-
-struct CheckResult {
-    name: &'static str,
-    outcome: Result<(), Mismatch>,
-    elapsed: Duration,
-}
-
-impl CheckResult {
-    fn to_json(&self) -> Value {
-        let mut object = json!({
-            "name": self.name,
-            "passed": self.outcome.is_ok(),
-            "seconds": self.elapsed.as_secs_f64(),
-        });
-        if let Err(Mismatch { expected, got }) = &self.outcome {
-            object["expected"] = json!(expected);
-            object["got"] = json!(got);
-        }
-        object
-    }
-}
-
-impl fmt::Display for CheckResult {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, elapsed) = (self.name, self.elapsed);
-        match &self.outcome {
-            Ok(()) => writeln!(f, "{} {name} ({elapsed:.1?})", style("✓").green()),
-            Err(Mismatch { expected, got }) => writeln!(
-                f,
-                "{} {name} ({elapsed:.1?}): expected {expected}; got {got}",
-                style("✗").red()
-            ),
-        }
-    }
 }

@@ -1,7 +1,7 @@
 //! How a failed check describes what it expected and what it got instead. Short messages are quoted
 //! whole; of a longer one, only the first difference is shown.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::io;
 
 /// The maximum length of a quotation, in bytes.
@@ -20,6 +20,12 @@ impl Mismatch {
             expected: expected.to_string(),
             got: got.to_string(),
         }
+    }
+}
+
+impl Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "expected {}; got {}", self.expected, self.got)
     }
 }
 
