@@ -1,4 +1,4 @@
-//! The client `nc`, as the manual uses it. Windows has no `nc`, so the manual uses PowerShell there.
+//! The clients `nc` and `ncat`, as the manual uses them. Windows has no `nc`, so the manual uses PowerShell there.
 #![cfg(unix)]
 
 use std::io::Write;
@@ -17,18 +17,30 @@ fn nc(server: &Server, input: &[u8]) -> Option<Vec<u8>> {
         // On macOS, `nc` half-closes at the end of its stdin without an option.
         nc.arg("-N");
     }
-    nc.args([&host, &port])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped());
-    let mut nc = start_tool(&mut nc)?;
-    let mut stdin = nc.stdin.take().expect("stdin is piped");
+    nc.args([&host, &port]);
+    run(nc, input)
+}
+
+/// Runs `ncat`, which half-closes without an option, with `input` as its stdin. Returns its stdout.
+fn ncat(server: &Server, input: &[u8]) -> Option<Vec<u8>> {
+    let mut ncat = Command::new("ncat");
+    ncat.arg(server.address.ip().to_string())
+        .arg(server.address.port().to_string());
+    run(ncat, input)
+}
+
+/// Runs `client` with `input` as its stdin, and returns its stdout.
+fn run(mut client: Command, input: &[u8]) -> Option<Vec<u8>> {
+    client.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut client = start_tool(&mut client)?;
+    let mut stdin = client.stdin.take().expect("stdin is piped");
     let input = input.to_vec();
     let writer = std::thread::spawn(move || stdin.write_all(&input));
-    let output = end(nc);
+    let output = end(client);
     writer
         .join()
         .expect("the writer does not panic")
-        .expect("nc reads its stdin");
+        .expect("the client reads its stdin");
     assert!(output.status.success(), "{:?}", output.status);
     Some(output.stdout)
 }
@@ -47,6 +59,15 @@ fn nc_gets_a_megabyte_back() {
     let server = Server::start(&[]);
     let bytes = noise(1_000_000, 7);
     if let Some(echo) = nc(&server, &bytes) {
+        assert!(echo == bytes, "{} bytes arrived", echo.len());
+    }
+}
+
+#[test]
+fn ncat_gets_a_megabyte_back() {
+    let server = Server::start(&[]);
+    let bytes = noise(1_000_000, 7);
+    if let Some(echo) = ncat(&server, &bytes) {
         assert!(echo == bytes, "{} bytes arrived", echo.len());
     }
 }
