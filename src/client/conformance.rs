@@ -78,8 +78,8 @@ pub fn run(target: &Target, options: &TestOptions) -> Result<(), Error> {
             .write_junit(file)
             .map_err(|error| junit_error(path, error))?;
     }
-    match report.failed() {
-        0 => Ok(()),
+    match report.totals() {
+        (_, 0) => Ok(()),
         _ => Err(Error::AlreadyReported),
     }
 }

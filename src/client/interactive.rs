@@ -282,10 +282,12 @@ fn write_socket(connection: &Connection, lines: Receiver<Vec<u8>>, events: &Sync
 }
 
 fn read_keys(events: &SyncSender<Event>) {
-    while events
-        .send(next_keys().unwrap_or_else(Event::TerminalFailed))
-        .is_ok()
-    {}
+    loop {
+        let event = next_keys().unwrap_or_else(Event::TerminalFailed);
+        if events.send(event).is_err() {
+            return;
+        }
+    }
 }
 
 /// Waits for a key. Returns it with the keys that have been pressed since.

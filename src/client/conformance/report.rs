@@ -25,25 +25,23 @@ pub(super) struct CheckResult {
 }
 
 impl Report {
-    /// Returns how many checks have failed.
-    pub(super) fn failed(&self) -> usize {
-        self.results.iter().filter(|r| r.outcome.is_err()).count()
-    }
-
-    fn passed(&self) -> usize {
-        self.results.len() - self.failed()
+    /// Returns how many checks have passed, and how many have failed.
+    pub(super) fn totals(&self) -> (usize, usize) {
+        let failed = self.results.iter().filter(|r| r.outcome.is_err()).count();
+        (self.results.len() - failed, failed)
     }
 
     pub(super) fn summary(&self) -> String {
-        let (passed, failed, elapsed) = (self.passed(), self.failed(), self.elapsed);
-        format!("{passed} passed, {failed} failed in {elapsed:.1?}\n")
+        let (passed, failed) = self.totals();
+        format!("{passed} passed, {failed} failed in {:.1?}\n", self.elapsed)
     }
 
     pub(super) fn to_json(&self) -> Value {
+        let (passed, failed) = self.totals();
         json!({
             "address": self.address.to_string(),
-            "passed": self.passed(),
-            "failed": self.failed(),
+            "passed": passed,
+            "failed": failed,
             "seconds": self.elapsed.as_secs_f64(),
             "checks": self.results.iter().map(CheckResult::to_json).collect::<Vec<_>>(),
         })

@@ -3,16 +3,16 @@
 //! If stdout is not a terminal, or `TERM` is `dumb`, there is no prompt: the terminal edits the line.
 
 use std::env;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal, stdout};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use crossterm::cursor::{MoveTo, MoveToColumn};
 use crossterm::event::Event;
-use crossterm::queue;
 use crossterm::style::Print;
 use crossterm::terminal::{self, Clear, ClearType};
+use crossterm::{execute, queue};
 
 use super::prompt::{Input, Prompt};
 use super::text::escape;
@@ -20,6 +20,8 @@ use crate::platform::terminal::suspend;
 
 /// How long [`restore_terminal`] waits for the terminal to accept a newline.
 const NEWLINE_TIMEOUT: Duration = Duration::from_millis(200);
+
+const CLEAR_BELOW: Clear = Clear(ClearType::FromCursorDown);
 
 /// Restores the terminal when closed or dropped.
 pub(super) struct Screen {
@@ -31,7 +33,7 @@ pub(super) struct Screen {
 impl Screen {
     pub(super) fn open() -> io::Result<Self> {
         let is_dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");
-        let has_prompt = io::stdout().is_terminal() && !is_dumb;
+        let has_prompt = stdout().is_terminal() && !is_dumb;
         if has_prompt {
             terminal::enable_raw_mode()?;
         }
@@ -48,14 +50,12 @@ impl Screen {
     /// Prints whole lines in place of the prompt, which the next [`draw`](Self::draw) shows below them.
     pub(super) fn print(&mut self, lines: &str) -> io::Result<()> {
         if self.prompt.is_none() {
-            return write(lines.as_bytes());
+            return execute!(stdout(), Print(lines));
         }
         self.stale = true;
-        let mut out = Vec::new();
-        queue!(out, MoveToColumn(0), Clear(ClearType::FromCursorDown))?;
         // In raw mode the terminal does not add the carriage return.
-        queue!(out, Print(lines.replace('\n', "\r\n")))?;
-        write(&out)
+        let lines = lines.replace('\n', "\r\n");
+        execute!(stdout(), MoveToColumn(0), CLEAR_BELOW, Print(lines))
     }
 
     /// Handles a key or a resize. Returns what the key completes; a completed line stays visible.
@@ -79,19 +79,15 @@ impl Screen {
         // Some terminals report a width of 0.
         let columns = terminal::size().map_or(0, |(columns, _)| columns);
         let (row, cursor) = prompt.row(if columns == 0 { 80 } else { columns });
-        let mut out = Vec::new();
-        queue!(out, MoveToColumn(0), Clear(ClearType::FromCursorDown))?;
-        queue!(out, Print(row), MoveToColumn(cursor))?;
         self.stale = false;
-        write(&out)
+        queue!(stdout(), MoveToColumn(0), CLEAR_BELOW)?;
+        execute!(stdout(), Print(row), MoveToColumn(cursor))
     }
 
     /// Clears the screen. The next [`draw`](Self::draw) shows the prompt in the first row.
     pub(super) fn clear(&mut self) -> io::Result<()> {
         self.stale = true;
-        let mut out = Vec::new();
-        queue!(out, Clear(ClearType::All), MoveTo(0, 0))?;
-        write(&out)
+        execute!(stdout(), Clear(ClearType::All), MoveTo(0, 0))
     }
 
     /// Restores the terminal for the shell until the shell continues this process.
@@ -117,7 +113,7 @@ impl Screen {
         let drawn = if prompt.is_empty() {
             self.print("")
         } else {
-            self.draw().and_then(|()| write(b"\r\n"))
+            self.draw().and_then(|()| execute!(stdout(), Print("\r\n")))
         };
         terminal::disable_raw_mode()?;
         drawn
@@ -138,16 +134,9 @@ pub fn restore_terminal() {
         // A terminal that is not read may block the write, and the main thread in one of its own.
         let (done, written) = mpsc::channel::<()>();
         let _ = thread::Builder::new().spawn(move || {
-            let _ = write(b"\n");
+            let _ = execute!(stdout(), Print("\n"));
             drop(done);
         });
         let _ = written.recv_timeout(NEWLINE_TIMEOUT);
     }
-}
-
-/// Writes all bytes at once, so that the terminal does not show a half-drawn prompt.
-fn write(bytes: &[u8]) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(bytes)?;
-    stdout.flush()
 }
