@@ -105,10 +105,11 @@ fn message_cut_by_a_pause(target: &TestTarget) -> Result<(), Mismatch> {
 
 fn commands_of_other_servers(target: &TestTarget) -> Result<(), Mismatch> {
     let client = target.connect()?;
-    for command in ["quit\r\n", "exit\n", "\x04", "\x03", ".\r\n", "\n"] {
+    let http = "GET / HTTP/1.0\r\n\r\n";
+    for command in ["quit\r\n", "exit\n", "\x04", "\x03", ".\r\n", "\n", http] {
         client.exchange(command.as_bytes())?;
     }
-    client.exchange(b"GET / HTTP/1.0\r\n\r\n")
+    Ok(())
 }
 
 /// Buffers are powers of two: a message may fill one, and leave one byte for the next.

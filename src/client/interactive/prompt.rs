@@ -56,8 +56,8 @@ impl Prompt {
             (CTRL, Char('l')) => return Some(Input::ClearScreen),
             (CTRL, Char('z')) => return Some(Input::Suspend),
 
-            (_, Up) | (CTRL, Char('p')) => self.recall(self.position.checked_sub(1)),
-            (_, Down) | (CTRL, Char('n')) => self.recall(Some(self.position + 1)),
+            (_, Up) | (CTRL, Char('p')) => self.recall(self.position.saturating_sub(1)),
+            (_, Down) | (CTRL, Char('n')) => self.recall(self.position + 1),
             (_, Left) | (CTRL, Char('b')) => self.move_left(self.previous_character()),
             (_, Right) | (CTRL, Char('f')) => self.move_right(self.next_character()),
             (_, Home) | (CTRL, Char('a')) => self.move_left(0),
@@ -82,18 +82,18 @@ impl Prompt {
         self.before.is_empty() && self.after.is_empty()
     }
 
-    /// Returns where the character before the cursor starts in `before`.
+    /// Returns the start of the character before the cursor, as an index of `before`.
     fn previous_character(&self) -> usize {
         let mut characters = self.before.grapheme_indices(true);
         characters.next_back().map_or(0, |(start, _)| start)
     }
 
-    /// Returns where the character after the cursor ends in `after`.
+    /// Returns the end of the character after the cursor, as an index of `after`.
     fn next_character(&self) -> usize {
         self.after.graphemes(true).next().map_or(0, str::len)
     }
 
-    /// Returns where the word before the cursor, and the spaces after it, start in `before`.
+    /// Returns the start of the word before the cursor, as an index of `before`. Spaces may follow it.
     fn previous_word(&self) -> usize {
         let words = self.before.trim_end();
         words.trim_end_matches(|c: char| !c.is_whitespace()).len()
@@ -123,18 +123,15 @@ impl Prompt {
         std::mem::take(&mut self.before)
     }
 
-    /// Replaces the line by an entry of the history or by the new line, if `position` is valid.
-    fn recall(&mut self, position: Option<usize>) {
-        let Some(position) = position.filter(|position| *position <= self.history.len()) else {
-            return;
-        };
+    /// Replaces the line by an entry of the history, or after the last one by the new line.
+    fn recall(&mut self, position: usize) {
         let line = self.take_line();
         if self.position == self.history.len() {
             self.new_line = line;
         }
-        self.position = position;
-        let line = self.history.get(position).unwrap_or(&self.new_line);
-        self.before.clone_from(line);
+        self.position = position.min(self.history.len());
+        let line = self.history.get(self.position);
+        self.before.clone_from(line.unwrap_or(&self.new_line));
     }
 
     /// Returns one row with the part of the line around the cursor, and the cursor's column.
