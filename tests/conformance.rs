@@ -244,8 +244,7 @@ fn failure(address: SocketAddr, name: &str) -> [String; 3] {
     failure.unwrap_or_else(|| panic!("{name:?} has not failed: {report:#}"))
 }
 
-/// Takes over a second, because a write is abandoned after the timeout. A shorter timeout would be
-/// too short on a busy machine.
+/// Takes a second: the timeout. A shorter one would be too short on a busy machine.
 #[test]
 fn servers_that_take_too_long_fail_in_time() {
     thread::scope(|scope| {
