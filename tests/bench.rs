@@ -11,8 +11,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::signal::{self, Signal};
-use common::{PATIENCE, Server, closed_port, echo_client, end, listen, reset};
+use crate::common::signal::{self, Signal};
+use crate::common::{PATIENCE, Server, closed_port, echo_client, end, listen, reset};
 use serde_json::Value;
 
 /// Returns the command `echo-client bench` for a run of 0.2 s, unless the arguments have a duration.
