@@ -243,8 +243,8 @@ impl Shared {
         }
     }
 
-    /// Blocks until the connection limit and the thread limit allow one more client, or `timeout`
-    /// passes. Returns whether they do.
+    /// Blocks until the connection limit and the thread limit allow one more client, for up to
+    /// `timeout` each. Returns whether they do.
     fn wait_for_permit(&self, timeout: Duration) -> bool {
         self.threads.wait_until_available(timeout) && self.limiter.wait_until_available(timeout)
     }
@@ -333,8 +333,8 @@ impl Shared {
     }
 
     /// Blocks until the connection limit and the memory allow one more client. Returns false if
-    /// the shutdown timeout passes first. A permit released because the timeout passed does not
-    /// count.
+    /// the shutdown timeout passes first. Permits of clients that are forcibly closed then are not
+    /// used.
     fn permit_before_deadline(&self) -> bool {
         while self.wait_for_permit(self.shutdown.time_left()) && !self.shutdown.is_overdue() {
             if self.check_memory().is_ok() {

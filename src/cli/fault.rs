@@ -27,7 +27,7 @@ pub enum Fault {
 
 /// Parses one value of `--fault`.
 pub(super) fn parse_fault(value: &str) -> Result<Fault, String> {
-    let Some((kind, value)) = value.split_once('=') else {
+    let Some((kind, value)) = value.trim().split_once('=') else {
         return Err(format!("KIND=VALUE is needed: {FORMS}"));
     };
     let bytes = |value| match parse_size(value) {

@@ -111,7 +111,7 @@ impl SocketOptions {
         socket.set_tcp_nodelay(true)?;
         socket.set_out_of_band_inline(true)?;
         socket.set_tcp_keepalive(&keepalive)?;
-        // Set in both cases: an inherited socket may have either mode.
+        // Also set to false: an inherited socket may be non-blocking.
         socket.set_nonblocking(!BLOCKING)?;
         if BLOCKING {
             set_notsent_lowat(socket, NOTSENT_LOWAT)?;

@@ -19,7 +19,7 @@ pub(crate) struct TcpInfo {
     /// Whether the peer has acknowledged everything, FIN included, or has reset the connection. Only
     /// valid after a half-close.
     pub(crate) fin_acknowledged: bool,
-    /// How many bytes the peer has acknowledged.
+    /// How many bytes the peer has acknowledged. Linux reports it since version 4.1.
     pub(crate) bytes_acknowledged: u64,
     /// Whether the connection no longer exists.
     pub(crate) closed: bool,

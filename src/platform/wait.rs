@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 pub(crate) use waker::Waker;
 
-/// How often waits without a [`Waker`] check for shutdown: on condition variables, and on Windows.
+/// How often a wait that nothing can wake checks for shutdown.
 pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The event that a thread waits for.

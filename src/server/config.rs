@@ -22,7 +22,7 @@ pub const MAX_BUSY_POLL: Duration = Duration::from_millis(10);
 ///
 /// use echo_server::Config;
 ///
-/// // For the open Internet: at most 16 clients per address, and none that is idle for 5 minutes.
+/// // For unknown clients: at most 16 per address, and none that is idle for 5 minutes.
 /// let config = Config {
 ///     max_connections_per_ip: NonZeroUsize::new(16),
 ///     idle_timeout: Some(Duration::from_secs(300)),

@@ -29,6 +29,7 @@ use crate::platform::socket::receive;
 use crate::platform::tcp_info::TcpInfo;
 use crate::platform::wait::{Interest, wait_for_socket};
 use crate::plural::plural;
+use faults::ACK_TIMEOUT;
 pub use faults::Faults;
 
 /// How long a PROXY header may take. It comes with the connection's first bytes, and the
@@ -38,7 +39,7 @@ const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a lingering close waits for the client's FIN.
 const LINGER_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// How often a lingering close checks for acknowledgements: no event reports them.
+/// How often a thread checks for acknowledgements: no event reports them.
 const ACK_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The number of bytes of one `recv` that the log shows at level trace.
@@ -47,13 +48,14 @@ const TRACE_LIMIT: usize = 64;
 /// What ended a connection.
 #[derive(Debug)]
 pub(crate) enum CloseReason {
-    /// The client sent FIN, and everything is echoed.
+    /// The client sent FIN, and everything is echoed, except by the fault `stall`.
     ClosedByClient,
     /// The client, or an intermediary, sent RST.
     ResetByClient,
     /// No byte moved for the idle timeout.
     IdleTimeout,
-    /// Graceful shutdown: the client was quiet, and everything is echoed.
+    /// Graceful shutdown: the client was quiet, and everything is echoed, except by the fault
+    /// `stall`.
     ServerShuttingDown,
     /// The shutdown timeout passed first.
     ForciblyClosed,
@@ -115,8 +117,8 @@ pub(crate) struct Connection {
     per_ip_permit: Option<PerIpPermit>,
     shared: Arc<Shared>,
     busy_poll: BusyPoll,
-    /// Whether a byte has moved since `idle_since` was set, so that a busy connection need not read
-    /// the clock.
+    /// Whether `idle_since` is out of date: a byte has moved since it was set. A busy connection need
+    /// not read the clock.
     moved: bool,
     idle_since: Instant,
     /// When data last arrived during the drain, as far as this thread has noticed.
@@ -174,13 +176,19 @@ impl Connection {
             }
             Break(reason) => reason,
         };
+        let shared = Arc::clone(&self.shared);
+        let shutdown = &shared.shutdown;
         let is_complete = match reason {
-            CloseReason::IdleTimeout | CloseReason::FaultLimit => self.lingering_close(false),
-            CloseReason::ServerShuttingDown => self.lingering_close(true),
+            CloseReason::IdleTimeout => self.lingering_close(None),
+            CloseReason::FaultLimit => {
+                self.lingering_close(Some(ACK_TIMEOUT));
+                true
+            }
+            CloseReason::ServerShuttingDown => self.lingering_close(Some(shutdown.time_left())),
             // Before shutdown, the kernel delivers the last echoes after the close. After it, the
             // host may be gone.
-            CloseReason::ClosedByClient if self.shared.shutdown.is_requested() => {
-                self.lingering_close(true)
+            CloseReason::ClosedByClient if shutdown.is_requested() => {
+                self.lingering_close(Some(shutdown.time_left()))
             }
             _ => true,
         };
@@ -457,32 +465,33 @@ impl Connection {
         }
     }
 
-    /// Half-closes, then reads and discards until the client's FIN or for 0.3 s. With
-    /// `until_acknowledged` it also waits until the client has acknowledged everything, and returns
-    /// false if the shutdown timeout passes first.
+    /// Half-closes, then reads and discards until the client's FIN or for 0.3 s. With an
+    /// `ack_timeout` it also waits until the client has acknowledged everything, and returns false
+    /// if that takes longer.
     ///
     /// Closing a socket with unread data sends RST, which destroys data in flight (RFC 1122,
     /// section 4.2.2.13). And after shutdown the host may be gone before the kernel could send
     /// lost data again.
-    fn lingering_close(&mut self, until_acknowledged: bool) -> bool {
+    fn lingering_close(&mut self, ack_timeout: Option<Duration>) -> bool {
         self.per_ip_permit = None;
         if self.stream.shutdown(net::Shutdown::Write).is_err() {
             return true; // The client has reset the connection.
         }
         self.permit = None;
         let shutdown = &self.shared.shutdown;
+        let acknowledge_by = ack_timeout.map(|timeout| Instant::now() + timeout);
         let mut linger_until = Instant::now() + LINGER_TIMEOUT;
         let mut client_closed = false;
         loop {
             let now = Instant::now();
-            let is_unacknowledged = until_acknowledged
+            let is_unacknowledged = acknowledge_by.is_some()
                 && TcpInfo::of(&self.stream).is_some_and(|info| !info.fin_acknowledged);
             if is_unacknowledged {
                 linger_until = now + LINGER_TIMEOUT;
             } else if client_closed || now >= linger_until {
                 return true;
             }
-            if shutdown.is_overdue() {
+            if shutdown.is_overdue() || acknowledge_by.is_some_and(|deadline| now >= deadline) {
                 return !is_unacknowledged;
             }
             if client_closed {

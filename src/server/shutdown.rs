@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use crate::platform::tcp_info::TcpInfo;
 use crate::platform::wait::Waker;
 
-/// How long data that was in flight at the shutdown request may take to arrive, if a round trip is
-/// shorter.
+/// The least time that data in flight at the shutdown request gets to arrive. A longer round trip
+/// replaces it.
 const MIN_QUIET_PERIOD: Duration = Duration::from_millis(100);
 
 /// The shortest retransmission timeout on Linux. It applies to all fast links.
@@ -102,7 +102,7 @@ impl Shutdown {
 
     /// Records that data of a client has arrived during the drain.
     pub(crate) fn record_drain_arrival(&self) {
-        *self.last_arrival_of_any() = Some(Instant::now());
+        *self.lock_last_arrival() = Some(Instant::now());
     }
 
     /// Returns when a client counts as quiet, if nothing more arrives from it.
@@ -132,7 +132,7 @@ impl Shutdown {
             return earliest;
         };
         if last_arrival + ACTIVE_PERIOD > requested_at
-            && let Some(arrival_of_any) = *self.last_arrival_of_any()
+            && let Some(arrival_of_any) = *self.lock_last_arrival()
         {
             // Other clients may fill the link so that all data of this one is lost for a while.
             let limit = requested_at + SHARED_LINK_TIMEOUT.min(self.timeout / 4);
@@ -143,7 +143,7 @@ impl Shutdown {
         earliest.max(last_arrival + quiet_period(rto).min(self.timeout / 2))
     }
 
-    fn last_arrival_of_any(&self) -> MutexGuard<'_, Option<Instant>> {
+    fn lock_last_arrival(&self) -> MutexGuard<'_, Option<Instant>> {
         self.last_arrival_of_any
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

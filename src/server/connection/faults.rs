@@ -17,8 +17,10 @@ use crate::platform::wait::POLL_INTERVAL;
 /// The pause after each write with the fault `slice`.
 const SLICE_INTERVAL: Duration = Duration::from_millis(1);
 
-/// How long the last echoes have to arrive before an RST, if the system does not report
-/// acknowledgements.
+/// How long a client may take to acknowledge the last echoes before an RST or after a FIN.
+pub(super) const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The pause before an RST if the system does not report acknowledgements.
 const DELIVERY_TIME: Duration = Duration::from_millis(100);
 
 /// What the server does wrong on each connection. The default is nothing.
@@ -41,9 +43,9 @@ const DELIVERY_TIME: Duration = Duration::from_millis(100);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
     /// Echoes each piece this much later. While a piece is delayed, the server does not read from
-    /// that client.
+    /// that client, and notices neither its reset nor the idle timeout.
     pub latency: Option<Duration>,
-    /// Writes at most this many bytes at a time, 1 ms apart, so that each write is a segment of its
+    /// Writes at most this many bytes at a time, 1 ms apart. Usually each write is a segment of its
     /// own.
     pub slice: Option<NonZeroUsize>,
     /// Closes the connection after this many echoed bytes. The client receives FIN.
@@ -57,9 +59,9 @@ pub struct Faults {
     pub corrupt: Option<u64>,
 }
 
-/// The fault that ends the echo.
+/// A fault that ends the echo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+enum Ending {
     Limit,
     Reset,
     Stall,
@@ -67,34 +69,38 @@ enum End {
 
 impl Faults {
     /// Returns the fault that ends the echo, and after how many bytes.
-    fn end(&self) -> Option<(u64, End)> {
-        let mut first = None;
-        for (bytes, end) in [
-            (self.limit, End::Limit),
-            (self.reset, End::Reset),
-            (self.stall, End::Stall),
-        ] {
-            if let Some(bytes) = bytes
-                && first.is_none_or(|(fewest, _)| bytes < fewest)
-            {
-                first = Some((bytes, end));
-            }
-        }
-        first
+    fn ending(&self) -> Option<(u64, Ending)> {
+        [
+            (self.limit, Ending::Limit),
+            (self.reset, Ending::Reset),
+            (self.stall, Ending::Stall),
+        ]
+        .into_iter()
+        .filter_map(|(bytes, ending)| Some((bytes?, ending)))
+        .min_by_key(|(bytes, _)| *bytes)
     }
 }
 
 impl fmt::Display for Faults {
     /// Writes the faults as the command line has them, such as `latency=100ms,limit=1024`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let latency = self.latency.map(|latency| format!("latency={latency:?}"));
-        let slice = self.slice.map(|bytes| format!("slice={bytes}"));
-        let limit = self.limit.map(|bytes| format!("limit={bytes}"));
-        let reset = self.reset.map(|bytes| format!("reset={bytes}"));
-        let stall = self.stall.map(|bytes| format!("stall={bytes}"));
-        let corrupt = self.corrupt.map(|bytes| format!("corrupt={bytes}"));
-        let faults = [latency, slice, limit, reset, stall, corrupt];
-        f.write_str(&faults.into_iter().flatten().collect::<Vec<_>>().join(","))
+        let mut faults = Vec::new();
+        if let Some(latency) = self.latency {
+            faults.push(format!("latency={latency:?}"));
+        }
+        let slice = self.slice.map(|bytes| bytes.get() as u64);
+        for (kind, bytes) in [
+            ("slice", slice),
+            ("limit", self.limit),
+            ("reset", self.reset),
+            ("stall", self.stall),
+            ("corrupt", self.corrupt),
+        ] {
+            if let Some(bytes) = bytes {
+                faults.push(format!("{kind}={bytes}"));
+            }
+        }
+        f.write_str(&faults.join(","))
     }
 }
 
@@ -108,14 +114,12 @@ impl Connection {
         {
             self.delay(latency)?;
         }
-        let mut end = self.buffer.len();
-        if let Some((limit, _)) = faults.end() {
-            let left = limit.saturating_sub(self.bytes_echoed);
-            end = end.min(
-                self.sent
-                    .saturating_add(usize::try_from(left).unwrap_or(usize::MAX)),
-            );
+        let mut unsent = self.buffer.len() - self.sent;
+        if let Some((last, _)) = faults.ending() {
+            let left = last.saturating_sub(self.bytes_echoed);
+            unsent = unsent.min(usize::try_from(left).unwrap_or(usize::MAX));
         }
+        let end = self.sent + unsent;
         match faults.slice {
             None => self.send_until(end)?,
             Some(bytes) => {
@@ -125,11 +129,11 @@ impl Connection {
                 }
             }
         }
-        match faults.end() {
-            Some((limit, fault)) if self.bytes_echoed >= limit => match fault {
-                End::Limit => Break(CloseReason::FaultLimit),
-                End::Reset => self.reset(),
-                End::Stall => self.stall(),
+        match faults.ending() {
+            Some((last, ending)) if self.bytes_echoed >= last => match ending {
+                Ending::Limit => Break(CloseReason::FaultLimit),
+                Ending::Reset => self.prepare_reset(),
+                Ending::Stall => self.stall(),
             },
             _ => Continue(()),
         }
@@ -163,12 +167,17 @@ impl Connection {
         }
     }
 
-    /// Makes the close send RST instead of FIN. An RST destroys what is in flight, so the client must
-    /// have acknowledged all echoes before.
-    fn reset(&self) -> ControlFlow<CloseReason> {
-        while !self.shared.shutdown.is_overdue() {
+    /// Makes the close send RST instead of FIN. An RST destroys what is in flight, so it first waits
+    /// until the client has acknowledged all echoes.
+    fn prepare_reset(&self) -> ControlFlow<CloseReason> {
+        let deadline = Instant::now() + ACK_TIMEOUT;
+        while Instant::now() < deadline {
+            if self.shared.shutdown.is_overdue() {
+                return Break(CloseReason::ForciblyClosed);
+            }
             match TcpInfo::of(&self.stream) {
-                Some(info) if info.closed || info.bytes_acknowledged >= self.bytes_echoed => break,
+                Some(info) if info.closed => return Break(CloseReason::ResetByClient),
+                Some(info) if info.bytes_acknowledged >= self.bytes_echoed => break,
                 Some(_) => thread::sleep(ACK_POLL_INTERVAL),
                 None => {
                     thread::sleep(DELIVERY_TIME);
