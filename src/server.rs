@@ -204,33 +204,35 @@ impl Shared {
                 self.wait_for_permit(POLL_INTERVAL);
                 continue;
             }
-            let mut accepted = match self.check_memory() {
+            let accepted = match self.check_memory() {
                 Ok(()) => listener.accept(),
                 Err(error) => Err(error),
             };
-            if let Ok(None) = accepted {
-                // The listen backlog is empty: no client waits any more.
-                if mem::take(&mut limit_logged) | mem::take(&mut failure_logged) {
-                    info!("accepting new clients again");
-                    backoff.reset();
-                }
-                accepted = self.wait_for_client(listener).map(|()| None);
-            }
-            match accepted {
+            let result = match accepted {
                 Ok(Some((stream, peer))) => {
                     if self.spawn(stream, peer) {
                         backoff.reset();
                     } else {
                         self.pause(backoff.record_failure());
                     }
+                    continue;
                 }
-                Ok(None) => {}
-                Err(error) => {
-                    if !mem::replace(&mut failure_logged, true) {
-                        warn!("cannot accept new clients: {error}; retrying");
+                Ok(None) => {
+                    // The listen backlog is empty: no client waits any more.
+                    if limit_logged || failure_logged {
+                        info!("accepting new clients again");
+                        (limit_logged, failure_logged) = (false, false);
+                        backoff.reset();
                     }
-                    self.pause(backoff.record_failure());
+                    self.wait_for_client(listener)
                 }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = result {
+                if !mem::replace(&mut failure_logged, true) {
+                    warn!("cannot accept new clients: {error}; retrying");
+                }
+                self.pause(backoff.record_failure());
             }
         }
     }

@@ -23,8 +23,8 @@ const MAX_BACKOFF: u32 = 256;
 /// long as the last one.
 const MIN_PAYING_SAMPLES: u32 = 32;
 
-/// How long it may take to wake a CPU. If messages take longer than that plus the maximum time to spin, the client
-/// or its link is slow, and spinning is not tried.
+/// How long it may take to wake a CPU. If messages take longer than that plus the maximum time to
+/// spin, the client or its link is slow, and spinning is not tried.
 const MAX_WAKE_LATENCY: Duration = Duration::from_micros(400);
 
 /// Two polls are about a microsecond apart. If this much time passes between them, another program

@@ -195,7 +195,11 @@ impl Connection {
         if !is_complete {
             reason = CloseReason::ForciblyClosed;
         }
-        self.shared.totals.record_close(&reason, self.bytes_echoed);
+        let totals = &shared.totals;
+        totals.bytes_echoed.fetch_add(self.bytes_echoed, Relaxed);
+        if let CloseReason::ForciblyClosed = reason {
+            totals.forcibly_closed.fetch_add(1, Relaxed);
+        }
         // Release the per-IP permit before closing: the client may reconnect immediately. Release
         // both permits before the close is logged.
         drop(self.per_ip_permit);

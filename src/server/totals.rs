@@ -3,7 +3,6 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::connection::CloseReason;
 use crate::plural::plural;
 
 /// Counts since the server started.
@@ -13,16 +12,7 @@ pub(crate) struct Totals {
     pub(crate) clients_served: AtomicU64,
     /// Clients that were forcibly closed, in the listen backlog too.
     pub(crate) forcibly_closed: AtomicU64,
-    bytes_echoed: AtomicU64,
-}
-
-impl Totals {
-    pub(crate) fn record_close(&self, reason: &CloseReason, bytes_echoed: u64) {
-        self.bytes_echoed.fetch_add(bytes_echoed, Relaxed);
-        if matches!(reason, CloseReason::ForciblyClosed) {
-            self.forcibly_closed.fetch_add(1, Relaxed);
-        }
-    }
+    pub(crate) bytes_echoed: AtomicU64,
 }
 
 impl fmt::Display for Totals {
