@@ -2,6 +2,7 @@
 //! and log levels.
 
 use std::process::{Command, Output, Stdio};
+use std::thread;
 
 use crate::common::{self, Server, echo_server, exchange, listen, local_server, run};
 
@@ -268,14 +269,7 @@ fn verbosity_ranges_from_silence_to_the_bytes() {
         "sent 11 bytes\n",
         "sent hello\\x1b[2J\\r\\n\n",
     ];
-    for (flag, shown) in [
-        ("-qqq", 0),
-        ("-qq", 0),
-        ("-q", 0),
-        ("--", 1),
-        ("-v", 2),
-        ("-vv", 3),
-    ] {
+    let check = |flag: &str, shown: usize| {
         let mut command = local_server();
         let flags: &[&str] = if flag == "--" { &[] } else { &[flag] };
         let Some(log) = log_of_one_client(command.args(flags)) else {
@@ -288,7 +282,19 @@ fn verbosity_ranges_from_silence_to_the_bytes() {
                 "{flag}: {text:?} in {log}"
             );
         }
-    }
+    };
+    thread::scope(|scope| {
+        for (flag, shown) in [
+            ("-qqq", 0),
+            ("-qq", 0),
+            ("-q", 0),
+            ("--", 1),
+            ("-v", 2),
+            ("-vv", 3),
+        ] {
+            scope.spawn(move || check(flag, shown));
+        }
+    });
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::common::conformance::{checks, failures, run_checks, run_suite};
-use crate::common::{Server, echo_client, listen, reset_on_close, run};
+use crate::common::{Server, echo_client, listen, reset_on_close, run, run_at_once};
 use quick_junit::{NonSuccessKind, Report, TestCaseStatus};
 use serde_json::Value;
 
@@ -247,10 +247,7 @@ fn failure(address: SocketAddr, name: &str) -> [String; 3] {
 /// Takes a second: the timeout. A shorter one would be too short on a busy machine.
 #[test]
 fn servers_that_take_too_long_fail_in_time() {
-    thread::scope(|scope| {
-        scope.spawn(sends_without_reading);
-        scope.spawn(echoes_byte_by_byte);
-    });
+    run_at_once(&[sends_without_reading, echoes_byte_by_byte]);
 }
 
 fn sends_without_reading() {

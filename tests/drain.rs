@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::signal::{self, Signal};
 use crate::common::{
-    self, Server, exchange, fill, local_address, local_server, noise, read_until_fin,
+    self, Server, exchange, fill, local_address, local_server, noise, read_until_fin, run_at_once,
 };
 
 /// Only Unix can pause a program, so that clients stay in the listen backlog.
@@ -162,7 +162,6 @@ fn linux_drain_waits_until_the_kernel_has_sent_everything() {
 }
 
 /// As above, but the client never reads.
-#[test]
 #[cfg(target_os = "linux")]
 fn linux_unsent_data_delays_exit_until_the_shutdown_timeout() {
     let mut server = Server::start(&["--shutdown-timeout", "700ms"]);
@@ -175,8 +174,18 @@ fn linux_unsent_data_delays_exit_until_the_shutdown_timeout() {
     server.wait_for_log("shut down: 1 client served, 1 forcibly closed, ");
 }
 
-/// Takes a second because of the shutdown timeout, which must leave time for the quiet client.
 #[test]
+fn remaining_clients_are_forcibly_closed_at_the_timeout() {
+    run_at_once(&[
+        clients_are_forcibly_closed_and_counted_at_the_timeout,
+        client_that_reads_slowly_is_forcibly_closed_within_a_buffer,
+        waiting_client_is_forcibly_closed_at_the_shutdown_timeout,
+        #[cfg(target_os = "linux")]
+        linux_unsent_data_delays_exit_until_the_shutdown_timeout,
+    ]);
+}
+
+/// The shutdown timeout leaves time for the quiet client.
 fn clients_are_forcibly_closed_and_counted_at_the_timeout() {
     let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "700ms"]) else {
         return;
@@ -209,7 +218,6 @@ fn clients_are_forcibly_closed_and_counted_at_the_timeout() {
     server.wait_for_log("shut down: 3 clients served, 2 forcibly closed, ");
 }
 
-#[test]
 fn client_that_reads_slowly_is_forcibly_closed_within_a_buffer() {
     let flags = ["--buffer-size", "16MiB", "--shutdown-timeout", "500ms"];
     let Some(mut server) = Server::start_to_signal(&flags) else {
@@ -245,7 +253,6 @@ fn shutdown_timeout_of_zero_forcibly_closes_clients_at_once() {
     server.wait_for_log("shut down: 1 client served, 1 forcibly closed, 5 bytes echoed");
 }
 
-#[test]
 fn waiting_client_is_forcibly_closed_at_the_shutdown_timeout() {
     let flags = ["--max-connections", "1", "--shutdown-timeout", "500ms"];
     let Some(mut server) = Server::start_to_signal(&flags) else {
@@ -272,17 +279,4 @@ fn client_that_resets_during_the_drain_does_not_delay_exit() {
     common::reset(client);
     assert_eq!(server.wait().code(), Some(0));
     server.wait_for_log("disconnected: reset by client, ");
-}
-
-/// Takes over a second, because the idle timeout must be longer than `fill` takes.
-#[test]
-fn idle_timeout_applies_during_the_drain() {
-    let flags = ["--shutdown-timeout", "1h", "--idle-timeout", "1s"];
-    let Some(mut server) = Server::start_to_signal(&flags) else {
-        return;
-    };
-    let client = server.connect();
-    fill(&client);
-    assert_eq!(server.shut_down().code(), Some(0));
-    server.wait_for_log("disconnected: idle timeout, ");
 }

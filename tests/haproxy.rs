@@ -1,5 +1,5 @@
-//! The manual's haproxy configurations: haproxy runs with them, connections through it pass the
-//! conformance suite, and a rolling restart behind it loses no byte.
+//! The manual's haproxy configuration of three servers: a rolling restart behind it loses no byte.
+//! `other_servers.rs` runs the conformance suite through haproxy.
 #![cfg(target_os = "linux")]
 
 use std::io::{ErrorKind, Read, Write};
@@ -19,11 +19,11 @@ use crate::common::{
 use socket2::Socket;
 
 /// Three servers behind haproxy, configured as in the manual.
-struct Cluster {
-    servers: [Server; 3],
+pub struct Cluster {
+    pub servers: [Server; 3],
     /// The servers that have shut down.
     exited: Vec<Server>,
-    haproxy: Haproxy,
+    pub haproxy: Haproxy,
     /// Reserve the servers' ports while no server listens there.
     #[allow(dead_code, reason = "held until the end")]
     reserved: [Socket; 3],
@@ -33,7 +33,7 @@ struct Cluster {
 const NAMES: [&str; 3] = ["one", "two", "three"];
 
 impl Cluster {
-    fn start() -> Option<Self> {
+    pub fn start() -> Option<Self> {
         let reserved = [reserve_port(), reserve_port(), reserve_port()];
         let servers = reserved
             .each_ref()
@@ -180,7 +180,8 @@ fn check_exit(server: &mut Server) {
     );
 }
 
-fn replace(config: &mut String, from: &str, to: &str) {
+/// Replaces `from`, which must occur once.
+pub fn replace(config: &mut String, from: &str, to: &str) {
     assert_eq!(config.matches(from).count(), 1, "{from} in {config}");
     *config = config.replace(from, to);
 }
@@ -405,59 +406,5 @@ struct SetOnDrop<'a>(&'a AtomicBool);
 impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-#[cfg(feature = "client")]
-mod suite {
-    use super::{Cluster, Haproxy, Server, manual_block, replace, thread};
-    use crate::common::conformance::{failures, run_suite};
-
-    /// Runs the whole suite.
-    fn check_suite(haproxy: &Haproxy, servers: &[Server]) {
-        let (report, code) = run_suite(haproxy.address, "20s");
-        // The log lines that may explain a failure.
-        let log = || -> Vec<String> {
-            let lines = servers.iter().flat_map(Server::log);
-            lines
-                .filter(|line| !line.contains("closed by client, "))
-                .collect()
-        };
-        assert_eq!(failures(&report), Vec::<[String; 3]>::new(), "{:#?}", log());
-        assert_eq!(code, Some(0));
-    }
-
-    /// Takes five seconds, as the suite does on any server. It mostly waits, so it runs on both
-    /// configurations at once.
-    #[test]
-    fn connections_through_haproxy_pass_the_suite() {
-        thread::scope(|scope| {
-            scope.spawn(three_servers_behind_haproxy);
-            scope.spawn(one_server_behind_haproxy);
-        });
-    }
-
-    fn three_servers_behind_haproxy() {
-        let Some(cluster) = Cluster::start() else {
-            return;
-        };
-        check_suite(&cluster.haproxy, &cluster.servers);
-    }
-
-    /// The configuration is the manual's example of a test through a load balancer.
-    fn one_server_behind_haproxy() {
-        let server = Server::start(&[]);
-        let mut config =
-            manual_block("client", "### Testing an intermediary", "haproxy").to_owned();
-        replace(
-            &mut config,
-            "bind 127.0.0.1:54001",
-            &format!("bind {}", Haproxy::BIND),
-        );
-        replace(&mut config, "127.0.0.1:54000", &server.address.to_string());
-        let Some(haproxy) = Haproxy::start(&config) else {
-            return;
-        };
-        check_suite(&haproxy, &[server]);
     }
 }

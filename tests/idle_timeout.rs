@@ -6,7 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::{
-    self, Server, exchange, fill, local_address, local_server, read_until_fin, send_and_read_all,
+    self, Server, exchange, fill, local_address, local_server, read_until_fin, run_at_once,
+    send_and_read_all,
 };
 
 #[test]
@@ -57,8 +58,15 @@ fn idle_timeout_is_on_time_after_an_echo() {
     panic!("most clients are closed late");
 }
 
-/// Takes over a second: the timeout must be longer than `fill` takes.
 #[test]
+fn client_that_never_reads_is_idle() {
+    run_at_once(&[
+        client_that_never_reads_is_idle_and_harms_no_other,
+        idle_timeout_applies_during_the_drain,
+    ]);
+}
+
+/// The timeout must be longer than `fill` takes.
 fn client_that_never_reads_is_idle_and_harms_no_other() {
     let server = Server::spawn(local_server().env("ECHO_SERVER_IDLE_TIMEOUT", "1s"));
     let blocked = server.connect();
@@ -68,15 +76,26 @@ fn client_that_never_reads_is_idle_and_harms_no_other() {
     server.wait_for_log(&format!("{address} disconnected: idle timeout, "));
 }
 
+fn idle_timeout_applies_during_the_drain() {
+    let flags = ["--shutdown-timeout", "1h", "--idle-timeout", "1s"];
+    let Some(mut server) = Server::start_to_signal(&flags) else {
+        return;
+    };
+    let client = server.connect();
+    fill(&client);
+    assert_eq!(server.shut_down().code(), Some(0));
+    server.wait_for_log("disconnected: idle timeout, ");
+}
+
 /// Takes two seconds, longer than the timeout by design, so the clients are tested at once.
 #[test]
 fn clients_that_send_or_read_often_enough_are_not_closed() {
-    thread::scope(|scope| {
-        scope.spawn(client_that_sends_often_enough_is_not_closed);
-        scope.spawn(client_that_reads_in_bursts_is_not_closed_between_them);
+    run_at_once(&[
+        client_that_sends_often_enough_is_not_closed,
+        client_that_reads_in_bursts_is_not_closed_between_them,
         #[cfg(target_os = "linux")]
-        scope.spawn(linux_client_that_reads_slowly_is_not_closed);
-    });
+        linux_client_that_reads_slowly_is_not_closed,
+    ]);
 }
 
 fn client_that_sends_often_enough_is_not_closed() {

@@ -13,7 +13,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::common::{self, PATIENCE, Server, accept, command, listen, reset, signal};
+use crate::common::{self, PATIENCE, Server, accept, command, listen, reset, run_at_once, signal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, kill_process};
@@ -558,7 +558,17 @@ fn replies_after_quit_are_shown() {
     assert_eq!(terminal.end().0, 0);
 }
 
+/// Takes three seconds: in one case the server sends for two seconds, and then the timeout elapses.
 #[test]
+fn the_timeout_ends_only_a_session_without_progress() {
+    run_at_once(&[
+        missing_bytes_are_reported_after_the_timeout,
+        each_reply_restarts_the_timeout,
+        a_server_that_does_not_read_does_not_hang_the_client,
+        a_server_that_sends_but_does_not_read_is_kept,
+    ]);
+}
+
 fn missing_bytes_are_reported_after_the_timeout() {
     let peer = TestServer::new();
     let mut terminal = Terminal::open(peer.address, &["--timeout=1s"]);
@@ -574,8 +584,7 @@ fn missing_bytes_are_reported_after_the_timeout() {
     assert_eq!(terminal.end().0, 1);
 }
 
-/// Takes two seconds, because the replies must take longer than the timeout.
-#[test]
+/// The replies take longer than the timeout.
 fn each_reply_restarts_the_timeout() {
     let peer = TestServer::new();
     let mut terminal = Terminal::open(peer.address, &["--timeout=1s"]);
@@ -612,7 +621,6 @@ fn a_missing_fin_is_no_error() {
     assert_eq!(terminal.end().0, 0);
 }
 
-#[test]
 fn a_server_that_does_not_read_does_not_hang_the_client() {
     let peer = TestServer::new();
     let mut terminal = Terminal::spawn(peer.address, "", |client| {
@@ -626,8 +634,7 @@ fn a_server_that_does_not_read_does_not_hang_the_client() {
     assert_eq!(terminal.wait(), 1);
 }
 
-/// Takes three seconds: the server must send for longer than the timeout, and then it must elapse.
-#[test]
+/// The server sends for longer than the timeout.
 fn a_server_that_sends_but_does_not_read_is_kept() {
     let peer = TestServer::new();
     // A small receive buffer makes the client's writes block soon.

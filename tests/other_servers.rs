@@ -1,24 +1,62 @@
-//! `echo-client test` against echo servers of other projects, as Debian packages them, and the manual's
-//! commands that compare servers.
+//! `echo-client test` against ours behind haproxy, and against echo servers of other projects, as
+//! Debian packages them; and the manual's commands that compare servers.
 #![cfg(all(target_os = "linux", feature = "client"))]
 
 use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::thread;
 
 use crate::common::conformance::{failures, run_checks, run_suite};
-use crate::common::tools::{Tool, wait_until_listening};
-use crate::common::{Log, command, manual_block, reserve_port};
+use crate::common::tools::{Haproxy, Tool, wait_until_listening};
+use crate::common::{Log, Server, command, manual_block, reserve_port, run_at_once};
+use crate::haproxy::{Cluster, replace};
 
-/// Takes five seconds, as the whole suite does on any server. The client mostly waits, so it tests
-/// both at once.
+/// Takes six seconds: the whole suite takes five on any server.
 #[test]
-fn socat_passes_and_ncat_fails_only_with_megabytes_pending() {
-    thread::scope(|scope| {
-        scope.spawn(socat_passes_the_suite);
-        scope.spawn(ncat_fails_only_checks_with_megabytes_pending);
-    });
+fn ours_behind_haproxy_and_socat_pass_and_ncat_fails_as_known() {
+    run_at_once(&[
+        three_servers_behind_haproxy_pass_the_suite,
+        one_server_behind_haproxy_passes_the_suite,
+        socat_passes_the_suite,
+        ncat_fails_only_checks_with_megabytes_pending,
+    ]);
+}
+
+fn three_servers_behind_haproxy_pass_the_suite() {
+    let Some(cluster) = Cluster::start() else {
+        return;
+    };
+    check_suite(&cluster.haproxy, &cluster.servers);
+}
+
+/// The configuration is the manual's example of a test through a load balancer.
+fn one_server_behind_haproxy_passes_the_suite() {
+    let server = Server::start(&[]);
+    let mut config = manual_block("client", "### Testing an intermediary", "haproxy").to_owned();
+    replace(
+        &mut config,
+        "bind 127.0.0.1:54001",
+        &format!("bind {}", Haproxy::BIND),
+    );
+    replace(&mut config, "127.0.0.1:54000", &server.address.to_string());
+    let Some(haproxy) = Haproxy::start(&config) else {
+        return;
+    };
+    check_suite(&haproxy, &[server]);
+}
+
+/// Runs the whole suite through haproxy.
+fn check_suite(haproxy: &Haproxy, servers: &[Server]) {
+    let (report, code) = run_suite(haproxy.address, "20s");
+    // The log lines that may explain a failure.
+    let log = || -> Vec<String> {
+        let lines = servers.iter().flat_map(Server::log);
+        lines
+            .filter(|line| !line.contains("closed by client, "))
+            .collect()
+    };
+    assert_eq!(failures(&report), Vec::<[String; 3]>::new(), "{:#?}", log());
+    assert_eq!(code, Some(0));
 }
 
 /// socat forks a process for each client.

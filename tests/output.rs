@@ -54,7 +54,9 @@ mod unix {
 
     use super::check_service;
     use crate::common::signal::Signal;
-    use crate::common::{Server, command, echo_server, exchange, fill, listen, local_server, wait};
+    use crate::common::{
+        Server, command, echo_server, exchange, fill, listen, local_server, run_at_once, wait,
+    };
     use rustix::io::ioctl_fionbio;
 
     #[test]
@@ -108,8 +110,16 @@ mod unix {
         assert_eq!(rest, "");
     }
 
-    /// Takes a second: the server waits that long for a reader of stdout before it exits.
     #[test]
+    fn unread_stdout_and_stderr_do_not_prevent_the_exit() {
+        run_at_once(&[
+            unread_stdout_does_not_prevent_the_shutdown,
+            second_signal_ends_a_server_with_an_unread_stdout,
+            unread_stderr_does_not_prevent_exit_code_1,
+        ]);
+    }
+
+    /// The server waits a second for a reader of stdout before it exits.
     fn unread_stdout_does_not_prevent_the_shutdown() {
         let (_reader, stdout) = full_pipe();
         let mut server = start(stdout);
@@ -117,7 +127,6 @@ mod unix {
         assert_eq!(server.shut_down().code(), Some(0));
     }
 
-    #[test]
     fn second_signal_ends_a_server_with_an_unread_stdout() {
         let (_reader, stdout) = full_pipe();
         let mut server = start(stdout);
@@ -137,8 +146,7 @@ mod unix {
         command
     }
 
-    /// Takes a second: the server waits that long for a reader of stderr before it exits.
-    #[test]
+    /// The server waits a second for a reader of stderr before it exits.
     fn unread_stderr_does_not_prevent_exit_code_1() {
         let (_listener, address) = listen();
         let (_reader, stderr) = full_pipe();

@@ -6,7 +6,9 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::{Server, exchange, half_close, local_address, local_server, read_until_fin};
+use crate::common::{
+    Server, exchange, half_close, local_address, local_server, read_until_fin, run_at_once,
+};
 use proxy_header::{ProxiedAddress, ProxyHeader};
 
 const V1: &[u8] = b"PROXY TCP4 198.51.100.7 192.0.2.1 4321 54000\r\n";
@@ -149,8 +151,15 @@ fn connection_that_ends_within_the_header_is_logged_as_such() {
     }
 }
 
-/// Takes five seconds, because the server has no option for this timeout.
+/// Takes five seconds, because the server has no option for the timeout of the header.
 #[test]
+fn header_has_a_timeout_and_its_bytes_restart_the_idle_timeout() {
+    run_at_once(&[
+        connection_is_closed_if_no_header_arrives_in_five_seconds,
+        bytes_of_a_header_restart_the_idle_timeout,
+    ]);
+}
+
 fn connection_is_closed_if_no_header_arrives_in_five_seconds() {
     let server = start(&[]);
     let begin = Instant::now();
@@ -183,8 +192,7 @@ fn send_slowly(mut client: &TcpStream, bytes: &[u8]) {
     panic!("the server does not close the connection");
 }
 
-/// Takes 1.5 seconds, because the header must take longer than the idle timeout.
-#[test]
+/// The header takes longer than the idle timeout.
 fn bytes_of_a_header_restart_the_idle_timeout() {
     let server = start(&["--idle-timeout", "1s"]);
     let mut client = server.connect();

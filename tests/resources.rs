@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::{PATIENCE, Server, cpu_time, exchange, fill, noise};
+use crate::common::{PATIENCE, Server, cpu_time, exchange, fill, noise, run_at_once};
 
 #[test]
 fn client_that_never_reads_costs_the_server_one_buffer() {
@@ -35,14 +35,13 @@ fn resident_kib(server: &Server) -> usize {
         .expect("a number of KiB")
 }
 
-/// Takes two seconds: in the first one, the server may still be busy. Both cases run at once, because
-/// they only wait.
+/// Takes two seconds: in the first one, the server may still be busy.
 #[test]
 fn idle_server_does_not_wake_up() {
-    thread::scope(|scope| {
-        scope.spawn(server_with_idle_clients_does_not_wake_up);
-        scope.spawn(server_that_busy_polled_does_not_wake_up_once_idle);
-    });
+    run_at_once(&[
+        server_with_idle_clients_does_not_wake_up,
+        server_that_busy_polled_does_not_wake_up_once_idle,
+    ]);
 }
 
 fn server_with_idle_clients_does_not_wake_up() {

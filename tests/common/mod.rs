@@ -87,6 +87,16 @@ pub fn skip(reason: std::fmt::Arguments<'_>) {
     let _ = writeln!(std::io::stderr(), "not tested, {reason}");
 }
 
+/// Runs cases that mostly wait, all at once. As tests of their own they would take turns: the harness
+/// runs as many tests at a time as there are CPUs.
+pub fn run_at_once(cases: &[fn()]) {
+    thread::scope(|scope| {
+        for case in cases {
+            scope.spawn(case);
+        }
+    });
+}
+
 /// Polls `condition` until it holds. For conditions that no event announces.
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
