@@ -65,6 +65,14 @@ fn drain_serves_the_listen_backlog_of_a_full_server_in_time() {
 }
 
 #[test]
+fn clients_that_read_late_get_everything_they_sent_then_fin() {
+    run_at_once(&[
+        client_that_reads_late_gets_everything_it_sent_then_fin,
+        #[cfg(target_os = "linux")]
+        linux_drain_waits_until_the_kernel_has_sent_everything,
+    ]);
+}
+
 fn client_that_reads_late_gets_everything_it_sent_then_fin() {
     let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else {
         return;
@@ -136,7 +144,6 @@ fn client_that_sends_after_fin_gets_no_rst_during_lingering() {
 }
 
 /// Only Linux lets the server see how much the kernel has not sent yet.
-#[test]
 #[cfg(target_os = "linux")]
 fn linux_drain_waits_until_the_kernel_has_sent_everything() {
     let mut server = Server::start(&["--shutdown-timeout", "1h"]);

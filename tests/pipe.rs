@@ -8,7 +8,9 @@ use std::process::{Child, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::{Server, echo_client, end, listen, noise, read_until_fin, reset, run};
+use crate::common::{
+    Server, echo_client, end, listen, noise, read_until_fin, reset, run, run_at_once,
+};
 
 /// Starts a client as a pipe to `address`.
 fn pipe(address: SocketAddr, arguments: &[&str]) -> Child {
@@ -222,6 +224,14 @@ fn reset_during_a_write_is_reported_as_a_reset() {
 }
 
 #[test]
+fn timeout_ends_a_run_with_an_error_unless_the_echo_is_complete() {
+    run_at_once(&[
+        server_that_stops_echoing_is_an_error_after_the_timeout,
+        server_that_never_reads_is_an_error_after_the_timeout,
+        complete_echo_succeeds_if_the_server_never_closes,
+    ]);
+}
+
 fn server_that_stops_echoing_is_an_error_after_the_timeout() {
     let address = server(|mut stream| {
         read_until_fin(&stream);
@@ -235,7 +245,6 @@ fn server_that_stops_echoing_is_an_error_after_the_timeout() {
     assert!(message.contains(&expected), "{message}");
 }
 
-#[test]
 fn server_that_never_reads_is_an_error_after_the_timeout() {
     let address = server(|stream| {
         thread::park();
@@ -251,7 +260,6 @@ fn server_that_never_reads_is_an_error_after_the_timeout() {
     );
 }
 
-#[test]
 fn complete_echo_succeeds_if_the_server_never_closes() {
     let address = server(|mut stream| {
         stream
