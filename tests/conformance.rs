@@ -24,7 +24,12 @@ fn our_server_passes_and_each_check_has_a_broken_server() {
     assert_eq!(failures(&report), Vec::<[&str; 3]>::new());
     assert_eq!((code, &report["failed"]), (Some(0), &Value::from(0)));
     let silent_servers = SILENT_SERVERS.iter().map(|(_, check, ..)| check);
-    let failing: Vec<&&str> = FAILING_CHECKS.iter().chain(silent_servers).collect();
+    let faults = FAULTS.iter().map(|(_, check, ..)| check);
+    let failing: Vec<&&str> = FAILING_CHECKS
+        .iter()
+        .chain(silent_servers)
+        .chain(faults)
+        .collect();
     for check in checks(&report) {
         assert!(
             failing.iter().any(|name| check["name"] == ***name),
@@ -324,8 +329,8 @@ fn echo(mut stream: &TcpStream, mut change: impl FnMut(&mut Vec<u8>)) {
 }
 
 /// Checks that the check `name` fails for this server, and why.
-fn check_failure(serves: Serve, name: &str, expects: &str, gets: &str) {
-    let [_, expected, got] = failure(serve(serves), name);
+fn check_failure(server: SocketAddr, name: &str, expects: &str, gets: &str) {
+    let [_, expected, got] = failure(server, name);
     assert!(expected.contains(expects), "{name:?} expected {expected}");
     assert!(got.contains(gets), "{name:?} got {got}");
 }
@@ -337,7 +342,7 @@ macro_rules! broken_servers {
         $(
             #[test]
             fn $serve() {
-                check_failure(servers::$serve, $check, $expected, $got);
+                check_failure(serve(servers::$serve), $check, $expected, $got);
             }
         )*
 
@@ -357,15 +362,37 @@ broken_servers! {
     pads_to_its_buffer_size: "nothing beyond what was sent", "nothing", r#""\x00\x00"#;
     repeats_the_last_byte: "nothing beyond what was sent", "nothing", r#""!""#;
     resets_at_the_end: "nothing sent, half-closed: FIN", "FIN", "a reset";
-    stops_after_the_first_message: "a connection that stays open", r#""second""#, "FIN";
     trims_whitespace: "a message cut by a pause", r#""cut in the middle\n""#, r#""cut inthe"#;
     obeys_quit: "words that other servers obey", r#""quit\r\n""#, "FIN";
-    flips_a_bit_in_the_tenth_megabyte: "64 MiB both ways at once", "at offset 9500000", "0x";
     loses_pending_bytes_at_half_close: "half-close with megabytes pending", "8388608 bytes", " bytes, then FIN";
     relays_without_half_close: "half-close with megabytes pending", "8388608 bytes", " bytes, then ";
     mixes_up_its_clients: "64 clients at once", "message 1 of client ", "message 1 of client ";
     stops_serving_after_a_reset: "a client that resets", "one that was there", "FIN";
     leaks_the_permits_of_silent_clients: "100 connections closed at once", "the next one", "FIN";
+}
+
+/// Our server with a fault, in columns as above.
+const FAULTS: [(&str, &str, &str, &str); 2] = [
+    (
+        "limit=6",
+        "a connection that stays open",
+        r#""second""#,
+        "FIN",
+    ),
+    (
+        "corrupt=9500000",
+        "64 MiB both ways at once",
+        "at offset 9500000",
+        "0x",
+    ),
+];
+
+#[test]
+fn faults_on_request_fail_the_right_check() {
+    for (fault, check, expected, got) in FAULTS {
+        let server = Server::start(&["-q", "--fault", fault]);
+        check_failure(server.address, check, expected, got);
+    }
 }
 
 /// Broken servers from which the client waits in vain for a second, in columns as above.
@@ -389,7 +416,7 @@ fn silent_and_slow_servers_fail_in_time() {
 fn silent_servers() {
     thread::scope(|scope| {
         for (serve, check, expected, got) in SILENT_SERVERS {
-            scope.spawn(move || check_failure(serve, check, expected, got));
+            scope.spawn(move || check_failure(self::serve(serve), check, expected, got));
         }
     });
 }
@@ -469,16 +496,6 @@ mod servers {
         }
     }
 
-    pub fn stops_after_the_first_message(mut stream: &TcpStream, _: &State) {
-        let mut buffer = [0; 4096];
-        if let Ok(n) = stream.read(&mut buffer) {
-            let _ = stream.write_all(&buffer[..n]);
-            let _ = stream.shutdown(Shutdown::Write);
-            // Closing with unread data would send RST.
-            let _ = std::io::copy(&mut stream, &mut std::io::sink());
-        }
-    }
-
     pub fn ignores_single_bytes(stream: &TcpStream, _: &State) {
         echo(stream, |piece| {
             piece.truncate(if piece.len() > 1 { piece.len() } else { 0 });
@@ -506,16 +523,6 @@ mod servers {
 
     pub fn truncates_long_messages(stream: &TcpStream, _: &State) {
         echo(stream, |piece| piece.truncate(1024));
-    }
-
-    pub fn flips_a_bit_in_the_tenth_megabyte(stream: &TcpStream, _: &State) {
-        let mut next = 9_500_000;
-        echo(stream, |piece| {
-            if let Some(byte) = piece.get_mut(next) {
-                *byte ^= 1;
-            }
-            next = next.checked_sub(piece.len()).unwrap_or(usize::MAX);
-        });
     }
 
     /// After a megabyte it echoes each piece only with the next one, and drops the last piece at the
