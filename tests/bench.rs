@@ -640,7 +640,8 @@ fn text_report_has_a_row_for_each_server() {
 fn other_servers_are_measured_if_one_fails() {
     let good = [Server::start(&["-q"]), Server::start(&["-q"])];
     let (_socket, refusing) = closed_port();
-    let closing = server(|_, _| {});
+    let closes_at_once = Server::start(&["-q", "--fault", "limit=0"]);
+    let closing = closes_at_once.address;
     let [first, last] = good.each_ref().map(|server| server.address.to_string());
     let addresses = [
         first.clone(),

@@ -229,14 +229,16 @@ fn reset_during_a_write_is_reported_as_a_reset() {
             reset_on_close(stream);
         }
     });
-    for _ in 0..10 {
-        let output = echo_client(address)
-            .args(["test", "both ways"])
-            .output()
-            .expect("the client can be spawned");
+    let check_report = || {
+        let output = run(echo_client(address).args(["test", "both ways"]));
         let report = String::from_utf8_lossy(&output.stdout);
         assert!(report.contains("got 0 bytes, then a reset"), "{report}");
-    }
+    };
+    thread::scope(|scope| {
+        for _ in 0..10 {
+            scope.spawn(check_report);
+        }
+    });
 }
 
 /// Runs the check `name`, which must fail. Returns the failure.
