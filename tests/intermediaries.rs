@@ -13,7 +13,7 @@ use std::thread;
 
 use crate::common::conformance::{failures, run_checks, run_suite};
 use crate::common::tools::Tool;
-use crate::common::{Log, Server, manual_block, reserve_port, skip, wait_until};
+use crate::common::{Log, Server, manual_block, reserve_port, run_at_once, skip, wait_until};
 use rustix::process::geteuid;
 use socket2::Socket;
 
@@ -23,9 +23,17 @@ const NOBODY: u32 = 65534;
 /// Starts an intermediary. Skips it and returns `None` if a program is not installed.
 type Start = fn(&Setup) -> Option<Vec<Running>>;
 
-/// They all run at once, since the suite mostly waits.
+/// Takes six seconds, as the whole suite does on any server, which mostly waits.
 #[test]
-fn these_intermediaries_pass_the_suite() {
+fn intermediaries_pass_or_fail_as_the_manual_says() {
+    run_at_once(&[
+        these_pass_the_suite,
+        these_lose_bytes_after_a_half_close,
+        stunnel_fails_at_half_closes_at_most,
+    ]);
+}
+
+fn these_pass_the_suite() {
     let all: [(&str, Start); 5] = [
         ("HAProxy", haproxy),
         ("HAProxy with TLS", haproxy_with_tls),
@@ -53,8 +61,7 @@ fn these_intermediaries_pass_the_suite() {
     });
 }
 
-#[test]
-fn these_intermediaries_lose_bytes_after_a_half_close() {
+fn these_lose_bytes_after_a_half_close() {
     let half_close: &[&str] = &["both ways", "half-close"];
     let all: [(&str, Start, &[&str]); 3] = [
         ("nginx", nginx_with_defaults, &[""]),
@@ -76,7 +83,6 @@ fn these_intermediaries_lose_bytes_after_a_half_close() {
 }
 
 /// stunnel loses bytes in some runs only, so these checks may pass.
-#[test]
 fn stunnel_fails_at_half_closes_at_most() {
     let setup = Setup::new();
     if let Some(_running) = stunnel(&setup) {
