@@ -224,7 +224,7 @@ fn run(command: &mut Command) -> Option<()> {
 struct Setup {
     server: Server,
     front: (Socket, SocketAddr),
-    /// Where the far end of a tunnel listens.
+    /// The address of the far end of a tunnel.
     inner: (Socket, SocketAddr),
     directory: PathBuf,
 }
@@ -246,7 +246,7 @@ impl Setup {
         }
     }
 
-    /// Returns where the intermediary accepts clients.
+    /// Returns the address at which the intermediary accepts clients.
     fn front(&self) -> SocketAddr {
         self.front.1
     }

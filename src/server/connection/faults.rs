@@ -1,6 +1,5 @@
 //! Faults on request: what the server does wrong on purpose, so that a client's handling of it can
-//! be tested. The names are those of [toxiproxy](https://github.com/Shopify/toxiproxy) where it has
-//! them.
+//! be tested. The names follow those of [toxiproxy](https://github.com/Shopify/toxiproxy).
 
 use std::fmt;
 use std::num::NonZeroUsize;
