@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::{
-    self, Server, exchange, fill, local_address, local_server, read_until_fin, run_at_once,
+    Server, exchange, fill, local_address, local_server, read_until_fin, run_at_once,
     send_and_read_all,
 };
 
@@ -135,7 +135,7 @@ fn client_that_reads_in_bursts_is_not_closed_between_them() {
 fn linux_client_that_reads_slowly_is_not_closed() {
     let server = Server::start(&["--idle-timeout", "1s"]);
     // A small buffer: a large one would have room for all that the client reads.
-    let client = common::connect_with_buffer(server.address, 20_000);
+    let client = crate::common::connect_with_buffer(server.address, 20_000);
     fill(&client);
     // Thirty pieces in 1.5 s, a small part of what is pending. The client's kernel accepts more from
     // the server after each 64 KiB at the latest.

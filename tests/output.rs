@@ -4,7 +4,7 @@
 use std::io::pipe;
 use std::process::Stdio;
 
-use crate::common::{self, Server, exchange, local_server, noise, send_and_read_all, signal};
+use crate::common::{Server, exchange, local_server, noise, send_and_read_all, signal};
 
 #[test]
 fn stdout_without_a_reader_does_not_stop_the_service() {
@@ -192,7 +192,7 @@ fn full_disk_drops_whole_log_lines_and_counts_them() {
     let name = format!("full-disk-{}.log", std::process::id());
     let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let file = File::create(&path).expect("the file can be created");
-    let mut shell = common::command("sh");
+    let mut shell = crate::common::command("sh");
     // Without the trap, the signal SIGXFSZ ends a process that reaches the limit.
     let script = r#"trap "" XFSZ; exec "$0" --host 127.0.0.1 --port 0"#;
     shell.args(["-c", script, env!("CARGO_BIN_EXE_echo-server")]);
@@ -202,7 +202,7 @@ fn full_disk_drops_whole_log_lines_and_counts_them() {
     for _ in 0..10 {
         exchange(&server.connect(), b"hello");
     }
-    common::wait_until("the disk is full", || {
+    crate::common::wait_until("the disk is full", || {
         fs::metadata(&path).is_ok_and(|file| file.len() == SPACE)
     });
     for _ in 0..10 {

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::net::TcpStream;
 
-use crate::common::{self, Server, exchange, local_server, read_until_fin};
+use crate::common::{Server, exchange, local_server, read_until_fin};
 
 /// Checks that the server closes the connection without an echo.
 fn assert_rejected(mut client: TcpStream) {
@@ -59,9 +59,9 @@ fn another_address_has_permits_of_its_own() {
     let first = server.connect();
     exchange(&first, b"hello");
     assert_rejected(server.connect());
-    let other = common::connect_from([127, 0, 0, 2], server.address);
+    let other = crate::common::connect_from([127, 0, 0, 2], server.address);
     exchange(&other, b"hello");
-    assert_rejected(common::connect_from([127, 0, 0, 2], server.address));
+    assert_rejected(crate::common::connect_from([127, 0, 0, 2], server.address));
     server.wait_for_logs(2, "per-IP limit reached for");
 }
 
