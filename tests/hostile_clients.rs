@@ -4,15 +4,13 @@
 use std::net::TcpStream;
 use std::thread;
 
-use crate::common::{
-    Server, exchange, fill, local_address, noise, reset, send_and_read_all, signal,
-};
+use crate::common::{Server, exchange, fill, local_address, noise, reset, send_and_read_all};
 
 /// Only Unix can pause a program, so that clients stay in the listen backlog.
 #[test]
 #[cfg(unix)]
 fn resets_in_the_listen_backlog_do_not_keep_the_next_client_out() {
-    use crate::common::signal::Signal;
+    use crate::common::signal::{self, Signal};
     let server = Server::start(&[]);
     signal::pause(&server.child);
     for _ in 0..100 {
@@ -26,7 +24,7 @@ fn resets_in_the_listen_backlog_do_not_keep_the_next_client_out() {
 #[test]
 #[cfg(unix)]
 fn pause_by_job_control_closes_no_connection() {
-    use crate::common::signal::Signal;
+    use crate::common::signal::{self, Signal};
     let server = Server::start(&[]);
     let client = server.connect();
     for _ in 0..10 {
