@@ -397,6 +397,9 @@ fn reset_in_bulk_mode_is_reported_as_a_reset() {
         "20",
         "--timeout",
         "20s",
+        // The run ends earlier, when all connections are lost.
+        "--duration",
+        "1h",
     ];
     let report = json(&report(&mut bench(server, &options), 1));
     assert_eq!(failures(&report), [("reset", 20)]);
