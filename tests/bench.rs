@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::signal::{self, Signal};
-use crate::common::{PATIENCE, Server, closed_port, echo_client, end, listen, reset};
+use crate::common::{PATIENCE, Server, closed_port, echo_client, end, listen, reset, run_at_once};
 use serde_json::Value;
 
 /// Returns the command `echo-client bench` for a run of 0.2 s, unless the arguments have a duration.
@@ -140,7 +140,17 @@ fn round_trips_are_counted_and_timed() {
     assert_eq!(failures(&report), []);
 }
 
+/// Takes two seconds: a server that is slower than the timeout as a whole, but not in each step.
 #[test]
+fn timeouts_and_the_warm_up_are_as_long_as_they_say() {
+    run_at_once(&[
+        warm_up_precedes_the_measurement_and_is_not_counted,
+        connect_mode_has_a_timeout_for_each_connection,
+        slow_server_that_keeps_echoing_is_no_timeout,
+        run_ends_in_time_if_a_message_arrives_slowly,
+    ]);
+}
+
 fn warm_up_precedes_the_measurement_and_is_not_counted() {
     // The server echoes at most 20 messages per second.
     let address = server(|_, mut stream| {
@@ -442,7 +452,6 @@ fn connect_mode_counts_a_failure_and_tries_again() {
     assert_eq!(failures(&report)[0].0, "closed", "{report}");
 }
 
-#[test]
 fn connect_mode_has_a_timeout_for_each_connection() {
     let server = server(|connection, mut stream| {
         // The client makes connection 0 only to check that a server listens.
@@ -469,7 +478,6 @@ fn connect_mode_has_a_timeout_for_each_connection() {
     assert!(number(&report, "messages") > 0.0, "{report}");
 }
 
-#[test]
 fn slow_server_that_keeps_echoing_is_no_timeout() {
     let server = server(|_, mut stream| {
         let mut piece = [0; 4096];
@@ -971,7 +979,6 @@ fn ctrl_c_does_not_wait_for_a_message_that_arrives_slowly() {
 }
 
 /// Takes over a second: a timeout for each mode. A shorter one would be too short on a busy machine.
-#[test]
 fn run_ends_in_time_if_a_message_arrives_slowly() {
     let (server, _first_byte) = byte_by_byte_server();
     for mode in ["rtt", "connect"] {
