@@ -71,3 +71,15 @@ fn full_server_shuts_down_and_serves_waiting_clients() {
     assert_eq!(server.wait().code(), Some(0));
     server.wait_for_log("shut down: 4 clients served, 0 forcibly closed, 4 bytes echoed");
 }
+
+/// Linux lists the threads of a process.
+#[test]
+#[cfg(target_os = "linux")]
+fn linux_clients_that_are_being_closed_hold_their_permit() {
+    let server = Server::start(&["--max-connections", "1", "--fault", "limit=0"]);
+    // They stay open, so that each lingering close takes its full time.
+    let clients: Vec<_> = (0..20).map(|_| server.connect()).collect();
+    server.wait_for_log("disconnected: fault limit");
+    assert!(server.threads() < 10, "{} threads", server.threads());
+    drop(clients);
+}

@@ -111,7 +111,7 @@ pub(crate) struct Connection {
     buffer: Vec<u8>,
     /// How many bytes of the buffer have been sent back.
     sent: usize,
-    /// Released at the server's FIN, or when the connection is closed.
+    /// Released when the connection is closed, or during graceful shutdown at the server's FIN.
     permit: Option<Permit>,
     /// Released just before the server's FIN: the client may reconnect immediately.
     per_ip_permit: Option<PerIpPermit>,
@@ -481,8 +481,11 @@ impl Connection {
         if self.stream.shutdown(net::Shutdown::Write).is_err() {
             return true; // The client has reset the connection.
         }
-        self.permit = None;
         let shutdown = &self.shared.shutdown;
+        if shutdown.is_requested() {
+            // Clients in the listen backlog must be served before the shutdown timeout.
+            self.permit = None;
+        }
         let acknowledge_by = ack_timeout.map(|timeout| Instant::now() + timeout);
         let mut linger_until = Instant::now() + LINGER_TIMEOUT;
         let mut client_closed = false;
