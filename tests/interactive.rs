@@ -436,6 +436,44 @@ fn ctrl_z_suspends_and_fg_redraws_the_prompt() {
     assert_eq!(terminal.end().0, 0);
 }
 
+/// The handler of the signal and the prompt, which continues, may run at the same time. One run would
+/// prove little.
+#[test]
+fn a_signal_while_suspended_restores_the_terminal() {
+    for _ in 0..10 {
+        let peer = TestServer::new();
+        let mut terminal = Terminal::spawn(peer.address, "", |client| {
+            client.process_group(0);
+        });
+        terminal.wait_for("> \x1b[3G");
+        terminal.press("\x1a");
+        signal::wait_until_suspended(&terminal.client);
+        for signal in [Signal::TERM, Signal::CONT] {
+            signal::send(&terminal.client, signal);
+        }
+        assert_eq!(terminal.wait(), 130);
+        assert_eq!(modes(&terminal.line), terminal.modes);
+    }
+}
+
+#[test]
+fn echoes_that_arrive_while_suspended_are_not_missing() {
+    let peer = TestServer::new();
+    let mut terminal = Terminal::open(peer.address, &["--timeout=500ms"]);
+    let mut server = peer.accept();
+    terminal.press("hello\rquit\r");
+    assert_eq!(read_line(&mut server), "hello\n");
+    signal::pause(&terminal.client);
+    send(&server, b"hello\n");
+    drop(server);
+    // Longer than the timeout and a delay of a busy machine.
+    thread::sleep(Duration::from_secs(1));
+    signal::send(&terminal.client, Signal::CONT);
+    terminal.wait_for("Server: hello\r\n");
+    terminal.wait_for("Disconnected from ");
+    assert_eq!(terminal.end().0, 0);
+}
+
 #[test]
 fn a_long_line_is_shown_around_the_cursor() {
     let peer = TestServer::new();

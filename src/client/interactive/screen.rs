@@ -4,7 +4,7 @@
 
 use std::env;
 use std::io::{self, IsTerminal, stdout};
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -21,6 +21,10 @@ use crate::platform::terminal::suspend;
 /// How long [`restore_terminal`] waits for the terminal to accept a newline.
 const NEWLINE_TIMEOUT: Duration = Duration::from_millis(200);
 
+/// Whether the process ends. Locked while the terminal enters or leaves raw mode for good, so that a
+/// signal handler has the last word.
+static IS_ENDING: Mutex<bool> = Mutex::new(false);
+
 const CLEAR_BELOW: Clear = Clear(ClearType::FromCursorDown);
 
 /// Restores the terminal when closed or dropped.
@@ -35,7 +39,7 @@ impl Screen {
         let is_dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");
         let has_prompt = stdout().is_terminal() && !is_dumb;
         if has_prompt {
-            terminal::enable_raw_mode()?;
+            enter_raw_mode()?;
         }
         Ok(Self {
             prompt: has_prompt.then(Prompt::default),
@@ -95,7 +99,7 @@ impl Screen {
         self.leave_raw_mode()?;
         suspend();
         self.stale = true;
-        terminal::enable_raw_mode()
+        enter_raw_mode()
     }
 
     /// Removes the prompt and leaves raw mode.
@@ -127,8 +131,18 @@ impl Drop for Screen {
     }
 }
 
-/// Leaves raw mode and ends the prompt's row, from any thread.
+/// Enters raw mode, unless a signal handler has restored the terminal already.
+fn enter_raw_mode() -> io::Result<()> {
+    let is_ending = IS_ENDING.lock().unwrap_or_else(PoisonError::into_inner);
+    if *is_ending {
+        return Ok(());
+    }
+    terminal::enable_raw_mode()
+}
+
+/// Leaves raw mode for good and ends the prompt's row, from any thread.
 pub fn restore_terminal() {
+    *IS_ENDING.lock().unwrap_or_else(PoisonError::into_inner) = true;
     if terminal::is_raw_mode_enabled().is_ok_and(|raw| raw) {
         let _ = terminal::disable_raw_mode();
         // A terminal that is not read may block the write, and the main thread in one of its own.
