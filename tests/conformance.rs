@@ -164,7 +164,7 @@ fn linux_full_disk_is_an_error_for_the_junit_file() {
     let output = run(echo_client(server.address).args(["test", "NUL", "--junit=/dev/full"]));
     let message = String::from_utf8(output.stderr).expect("the message is text");
     assert!(
-        message.contains("cannot write the JUnit report /dev/full: "),
+        message.contains("cannot write the JUnit report /dev/full: No space left on device"),
         "{message}"
     );
     assert_eq!(output.status.code(), Some(1));

@@ -11,7 +11,7 @@ mod report;
 mod test_client;
 
 use std::fmt::Display;
-use std::fs::File;
+use std::fs::{self, OpenOptions};
 use std::path::Path;
 use std::time::Instant;
 
@@ -31,11 +31,13 @@ use crate::platform;
 /// report cannot be written. Returns [`Error::AlreadyReported`] if a check fails.
 pub fn run(target: &Target, options: &TestOptions) -> Result<(), Error> {
     let checks = select_checks(&options.name)?;
-    // Created before the checks run, so that a bad path is reported at once.
-    let junit_file = match &options.junit {
-        Some(path) => Some(File::create(path).map_err(|error| junit_error(path, error))?),
-        None => None,
-    };
+    if let Some(path) = &options.junit {
+        // Before the checks run, so that a bad path is reported at once. An older report stays until
+        // there is a new one.
+        let mut file = OpenOptions::new();
+        file.append(true).create(true);
+        file.open(path).map_err(|error| junit_error(path, error))?;
+    }
     // Each connection takes a file descriptor. If the limit stays too low, a check reports it.
     let _ = platform::raise_file_limit();
     let (_, address) = target.connect()?;
@@ -68,15 +70,16 @@ pub fn run(target: &Target, options: &TestOptions) -> Result<(), Error> {
         elapsed: run_started.elapsed(),
         results,
     };
+    if let Some(path) = &options.junit {
+        let text = report
+            .to_junit()
+            .map_err(|error| junit_error(path, error))?;
+        fs::write(path, text).map_err(|error| junit_error(path, error))?;
+    }
     if options.json {
         print(format_args!("{:#}\n", report.to_json()))?;
     } else {
         print(report.summary())?;
-    }
-    if let (Some(path), Some(file)) = (&options.junit, junit_file) {
-        report
-            .write_junit(file)
-            .map_err(|error| junit_error(path, error))?;
     }
     match report.totals() {
         (_, 0) => Ok(()),

@@ -1,7 +1,6 @@
 //! The results of the checks: a line for each, JSON, and `JUnit` XML.
 
 use std::fmt;
-use std::fs::File;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -47,8 +46,8 @@ impl Report {
         })
     }
 
-    /// Writes the results as `JUnit` XML, which CI systems show.
-    pub(super) fn write_junit(&self, file: File) -> Result<(), SerializeError> {
+    /// Returns the results as `JUnit` XML, which CI systems show.
+    pub(super) fn to_junit(&self) -> Result<String, SerializeError> {
         let name = format!("echo-client test {}", self.address);
         let mut suite = TestSuite::new(name.as_str());
         suite.set_time(self.elapsed);
@@ -65,7 +64,7 @@ impl Report {
         }
         let mut report = quick_junit::Report::new(name);
         report.set_time(self.elapsed).add_test_suite(suite);
-        report.serialize(file)
+        report.to_string()
     }
 }
 
