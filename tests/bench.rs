@@ -739,7 +739,11 @@ fn bad_addresses_are_errors_with_an_example() {
         (&["bench", "server:1", "--host", "server"], replaced),
         (&["--port", "1", "bench", "server:1"], replaced),
         (&["bench", "--rounds", "3"], "<ADDRESS>"),
-        (&["bench", "server:1", "--rounds", "0"], "not in 1..=65535"),
+        (&["bench", "server:1", "--rounds", "0"], "not in 1..=1000"),
+        (
+            &["bench", "server:1", "--rounds", "1001"],
+            "not in 1..=1000",
+        ),
     ] {
         let output =
             common::run(common::command(env!("CARGO_BIN_EXE_echo-client")).args(arguments));

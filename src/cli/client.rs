@@ -63,7 +63,7 @@ Examples:
   echo-client bench                measures throughput and latency
   echo-client bench a:7 b:7        measures two servers in turns and compares them
 
-Exit codes: 0 success, 1 failure, 2 invalid arguments, 130 ended by a signal.";
+Exit codes: 0 success, 1 failure, 2 invalid arguments, 130 Ctrl+C.";
 
 /// The commands of `echo-client`.
 #[derive(Clone, Debug, Subcommand)]
@@ -98,11 +98,12 @@ pub struct BenchOptions {
     #[arg(value_name = "ADDRESS", value_parser = parse_address)]
     pub addresses: Vec<(String, u16)>,
 
-    /// How often to measure each of the addresses [default: 5, or once if there is only one]
+    /// How often to measure each of the addresses, up to 1000 [default: 5, or once if there is only
+    /// one]
     #[arg(
         long,
         value_name = "N",
-        value_parser = value_parser!(u16).range(1..),
+        value_parser = value_parser!(u16).range(1..=1000),
         requires = "addresses"
     )]
     pub rounds: Option<u16>,
