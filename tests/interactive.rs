@@ -459,15 +459,16 @@ fn a_signal_while_suspended_restores_the_terminal() {
 #[test]
 fn echoes_that_arrive_while_suspended_are_not_missing() {
     let peer = TestServer::new();
-    let mut terminal = Terminal::open(peer.address, &["--timeout=500ms"]);
+    let mut terminal = Terminal::open(peer.address, &["--timeout=1s"]);
     let mut server = peer.accept();
     terminal.press("hello\rquit\r");
     assert_eq!(read_line(&mut server), "hello\n");
+    terminal.wait_for("> quit\r\n");
     signal::pause(&terminal.client);
     send(&server, b"hello\n");
     drop(server);
-    // Longer than the timeout and a delay of a busy machine.
-    thread::sleep(Duration::from_secs(1));
+    // Longer than the client's timeout, whenever it began.
+    thread::sleep(Duration::from_millis(1500));
     signal::send(&terminal.client, Signal::CONT);
     terminal.wait_for("Server: hello\r\n");
     terminal.wait_for("Disconnected from ");

@@ -29,8 +29,9 @@ pub use self::screen::restore_terminal;
 /// How long the rest of a line may take to follow. Without it, the beginning is shown.
 const PARTIAL_LINE_DELAY: Duration = Duration::from_millis(20);
 
-/// If a wait takes this much longer than its timeout, the process was suspended.
-const SUSPENDED: Duration = Duration::from_millis(200);
+/// How long the reading thread may take to report what has arrived. If the process was suspended while
+/// the time ran out, the reading thread has still to read it.
+const READ_DELAY: Duration = Duration::from_millis(200);
 
 /// How many events may wait for the main thread. If the terminal is slow, the server has to wait too.
 const EVENT_CAPACITY: usize = 16;
@@ -159,26 +160,20 @@ impl Session {
 
     /// Waits for the next event. Returns `None` if the user has disconnected and the time is over.
     fn next_event(&mut self) -> io::Result<Option<Event>> {
-        loop {
-            let time_left = match self.lines {
-                Some(_) => Duration::MAX,
-                None => self.timeout.saturating_sub(self.last_progress.elapsed()),
-            };
-            if time_left.is_zero() {
-                return Ok(None);
-            }
-            if let Ok(event) = self.events.try_recv() {
-                return Ok(Some(event));
-            }
-            self.screen.draw()?;
-            let started = Instant::now();
-            if let Ok(event) = self.events.recv_timeout(time_left) {
-                return Ok(Some(event));
-            }
-            // A process that was suspended wakes late, and has not read what arrived meanwhile.
-            if started.elapsed() > time_left + SUSPENDED {
-                self.last_progress = Instant::now();
-            }
+        let time_left = match self.lines {
+            Some(_) => Duration::MAX,
+            None => self.timeout.saturating_sub(self.last_progress.elapsed()),
+        };
+        if time_left.is_zero() && self.missing == 0 {
+            return Ok(None);
+        }
+        if let Ok(event) = self.events.try_recv() {
+            return Ok(Some(event));
+        }
+        self.screen.draw()?;
+        match self.events.recv_timeout(time_left) {
+            Ok(event) => Ok(Some(event)),
+            Err(_) => Ok(self.events.recv_timeout(READ_DELAY).ok()),
         }
     }
 
