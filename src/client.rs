@@ -9,11 +9,11 @@ pub mod pipe;
 
 use std::fmt::{self, Display};
 use std::io::{self, ErrorKind, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::thread;
 use std::time::Duration;
 
-use socket2::SockRef;
+use self::connection::Connection;
 
 /// The server to talk to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,30 +52,12 @@ impl Display for Target {
 }
 
 impl Target {
-    /// Connects to the first of the host's addresses that accepts. `TCP_NODELAY` is set, and a
-    /// write that makes no progress for the timeout fails.
-    ///
-    /// ```
-    /// use std::net::TcpListener;
-    /// use std::time::Duration;
-    ///
-    /// use echo_server::client::Target;
-    ///
-    /// # fn main() -> std::io::Result<()> {
-    /// let server = TcpListener::bind("127.0.0.1:0")?;
-    /// let port = server.local_addr()?.port();
-    /// let timeout = Duration::from_secs(5);
-    /// let target = Target { host: "127.0.0.1".to_owned(), port, timeout };
-    /// let (_stream, address) = target.connect().expect("the server is listening");
-    /// assert_eq!(address, server.local_addr()?);
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// Connects to the first of the host's addresses that accepts.
     ///
     /// # Errors
     /// Returns an error if the host name cannot be resolved, or if none of its addresses accepts
     /// within the timeout.
-    pub fn connect(&self) -> Result<(TcpStream, SocketAddr), Error> {
+    fn connect(&self) -> Result<Connection, Error> {
         let host = &self.host;
         let addresses = (host.as_str(), self.port)
             .to_socket_addrs()
@@ -86,29 +68,13 @@ impl Target {
             })?;
         let mut message = format!("cannot connect to {host}: the name has no address");
         for address in addresses {
-            match connect(address, self.timeout) {
-                Ok(stream) => return Ok((stream, address)),
+            match Connection::open(address, self.timeout) {
+                Ok(connection) => return Ok(connection),
                 Err(error) => message = explain_connect_error(address, self.timeout, &error),
             }
         }
         Err(message.into())
     }
-}
-
-/// Connects to `address`, sets `TCP_NODELAY`, and limits each write to the timeout.
-///
-/// If no server listens there, the system can pick that port as the local one. TCP then connects
-/// the socket to itself (RFC 9293, simultaneous open), and such a connection echoes perfectly.
-fn connect(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&address, timeout)?;
-    if stream.local_addr()? == stream.peer_addr()? {
-        // Closes with RST: TIME_WAIT would block the server's port.
-        SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
-        return Err(ErrorKind::ConnectionRefused.into());
-    }
-    stream.set_nodelay(true)?;
-    stream.set_write_timeout(Some(timeout))?;
-    Ok(stream)
 }
 
 /// Spawns a thread that may end only with the process, because its reads cannot be interrupted.

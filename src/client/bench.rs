@@ -112,7 +112,8 @@ fn measure<'a>(
     progress_label: &str,
     stop: &AtomicBool,
 ) -> Result<Report<'a>, Error> {
-    let (first, address) = target.connect()?;
+    let first = target.connect()?;
+    let address = first.address;
     let load = Load::new(address, target.timeout, options);
     let mut first = Some(first);
     let mut total = Tally::default();
@@ -121,10 +122,10 @@ fn measure<'a>(
     thread::scope(|scope| {
         for (number, counter) in load.counters.iter().enumerate() {
             let worker = Worker::new(&load, number, counter);
-            let (stream, ready, results) = (first.take(), ready.clone(), results.clone());
+            let (connection, ready, results) = (first.take(), ready.clone(), results.clone());
             let run_worker = move || {
                 // The receiver lives until all workers have ended.
-                let _ = results.send(worker.run(stream, ready));
+                let _ = results.send(worker.run(connection, ready));
             };
             let thread = thread::Builder::new().stack_size(STACK_SIZE);
             if let Err(error) = thread.spawn_scoped(scope, run_worker) {

@@ -40,7 +40,7 @@ pub fn run(target: &Target, options: &TestOptions) -> Result<(), Error> {
     }
     // Each connection takes a file descriptor. If the limit stays too low, a check reports it.
     let _ = platform::raise_file_limit();
-    let (_, address) = target.connect()?;
+    let address = target.connect()?.address;
     let target = TestTarget {
         address,
         timeout: target.timeout,

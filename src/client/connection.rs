@@ -1,9 +1,12 @@
-//! A connection that one thread reads while another thread writes: whichever of them meets an error
-//! first, the reader learns how the connection ended.
+//! A connection with a reading and a writing thread. The reader learns how the connection ended, even
+//! if a write failed first.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use socket2::SockRef;
 
 use super::is_timeout;
 
@@ -15,16 +18,34 @@ use super::is_timeout;
 /// Calls that a signal interrupts are retried.
 pub(super) struct Connection {
     pub(super) stream: TcpStream,
+    pub(super) address: SocketAddr,
+    /// How long a read may receive nothing, and a write may send nothing.
+    pub(super) timeout: Duration,
     /// Locked during each write, because a write takes the socket's error before it stores it.
     write_error: Mutex<Option<io::Error>>,
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream) -> Self {
-        Self {
-            stream,
-            write_error: Mutex::default(),
+    /// Connects, sets `TCP_NODELAY`, and limits each read and write to the timeout.
+    ///
+    /// If no server listens there, the system can pick that port as the local one. TCP then connects
+    /// the socket to itself (RFC 9293, simultaneous open), and such a connection echoes perfectly.
+    pub(super) fn open(address: SocketAddr, timeout: Duration) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, timeout)?;
+        if stream.local_addr()? == stream.peer_addr()? {
+            // Closes with RST: TIME_WAIT would block the server's port.
+            SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+            return Err(ErrorKind::ConnectionRefused.into());
         }
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(timeout))?;
+        stream.set_write_timeout(Some(timeout))?;
+        Ok(Self {
+            stream,
+            address,
+            timeout,
+            write_error: Mutex::default(),
+        })
     }
 
     /// Sends all of `bytes`. If a write times out, calls `on_timeout` and tries again.
@@ -102,9 +123,6 @@ fn retry_if_interrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Resul
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
-    use std::time::Duration;
-
-    use socket2::SockRef;
 
     use super::*;
     use crate::client::is_reset;
@@ -113,12 +131,13 @@ mod tests {
     fn connect() -> (Connection, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let address = listener.local_addr().expect("the listener has an address");
-        let stream = TcpStream::connect(address).expect("the listener accepts");
+        let connection =
+            Connection::open(address, Duration::from_secs(60)).expect("the listener accepts");
         let (peer, _) = listener.accept().expect("a connection is pending");
         SockRef::from(&peer)
             .set_linger(Some(Duration::ZERO))
             .expect("the option can be set");
-        (Connection::new(stream), peer)
+        (connection, peer)
     }
 
     fn write_until_error(mut connection: &Connection) {

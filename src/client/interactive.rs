@@ -20,7 +20,9 @@ use self::prompt::Input;
 use self::screen::Screen;
 use self::text::{complete_len, escape};
 use super::connection::Connection;
-use super::{Error, Target, explain_lost_connection, explain_stdout_error, print, spawn};
+use super::{
+    Error, Target, explain_lost_connection, explain_stdout_error, is_timeout, print, spawn,
+};
 use crate::platform::terminal::{BEFORE_NEWLINE, wait_until_gone};
 use crate::platform::wait::{Interest, wait_for_socket};
 
@@ -71,9 +73,10 @@ enum End {
 /// Returns an error if the server cannot be reached, disconnects or does not return every byte, or if
 /// the terminal fails. If the terminal has been closed, the error is [`Error::AlreadyReported`].
 pub fn run(target: &Target) -> Result<(), Error> {
-    let (stream, address) = target.connect()?;
+    let connection = target.connect()?;
+    let address = connection.address;
     let screen = Screen::open().map_err(explain_terminal_error)?;
-    let (lines, events) = start_threads(Connection::new(stream), screen.has_prompt())?;
+    let (lines, events) = start_threads(connection, screen.has_prompt())?;
     let session = Session {
         address,
         timeout: target.timeout,
@@ -255,6 +258,8 @@ fn read_socket(mut connection: &Connection, events: &SyncSender<Event>) {
         match connection.read(&mut buffer) {
             Ok(0) => break Ok(()),
             Ok(n) => pending.extend_from_slice(&buffer[..n]),
+            // The user may pause for any time.
+            Err(error) if is_timeout(&error) => continue,
             Err(error) => break Err(error),
         }
         let newline = pending.iter().rposition(|byte| *byte == b'\n');

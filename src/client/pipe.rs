@@ -3,12 +3,9 @@
 //! Each direction has a thread. A client that sends everything before it reads would block: its
 //! echoes fill the buffers on the way, and a server that cannot write stops reading.
 
-use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use super::connection::Connection;
 use super::{Error, Target, explain_lost_connection, explain_stdout_error, is_timeout, spawn};
@@ -24,14 +21,8 @@ const BUFFER_SIZE: usize = 65_536;
 /// than it received; or if stdin or stdout fails. If the reader of stdout has gone, that is
 /// [`Error::AlreadyReported`].
 pub fn run(target: &Target) -> Result<(), Error> {
-    let (stream, address) = target.connect()?;
-    stream
-        .set_read_timeout(Some(target.timeout))
-        .map_err(|error| explain_lost_connection(address, &error))?;
     let pipe = Arc::new(Pipe {
-        address,
-        timeout: target.timeout,
-        connection: Connection::new(stream),
+        connection: target.connect()?,
         sent: AtomicU64::new(0),
         stdin_result: OnceLock::new(),
     });
@@ -42,8 +33,6 @@ pub fn run(target: &Target) -> Result<(), Error> {
 
 /// What the threads of both directions share.
 struct Pipe {
-    address: SocketAddr,
-    timeout: Duration,
     connection: Connection,
     /// Bytes, including those of the write in progress.
     sent: AtomicU64,
@@ -79,6 +68,7 @@ impl Pipe {
     /// Writes what comes back to stdout, until the server closes the connection or is out of time.
     fn receive_to_stdout(&self) -> Result<(), Error> {
         let mut connection = &self.connection;
+        let (address, timeout) = (connection.address, connection.timeout);
         let mut stdout = io::stdout().lock();
         let mut buffer = vec![0; BUFFER_SIZE];
         let mut received = 0;
@@ -95,10 +85,11 @@ impl Pipe {
                         .map_err(|error| explain_stdout_error(&error))?;
                     received += n as u64;
                     if n > pending {
-                        return self.fail(format_args!(
-                            "is not an echo server: it returned {received} bytes after receiving \
-                             {sent}; check --host and --port"
-                        ));
+                        return Err(format!(
+                            "{address} is not an echo server: it returned {received} bytes after \
+                             receiving {sent}; check --host and --port"
+                        )
+                        .into());
                     }
                 }
                 // Not a failure while stdin is being sent, or pauses.
@@ -107,18 +98,18 @@ impl Pipe {
                         continue;
                     }
                     if received < sent_before {
-                        return self.fail(format_args!(
-                            "returned {received} of {sent_before} bytes, then nothing for {:?}; \
-                             --timeout waits longer",
-                            self.timeout
-                        ));
+                        return Err(format!(
+                            "{address} returned {received} of {sent_before} bytes, then nothing \
+                             for {timeout:?}; --timeout waits longer"
+                        )
+                        .into());
                     }
                     // Everything came back. That the server keeps the connection open is no failure.
                     if self.stdin_result.get().is_some() {
                         return self.check_totals(received);
                     }
                 }
-                Err(error) => return Err(explain_lost_connection(self.address, &error).into()),
+                Err(error) => return Err(explain_lost_connection(address, &error).into()),
             }
         }
     }
@@ -132,13 +123,10 @@ impl Pipe {
             Some(Ok(())) => "echo-client test shows which guarantee it breaks",
             None => "stdin had not ended",
         };
-        self.fail(format_args!(
-            "closed the connection after returning {received} of {sent} bytes; {hint}"
-        ))
-    }
-
-    /// Returns the error that says what the server did.
-    fn fail(&self, what: fmt::Arguments) -> Result<(), Error> {
-        Err(format!("{} {what}", self.address).into())
+        let address = self.connection.address;
+        Err(format!(
+            "{address} closed the connection after returning {received} of {sent} bytes; {hint}"
+        )
+        .into())
     }
 }

@@ -2,7 +2,6 @@
 //! echoes until the run is over, and returns what it counted.
 
 use std::io::{self, ErrorKind, Read};
-use std::net::TcpStream;
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::Sender;
@@ -17,7 +16,7 @@ use super::payload::Cursor;
 use super::tally::Tally;
 use crate::cli::BenchMode;
 use crate::client::connection::Connection;
-use crate::client::{connect, is_reset, is_timeout};
+use crate::client::{is_reset, is_timeout};
 
 /// How long a read may block before the thread checks whether the run is over.
 const MAX_READ_TIMEOUT: Duration = Duration::from_millis(50);
@@ -55,22 +54,22 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Runs the workload, on `stream` or on a new connection, and returns what was counted. Drops
+    /// Runs the workload, on `connection` or on a new one, and returns what was counted. Drops
     /// `ready` once the worker is connected or has failed.
-    pub(super) fn run(mut self, stream: Option<TcpStream>, ready: Sender<()>) -> Tally {
-        if let Err(error) = self.try_run(stream, ready) {
+    pub(super) fn run(mut self, connection: Option<Connection>, ready: Sender<()>) -> Tally {
+        if let Err(error) = self.try_run(connection, ready) {
             self.tally.record_failure(&reason(&error));
         }
         self.tally
     }
 
-    fn try_run(&mut self, stream: Option<TcpStream>, ready: Sender<()>) -> io::Result<()> {
+    fn try_run(&mut self, connection: Option<Connection>, ready: Sender<()>) -> io::Result<()> {
         if self.load.options.mode == BenchMode::Connect {
-            drop((stream, ready));
+            drop((connection, ready));
             self.run_connect();
             return Ok(());
         }
-        let connection = self.open(stream)?;
+        let connection = self.open(connection)?;
         drop(ready);
         if self.load.options.mode == BenchMode::Bulk {
             self.run_bulk(&connection)
@@ -79,15 +78,17 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Prepares `stream`, or a new connection, so that reads and writes on it time out.
-    fn open(&self, stream: Option<TcpStream>) -> io::Result<Connection> {
-        let stream = match stream {
-            Some(stream) => stream,
-            None => connect(self.load.address, self.load.timeout)?,
+    /// Prepares `connection`, or a new one, so that reads return often enough to notice the end of the
+    /// run.
+    fn open(&self, connection: Option<Connection>) -> io::Result<Connection> {
+        let connection = match connection {
+            Some(connection) => connection,
+            None => Connection::open(self.load.address, self.load.timeout)?,
         };
-        stream.set_read_timeout(Some(self.read_timeout()))?;
-        stream.set_write_timeout(Some(self.load.timeout))?;
-        Ok(Connection::new(stream))
+        connection
+            .stream
+            .set_read_timeout(Some(self.read_timeout()))?;
+        Ok(connection)
     }
 
     fn read_timeout(&self) -> Duration {

@@ -11,7 +11,7 @@ use socket2::SockRef;
 use super::checks::CHUNK;
 use super::mismatch::{MAX_QUOTED, Mismatch, missing_bytes, quote, wrong_bytes};
 use crate::client::connection::Connection;
-use crate::client::{connect, is_reset, is_timeout};
+use crate::client::{is_reset, is_timeout};
 
 /// The server under test.
 pub(super) struct TestTarget {
@@ -23,12 +23,8 @@ pub(super) struct TestTarget {
 
 impl TestTarget {
     pub(super) fn connect(&self) -> Result<TestClient, Mismatch> {
-        let stream = connect(self.address, self.timeout)?;
-        stream.set_read_timeout(Some(self.timeout))?;
-        Ok(TestClient {
-            connection: Connection::new(stream),
-            timeout: self.timeout,
-        })
+        let connection = Connection::open(self.address, self.timeout)?;
+        Ok(TestClient { connection })
     }
 
     /// Sends `message` on a new connection and expects its echo.
@@ -40,7 +36,6 @@ impl TestTarget {
 /// A connection to the server under test.
 pub(super) struct TestClient {
     pub(super) connection: Connection,
-    timeout: Duration,
 }
 
 impl TestClient {
@@ -55,7 +50,7 @@ impl TestClient {
         match (&self.connection).write_all(bytes) {
             Err(error) if is_timeout(&error) => Err(Mismatch::new(
                 "the server to receive",
-                format!("no progress for {:?}", self.timeout),
+                format!("no progress for {:?}", self.connection.timeout),
             )),
             _ => Ok(()),
         }
@@ -88,13 +83,13 @@ impl TestClient {
     }
 
     fn expect_chunk(&self, message: &[u8], chunk: Range<usize>) -> Result<(), Mismatch> {
-        let deadline = Instant::now() + self.timeout;
+        let deadline = Instant::now() + self.connection.timeout;
         let start = chunk.start;
         let mut buffer = vec![0; chunk.len()];
         let mut len = 0;
         while len < buffer.len() {
             if len > 0 && Instant::now() >= deadline {
-                let end = format!("not enough within {:?}", self.timeout);
+                let end = format!("not enough within {:?}", self.connection.timeout);
                 return Err(missing_bytes(message, start, &buffer[..len], &end));
             }
             match (&self.connection).read(&mut buffer[len..]) {
@@ -120,7 +115,7 @@ impl TestClient {
             Err(error) if is_timeout(&error) => {}
             result => return Err(Mismatch::new("nothing", self.describe(&buffer, result))),
         }
-        stream.set_read_timeout(Some(self.timeout))?;
+        stream.set_read_timeout(Some(self.connection.timeout))?;
         Ok(())
     }
 
@@ -145,7 +140,9 @@ impl TestClient {
         match result {
             Ok(0) => "FIN".to_owned(),
             Ok(n) => quote(&buffer[..n]),
-            Err(error) if is_timeout(&error) => format!("nothing for {:?}", self.timeout),
+            Err(error) if is_timeout(&error) => {
+                format!("nothing for {:?}", self.connection.timeout)
+            }
             Err(error) if is_reset(&error) => "a reset".to_owned(),
             Err(error) => error.to_string(),
         }
