@@ -18,7 +18,7 @@ mod worker;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use self::comparison::{Comparison, Server};
 use self::load::Load;
@@ -30,7 +30,7 @@ use super::{Error, Target, print};
 use crate::cli::BenchOptions;
 use crate::platform;
 
-/// How often the main thread checks for Ctrl+C and updates the progress bar.
+/// How often the main thread updates the progress bar and checks whether the run was stopped.
 const TICK: Duration = Duration::from_millis(100);
 
 /// The stack of each thread, in bytes. Some systems lack the address space for thousands of stacks
@@ -114,9 +114,10 @@ fn measure<'a>(
 ) -> Result<Report<'a>, Error> {
     let first = target.connect()?;
     let address = first.address;
-    let load = Load::new(address, target.timeout, options);
+    let load = Load::new(address, target.timeout, options, stop);
     let mut first = Some(first);
     let mut total = Tally::default();
+    let mut stopped_at = None;
     let (results, tallies) = mpsc::channel();
     let (ready, all_ready) = mpsc::channel();
     thread::scope(|scope| {
@@ -134,26 +135,26 @@ fn measure<'a>(
         }
         drop((ready, results));
         // Each worker drops its sender when it is connected or has failed.
-        while !stop.load(Relaxed) && all_ready.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout)
-        {
-        }
+        let _ = all_ready.recv();
         load.start();
         let mut progress = Progress::new(&load, progress_label);
         loop {
             match tallies.recv_timeout(TICK) {
                 Ok(tally) => total.add(tally),
                 Err(RecvTimeoutError::Timeout) => progress.update(),
-                Err(RecvTimeoutError::Disconnected) => return load.stop(),
+                Err(RecvTimeoutError::Disconnected) => break,
             }
-            if stop.load(Relaxed) {
-                load.stop();
+            if load.is_stopped() {
+                stopped_at.get_or_insert_with(Instant::now);
             }
         }
     });
+    let window = load.window();
+    let ended_at = stopped_at.unwrap_or_else(Instant::now).min(window.end);
     Ok(Report {
         server: address.to_string(),
         options,
-        elapsed: load.measured_time(),
+        elapsed: ended_at.saturating_duration_since(window.start),
         tally: total,
     })
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::OnceLock;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use super::payload::payload;
@@ -23,8 +23,8 @@ pub(super) struct Load<'a> {
     pub(super) counters: Vec<Counter>,
     /// When messages are measured. Set once all connections are ready.
     window: OnceLock<Range<Instant>>,
-    /// When the run was stopped, or when the last connection ended.
-    stopped: OnceLock<Instant>,
+    /// Set to end the run early.
+    stop: &'a AtomicBool,
 }
 
 /// The messages or, in bulk mode, the bytes that a connection has received so far. No other counter
@@ -34,7 +34,12 @@ pub(super) struct Load<'a> {
 pub(super) struct Counter(pub(super) AtomicU64);
 
 impl<'a> Load<'a> {
-    pub(super) fn new(address: SocketAddr, timeout: Duration, options: &'a BenchOptions) -> Self {
+    pub(super) fn new(
+        address: SocketAddr,
+        timeout: Duration,
+        options: &'a BenchOptions,
+        stop: &'a AtomicBool,
+    ) -> Self {
         Self {
             address,
             timeout,
@@ -44,7 +49,7 @@ impl<'a> Load<'a> {
                 .map(|_| Counter::default())
                 .collect(),
             window: OnceLock::new(),
-            stopped: OnceLock::new(),
+            stop,
         }
     }
 
@@ -60,13 +65,8 @@ impl<'a> Load<'a> {
         self.window.wait()
     }
 
-    /// Ends the run, unless it has ended already.
-    pub(super) fn stop(&self) {
-        self.stopped.get_or_init(Instant::now);
-    }
-
     pub(super) fn is_stopped(&self) -> bool {
-        self.stopped.get().is_some()
+        self.stop.load(Relaxed)
     }
 
     /// Returns whether connections send no new message.
@@ -78,14 +78,5 @@ impl<'a> Load<'a> {
     /// if echoes are pending and still arrive.
     pub(super) fn is_overdue(&self, now: Instant) -> bool {
         now >= self.window().end + self.timeout
-    }
-
-    /// Returns how much of the window the run has lasted.
-    pub(super) fn measured_time(&self) -> Duration {
-        let window = self.window();
-        let stopped = *self.stopped.get_or_init(Instant::now);
-        stopped
-            .min(window.end)
-            .saturating_duration_since(window.start)
     }
 }
