@@ -199,7 +199,7 @@ impl Session {
                 // Leaves raw mode, so that Ctrl+C ends the wait for pending echoes.
                 self.screen.close()
             }
-            Input::ClearScreen => self.screen.clear(),
+            Input::ClearScreen => Screen::clear(),
             Input::Suspend => self.screen.suspend(),
         }
     }

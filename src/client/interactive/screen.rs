@@ -21,8 +21,8 @@ use crate::platform::terminal::suspend;
 /// How long [`restore_terminal`] waits for the terminal to accept a newline.
 const NEWLINE_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Whether the process ends. Locked while the terminal enters or leaves raw mode for good, so that a
-/// signal handler has the last word.
+/// Set once a signal handler has restored the terminal. The lock keeps [`enter_raw_mode`] from running
+/// after that.
 static IS_ENDING: Mutex<bool> = Mutex::new(false);
 
 const CLEAR_BELOW: Clear = Clear(ClearType::FromCursorDown);
@@ -30,8 +30,6 @@ const CLEAR_BELOW: Clear = Clear(ClearType::FromCursorDown);
 /// Restores the terminal when closed or dropped.
 pub(super) struct Screen {
     prompt: Option<Prompt>,
-    /// Whether the prompt must be drawn again.
-    stale: bool,
 }
 
 impl Screen {
@@ -43,7 +41,6 @@ impl Screen {
         }
         Ok(Self {
             prompt: has_prompt.then(Prompt::default),
-            stale: true,
         })
     }
 
@@ -52,11 +49,10 @@ impl Screen {
     }
 
     /// Prints whole lines in place of the prompt, which the next [`draw`](Self::draw) shows below them.
-    pub(super) fn print(&mut self, lines: &str) -> io::Result<()> {
+    pub(super) fn print(&self, lines: &str) -> io::Result<()> {
         if self.prompt.is_none() {
             return execute!(stdout(), Print(lines));
         }
-        self.stale = true;
         // In raw mode the terminal does not add the carriage return.
         let lines = lines.replace('\n', "\r\n");
         execute!(stdout(), MoveToColumn(0), CLEAR_BELOW, Print(lines))
@@ -67,7 +63,6 @@ impl Screen {
         let Some(prompt) = &mut self.prompt else {
             return Ok(None);
         };
-        self.stale = true;
         let input = event.as_key_event().and_then(|key| prompt.press(key));
         if let Some(Input::Line(line)) = &input {
             self.print(&format!("> {}\n", escape(line)))?;
@@ -75,30 +70,27 @@ impl Screen {
         Ok(input)
     }
 
-    /// Draws the prompt if it has changed.
-    pub(super) fn draw(&mut self) -> io::Result<()> {
-        let Some(prompt) = self.prompt.as_ref().filter(|_| self.stale) else {
+    /// Draws the prompt.
+    pub(super) fn draw(&self) -> io::Result<()> {
+        let Some(prompt) = &self.prompt else {
             return Ok(());
         };
         // Some terminals report a width of 0.
         let columns = terminal::size().map_or(0, |(columns, _)| columns);
         let (row, cursor) = prompt.row(if columns == 0 { 80 } else { columns });
-        self.stale = false;
         queue!(stdout(), MoveToColumn(0), CLEAR_BELOW)?;
         execute!(stdout(), Print(row), MoveToColumn(cursor))
     }
 
     /// Clears the screen. The next [`draw`](Self::draw) shows the prompt in the first row.
-    pub(super) fn clear(&mut self) -> io::Result<()> {
-        self.stale = true;
+    pub(super) fn clear() -> io::Result<()> {
         execute!(stdout(), Clear(ClearType::All), MoveTo(0, 0))
     }
 
     /// Restores the terminal for the shell until the shell continues this process.
-    pub(super) fn suspend(&mut self) -> io::Result<()> {
+    pub(super) fn suspend(&self) -> io::Result<()> {
         self.leave_raw_mode()?;
         suspend();
-        self.stale = true;
         enter_raw_mode()
     }
 
@@ -110,7 +102,7 @@ impl Screen {
     }
 
     /// Leaves raw mode. An unfinished line stays visible.
-    fn leave_raw_mode(&mut self) -> io::Result<()> {
+    fn leave_raw_mode(&self) -> io::Result<()> {
         let Some(prompt) = &self.prompt else {
             return Ok(());
         };
