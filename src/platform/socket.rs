@@ -16,8 +16,6 @@ use rustix::buffer::spare_capacity;
 use rustix::net::RecvFlags;
 use socket2::{SockRef, TcpKeepalive};
 
-use super::wait::Interest;
-
 /// Whether sockets block in the call itself, for a short time.
 ///
 /// Linux can do that, and it is the cheapest way to wait: one system call per message. Elsewhere
@@ -59,20 +57,6 @@ impl SocketOptions {
             receive_timeout: RECEIVE_TIMEOUT.min(longest),
             send_timeout: SEND_TIMEOUT.min(longest),
         }
-    }
-
-    /// Returns a lower bound of how long a `recv` or `send` blocked before it returned "would
-    /// block": its timeout, less the precision of the kernel's timer.
-    pub(crate) fn min_blocked_time(&self, interest: Interest) -> Duration {
-        const TIMER_PRECISION: Duration = Duration::from_millis(10);
-        if !BLOCKING {
-            return Duration::ZERO;
-        }
-        let timeout = match interest {
-            Interest::Read => self.receive_timeout,
-            Interest::Write => self.send_timeout,
-        };
-        timeout.saturating_sub(TIMER_PRECISION)
     }
 
     /// Sets the options of a listener. Must be called before `bind`, except for an inherited socket.

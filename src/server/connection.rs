@@ -117,10 +117,8 @@ pub(crate) struct Connection {
     per_ip_permit: Option<PerIpPermit>,
     shared: Arc<Shared>,
     busy_poll: BusyPoll,
-    /// Whether `idle_since` is out of date: a byte has moved since it was set. A busy connection need
-    /// not read the clock.
-    moved: bool,
-    idle_since: Instant,
+    /// When the idle timeout passes, if no byte moves before.
+    idle_at: Option<Instant>,
     /// When data last arrived during the drain, as far as this thread has noticed.
     last_arrival: Option<Instant>,
     /// When the server last made room in a receive buffer that may have been full.
@@ -155,8 +153,7 @@ impl Connection {
             per_ip_permit: None,
             busy_poll: BusyPoll::new(shared.config.busy_poll),
             shared,
-            moved: false,
-            idle_since: Instant::now(),
+            idle_at: None,
             last_arrival: None,
             window_opened_at: None,
             echoed_before_wait: 0,
@@ -167,7 +164,8 @@ impl Connection {
 
     /// Serves the client until the connection is over, closes it and logs that.
     pub(crate) fn serve(mut self) {
-        let started = self.idle_since;
+        let started = Instant::now();
+        self.restart_idle_timeout();
         let mut reason = match self.admit() {
             Continue(()) => {
                 self.shared.totals.clients_served.fetch_add(1, Relaxed);
@@ -366,12 +364,12 @@ impl Connection {
                 if received > 0 {
                     debug!("{} sent {}", self.peer, plural(received as u64, "byte"));
                     trace!("{} sent {}", self.peer, excerpt(&self.buffer));
-                    self.moved = true;
+                    self.restart_idle_timeout();
                 }
                 Continue(Some(received))
             }
             Err(error) => {
-                self.handle_io_error(error, Interest::Read, deadline)?;
+                self.wait_if_blocked(error, Interest::Read, deadline)?;
                 Continue(None)
             }
         }
@@ -398,9 +396,9 @@ impl Connection {
                     debug!("{} was sent {}", self.peer, plural(written as u64, "byte"));
                     self.sent += written;
                     self.bytes_echoed += written as u64;
-                    self.moved = true;
+                    self.restart_idle_timeout();
                 }
-                Err(error) => self.handle_io_error(error, Interest::Write, None)?,
+                Err(error) => self.wait_if_blocked(error, Interest::Write, None)?,
             }
         }
         Continue(())
@@ -414,13 +412,13 @@ impl Connection {
     }
 
     /// Handles an error of `recv` or `send`. After `WouldBlock`, blocks until the socket is ready,
-    /// `deadline` passes or shutdown is requested. May return early. The idle timeout, the shutdown
-    /// timeout and any other error end the connection.
+    /// `deadline` passes or shutdown is requested. May return early. The idle timeout and any other
+    /// error end the connection.
     ///
     /// On Linux the call blocks for a short time before it fails. If the next message arrives in
     /// that time, no `poll` is needed.
-    fn handle_io_error(
-        &mut self,
+    fn wait_if_blocked(
+        &self,
         error: io::Error,
         interest: Interest,
         deadline: Option<Instant>,
@@ -430,42 +428,35 @@ impl Connection {
             ErrorKind::Interrupted => return Continue(()),
             _ => return Break(error.into()),
         }
-        let shutdown = &self.shared.shutdown;
-        if shutdown.is_overdue() {
-            return Break(CloseReason::ForciblyClosed);
-        }
-        let now = Instant::now();
-        if mem::take(&mut self.moved) {
-            // Nothing moved while the call blocked.
-            let blocked_for = self.shared.socket_options.min_blocked_time(interest);
-            self.idle_since = now.checked_sub(blocked_for).unwrap_or(now);
-        }
-        let mut idle_at = None;
-        if let Some(timeout) = self.shared.config.idle_timeout {
-            idle_at = self.idle_since.checked_add(timeout);
-        }
-        let is_idle = |now| idle_at.is_some_and(|idle_at| now >= idle_at);
-        if is_idle(now) {
+        let is_idle = || {
+            self.idle_at
+                .is_some_and(|idle_at| Instant::now() >= idle_at)
+        };
+        if is_idle() {
             return Break(CloseReason::IdleTimeout);
         }
         // A `recv` returns to the loop of its caller when shutdown is requested, also if that
         // happened during the call. A `send` must go on.
-        let is_draining = interest == Interest::Write && shutdown.is_requested();
-        let waker = if is_draining {
-            None
-        } else {
-            Some(shutdown.waker())
+        let shutdown = &self.shared.shutdown;
+        let waker = match interest {
+            Interest::Write if shutdown.is_requested() => None,
+            _ => Some(shutdown.waker()),
         };
-        let deadline = [deadline, idle_at, shutdown.deadline()]
+        let deadline = [deadline, self.idle_at, shutdown.deadline()]
             .into_iter()
             .flatten()
             .min();
         match wait_for_socket(&self.stream, interest, deadline, waker) {
-            Ok(false) if interest == Interest::Read && is_idle(Instant::now()) => {
-                Break(CloseReason::IdleTimeout)
-            }
+            Ok(false) if interest == Interest::Read && is_idle() => Break(CloseReason::IdleTimeout),
             Ok(_) => Continue(()),
             Err(error) => Break(error.into()),
+        }
+    }
+
+    /// Restarts the idle timeout, because a byte has moved.
+    fn restart_idle_timeout(&mut self) {
+        if let Some(timeout) = self.shared.config.idle_timeout {
+            self.idle_at = Instant::now().checked_add(timeout);
         }
     }
 
