@@ -13,6 +13,7 @@ use std::io::{self, ErrorKind, Write};
 use std::mem;
 use std::net::{self, SocketAddr, TcpStream};
 use std::ops::ControlFlow::{self, Break, Continue};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
@@ -109,8 +110,6 @@ pub(crate) struct Connection {
     /// What the last `recv` returned. Its memory is never initialised beyond that, so a client
     /// that sends little touches one page.
     buffer: Vec<u8>,
-    /// How many bytes of the buffer have been sent back.
-    sent: usize,
     /// Released when the connection is closed, or during graceful shutdown at the server's FIN.
     permit: Option<Permit>,
     /// Released just before the server's FIN: the client may reconnect immediately.
@@ -148,7 +147,6 @@ impl Connection {
             stream,
             peer,
             buffer,
-            sent: 0,
             permit: Some(permit),
             per_ip_permit: None,
             busy_poll: BusyPoll::new(shared.config.busy_poll),
@@ -272,7 +270,7 @@ impl Connection {
                 Parsed::Incomplete => {}
                 Parsed::Complete { length, client } => {
                     // What follows the header is echoed.
-                    self.sent = length - length_before;
+                    self.buffer.drain(..length - length_before);
                     return Continue(client);
                 }
                 Parsed::Invalid => {
@@ -299,7 +297,10 @@ impl Connection {
                 Some(_) => {
                     self.busy_poll.record_arrival();
                     self.send_all()?;
-                    self.poll_before_blocking();
+                    // Busy-poll only if there are CPUs to spare.
+                    if self.shared.limiter.active() <= self.shared.max_spinning_clients {
+                        self.busy_poll.spin(&self.stream);
+                    }
                 }
             }
         }
@@ -358,7 +359,6 @@ impl Connection {
         deadline: Option<Instant>,
     ) -> ControlFlow<CloseReason, Option<usize>> {
         self.buffer.clear();
-        self.sent = 0;
         match receive(&self.stream, &mut self.buffer) {
             Ok(received) => {
                 if received > 0 {
@@ -378,23 +378,23 @@ impl Connection {
     /// Sends everything that is in the buffer.
     fn send_all(&mut self) -> ControlFlow<CloseReason> {
         if self.shared.config.faults == Faults::default() {
-            self.send_until(self.buffer.len())
+            self.send(0..self.buffer.len())
         } else {
             self.send_with_faults()
         }
     }
 
-    /// Sends the buffer up to `end`. This is `Write::write_all`, except that shutdown and the idle
+    /// Sends a part of the buffer. This is `Write::write_all`, except that shutdown and the idle
     /// timeout can end it while the client does not read.
-    fn send_until(&mut self, end: usize) -> ControlFlow<CloseReason> {
-        while self.sent < end {
+    fn send(&mut self, mut part: Range<usize>) -> ControlFlow<CloseReason> {
+        while !part.is_empty() {
             if self.shared.shutdown.is_overdue() {
                 return Break(CloseReason::ForciblyClosed);
             }
-            match (&self.stream).write(&self.buffer[self.sent..end]) {
+            match (&self.stream).write(&self.buffer[part.clone()]) {
                 Ok(written) => {
                     debug!("{} was sent {}", self.peer, plural(written as u64, "byte"));
-                    self.sent += written;
+                    part.start += written;
                     self.bytes_echoed += written as u64;
                     self.restart_idle_timeout();
                 }
@@ -402,13 +402,6 @@ impl Connection {
             }
         }
         Continue(())
-    }
-
-    /// Busy-polls for the next bytes before `recv` blocks, if there are CPUs to spare.
-    fn poll_before_blocking(&mut self) {
-        if self.shared.limiter.active() <= self.shared.max_spinning_clients {
-            self.busy_poll.spin(&self.stream);
-        }
     }
 
     /// Handles an error of `recv` or `send`. After `WouldBlock`, blocks until the socket is ready,

@@ -107,47 +107,40 @@ impl Connection {
     /// Sends what the buffer holds, with faults. Ends the connection if one of them does.
     pub(super) fn send_with_faults(&mut self) -> ControlFlow<CloseReason> {
         let faults = self.shared.config.faults;
-        self.corrupt_buffer(faults.corrupt);
+        if let Some(offset) = faults.corrupt
+            && let Some(index) = offset.checked_sub(self.bytes_echoed)
+            && let Ok(index) = usize::try_from(index)
+            && let Some(byte) = self.buffer.get_mut(index)
+        {
+            *byte ^= 1;
+        }
         if let Some(latency) = faults.latency
-            && self.sent < self.buffer.len()
+            && !self.buffer.is_empty()
         {
             self.delay(latency)?;
         }
-        let mut unsent = self.buffer.len() - self.sent;
-        if let Some((last, _)) = faults.ending() {
-            let left = last.saturating_sub(self.bytes_echoed);
-            unsent = unsent.min(usize::try_from(left).unwrap_or(usize::MAX));
+        let ending = faults.ending();
+        let mut end = self.buffer.len();
+        if let Some((end_offset, _)) = ending {
+            let left = end_offset.saturating_sub(self.bytes_echoed);
+            end = end.min(usize::try_from(left).unwrap_or(usize::MAX));
         }
-        let end = self.sent + unsent;
         match faults.slice {
-            None => self.send_until(end)?,
+            None => self.send(0..end)?,
             Some(bytes) => {
-                while self.sent < end {
-                    self.send_until(end.min(self.sent.saturating_add(bytes.get())))?;
+                for start in (0..end).step_by(bytes.get()) {
+                    self.send(start..end.min(start.saturating_add(bytes.get())))?;
                     thread::sleep(SLICE_INTERVAL);
                 }
             }
         }
-        match faults.ending() {
-            Some((last, ending)) if self.bytes_echoed >= last => match ending {
+        match ending {
+            Some((end_offset, ending)) if self.bytes_echoed >= end_offset => match ending {
                 Ending::Limit => Break(CloseReason::FaultLimit),
                 Ending::Reset => self.prepare_reset(),
                 Ending::Stall => self.stall(),
             },
             _ => Continue(()),
-        }
-    }
-
-    /// Flips a bit of the byte that will be the `offset`th of the echo, if it is in the buffer.
-    fn corrupt_buffer(&mut self, offset: Option<u64>) {
-        let Some(distance) = offset.and_then(|offset| offset.checked_sub(self.bytes_echoed)) else {
-            return;
-        };
-        let unsent = &mut self.buffer[self.sent..];
-        if let Ok(index) = usize::try_from(distance)
-            && let Some(byte) = unsent.get_mut(index)
-        {
-            *byte ^= 1;
         }
     }
 
