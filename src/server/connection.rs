@@ -174,21 +174,19 @@ impl Connection {
         };
         let shared = Arc::clone(&self.shared);
         let shutdown = &shared.shutdown;
-        let is_complete = match reason {
-            CloseReason::IdleTimeout => self.lingering_close(None),
-            CloseReason::FaultLimit => {
-                self.lingering_close(Some(ACK_TIMEOUT));
-                true
-            }
-            CloseReason::ServerShuttingDown => self.lingering_close(Some(shutdown.time_left())),
+        let ack_timeout = match reason {
+            CloseReason::IdleTimeout => Some(LINGER_TIMEOUT),
+            CloseReason::FaultLimit => Some(ACK_TIMEOUT),
+            CloseReason::ServerShuttingDown => Some(shutdown.time_left()),
             // Before shutdown, the kernel delivers the last echoes after the close. After it, the
             // host may be gone.
-            CloseReason::ClosedByClient if shutdown.is_requested() => {
-                self.lingering_close(Some(shutdown.time_left()))
-            }
-            _ => true,
+            CloseReason::ClosedByClient if shutdown.is_requested() => Some(shutdown.time_left()),
+            _ => None,
         };
-        if !is_complete {
+        if let Some(timeout) = ack_timeout
+            && !self.lingering_close(timeout)
+            && shutdown.is_overdue()
+        {
             reason = CloseReason::ForciblyClosed;
         }
         let totals = &shared.totals;
@@ -453,14 +451,14 @@ impl Connection {
         }
     }
 
-    /// Half-closes, then reads and discards until the client's FIN or for 0.3 s. With an
-    /// `ack_timeout` it also waits until the client has acknowledged everything, and returns false
-    /// if that takes longer.
+    /// Half-closes, then reads and discards until the client has acknowledged everything and either
+    /// sends FIN or has 0.3 s more. Returns whether everything was acknowledged within `timeout`, as
+    /// far as the system reports it.
     ///
     /// Closing a socket with unread data sends RST, which destroys data in flight (RFC 1122,
     /// section 4.2.2.13). And after shutdown the host may be gone before the kernel could send
     /// lost data again.
-    fn lingering_close(&mut self, ack_timeout: Option<Duration>) -> bool {
+    fn lingering_close(&mut self, timeout: Duration) -> bool {
         self.per_ip_permit = None;
         if self.stream.shutdown(net::Shutdown::Write).is_err() {
             return true; // The client has reset the connection.
@@ -470,39 +468,32 @@ impl Connection {
             // Clients in the listen backlog must be served before the shutdown timeout.
             self.permit = None;
         }
-        let acknowledge_by = ack_timeout.map(|timeout| Instant::now() + timeout);
+        let acknowledge_by = Instant::now() + timeout;
         let mut linger_until = Instant::now() + LINGER_TIMEOUT;
         let mut client_closed = false;
         loop {
             let now = Instant::now();
-            let is_unacknowledged = acknowledge_by.is_some()
-                && TcpInfo::of(&self.stream).is_some_and(|info| !info.fin_acknowledged);
-            if is_unacknowledged {
+            let acknowledged = TcpInfo::of(&self.stream).is_none_or(|info| info.fin_acknowledged);
+            if !acknowledged {
                 linger_until = now + LINGER_TIMEOUT;
-            } else if client_closed || now >= linger_until {
-                return true;
             }
-            if shutdown.is_overdue() || acknowledge_by.is_some_and(|deadline| now >= deadline) {
-                return !is_unacknowledged;
+            let is_done = acknowledged && (client_closed || now >= linger_until);
+            if is_done || now >= acknowledge_by || shutdown.is_overdue() {
+                return acknowledged;
             }
             if client_closed {
                 thread::sleep(ACK_POLL_INTERVAL);
                 continue;
             }
-            match wait_for_socket(
-                &self.stream,
-                Interest::Read,
-                Some(now + ACK_POLL_INTERVAL),
-                None,
-            ) {
+            let next_check = Some(now + ACK_POLL_INTERVAL);
+            match wait_for_socket(&self.stream, Interest::Read, next_check, None) {
                 Ok(true) => {}
                 Ok(false) => continue,
                 Err(_) => return true,
             }
             self.buffer.clear();
             match receive(&self.stream, &mut self.buffer) {
-                Ok(0) => client_closed = true,
-                Ok(_) => {}
+                Ok(received) => client_closed = received == 0,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => return true, // The client has reset the connection.
