@@ -118,10 +118,9 @@ pub(crate) struct Connection {
     busy_poll: BusyPoll,
     /// When the idle timeout passes, if no byte moves before.
     idle_at: Option<Instant>,
-    /// When data last arrived during the drain, as far as this thread has noticed.
-    last_arrival: Option<Instant>,
-    /// When the server last made room in a receive buffer that may have been full.
-    window_opened_at: Option<Instant>,
+    /// During the drain, when data last arrived, or when the server last emptied a receive buffer that
+    /// may have been full. The client needs a round trip from then on to send more.
+    last_progress: Option<Instant>,
     /// How many bytes were echoed before the drain last waited for this client.
     echoed_before_wait: u64,
     bytes_echoed: u64,
@@ -152,8 +151,7 @@ impl Connection {
             busy_poll: BusyPoll::new(shared.config.busy_poll),
             shared,
             idle_at: None,
-            last_arrival: None,
-            window_opened_at: None,
+            last_progress: None,
             echoed_before_wait: 0,
             bytes_echoed: 0,
             stalled: false,
@@ -313,18 +311,14 @@ impl Connection {
         let receive_buffer = SockRef::from(&self.stream).recv_buffer_size();
         let echoed = self.bytes_echoed - self.echoed_before_wait;
         if receive_buffer.is_ok_and(|size| echoed >= size as u64 / 4) {
-            self.window_opened_at = Some(Instant::now());
+            self.last_progress = Some(Instant::now());
         }
         loop {
             if shutdown.is_overdue() {
                 return Break(CloseReason::ForciblyClosed);
             }
             let started = Instant::now();
-            let quiet_at = shutdown.quiet_at(
-                TcpInfo::of(&self.stream),
-                self.last_arrival,
-                self.window_opened_at,
-            );
+            let quiet_at = shutdown.quiet_at(TcpInfo::of(&self.stream), self.last_progress);
             let deadline = [Some(quiet_at), shutdown.deadline()]
                 .into_iter()
                 .flatten()
@@ -333,7 +327,7 @@ impl Connection {
                 Ok(true) => {
                     if started.elapsed() > Duration::from_millis(1) {
                         // The data was not there before: it has just arrived.
-                        self.last_arrival = Some(Instant::now());
+                        self.last_progress = Some(Instant::now());
                         self.echoed_before_wait = self.bytes_echoed;
                     }
                     shutdown.record_drain_arrival();

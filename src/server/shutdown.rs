@@ -111,23 +111,24 @@ impl Shutdown {
     /// arrives with pauses as long as the connection's round trips and retransmissions.
     ///
     /// - `info` reports these times, if the system knows them. Otherwise fixed times apply.
-    /// - `last_arrival` is used without `info`: when data of this client last arrived during the
-    ///   drain.
-    /// - `window_opened_at` is when the server last made room for data that the client could not
-    ///   send before.
+    /// - `last_progress` is when data of this client last arrived during the drain, or when the server
+    ///   last made room for data that the client could not send before.
     pub(crate) fn quiet_at(
         &self,
         info: Option<TcpInfo>,
-        last_arrival: Option<Instant>,
-        window_opened_at: Option<Instant>,
+        last_progress: Option<Instant>,
     ) -> Instant {
         let now = Instant::now();
         let (rtt, rto, last_arrival) = match info {
             Some(info) => (info.rtt, info.rto, now.checked_sub(info.last_received)),
-            None => (Duration::ZERO, MIN_RTO, last_arrival),
+            None => (Duration::ZERO, MIN_RTO, last_progress),
         };
         let requested_at = self.requested_at.get().copied().unwrap_or(now);
-        let earliest = window_opened_at.unwrap_or(requested_at) + MIN_QUIET_PERIOD.max(rtt);
+        // A quiet client must not be kept until it is forcibly closed. Slow links and delays that vary
+        // much would keep it that long.
+        let longest = self.timeout / 2;
+        let earliest =
+            last_progress.unwrap_or(requested_at) + MIN_QUIET_PERIOD.max(rtt).min(longest);
         let Some(mut last_arrival) = last_arrival else {
             return earliest;
         };
@@ -138,9 +139,7 @@ impl Shutdown {
             let limit = requested_at + SHARED_LINK_TIMEOUT.min(self.timeout / 4);
             last_arrival = last_arrival.max(arrival_of_any.min(limit));
         }
-        // Delays that vary much make the timeout long. A quiet client must not be kept until it is
-        // forcibly closed.
-        earliest.max(last_arrival + quiet_period(rto).min(self.timeout / 2))
+        earliest.max(last_arrival + quiet_period(rto).min(longest))
     }
 
     fn lock_last_arrival(&self) -> MutexGuard<'_, Option<Instant>> {
@@ -190,7 +189,7 @@ mod tests {
         for (rtt, quiet_after) in [(SECOND / 1000, MIN_QUIET_PERIOD), (SECOND / 3, SECOND / 3)] {
             let idle = info(rtt, MIN_RTO, 3 * SECOND);
             assert_eq!(
-                shutdown.quiet_at(Some(idle), None, None),
+                shutdown.quiet_at(Some(idle), None),
                 requested_at + quiet_after
             );
         }
@@ -199,10 +198,13 @@ mod tests {
     #[test]
     fn quiet_period_is_at_most_half_the_shutdown_timeout() {
         let (shutdown, requested_at) = requested();
-        let slow = info(SECOND / 10, 10 * SECOND, Duration::ZERO);
-        let quiet_after = shutdown.quiet_at(Some(slow), None, None) - requested_at;
-        assert!(quiet_after >= 2 * SECOND, "{quiet_after:?}");
-        assert!(quiet_after < 3 * SECOND, "{quiet_after:?}");
+        let slow_and_idle = info(10 * SECOND, 10 * SECOND, 3 * SECOND);
+        let slow_and_active = info(SECOND / 10, 10 * SECOND, Duration::ZERO);
+        for info in [slow_and_idle, slow_and_active] {
+            let quiet_after = shutdown.quiet_at(Some(info), None) - requested_at;
+            assert!(quiet_after >= 2 * SECOND, "{quiet_after:?}");
+            assert!(quiet_after < 3 * SECOND, "{quiet_after:?}");
+        }
     }
 
     #[test]
@@ -210,7 +212,7 @@ mod tests {
         let (shutdown, requested_at) = requested();
         let opened_at = requested_at + SECOND;
         let idle = info(SECOND / 3, MIN_RTO, 3 * SECOND);
-        let quiet_at = shutdown.quiet_at(Some(idle), None, Some(opened_at));
+        let quiet_at = shutdown.quiet_at(Some(idle), Some(opened_at));
         assert_eq!(quiet_at, opened_at + SECOND / 3);
     }
 }
