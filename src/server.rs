@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
-use crate::platform::capacity::{ConnectionSize, MemoryLimit, capacity};
+use crate::platform::capacity::{MemoryLimit, STACK_SIZE, capacity};
 use crate::platform::socket::SocketOptions;
 use crate::platform::wait::POLL_INTERVAL;
 use crate::plural::plural;
@@ -36,9 +36,6 @@ use listener::Listener;
 use shutdown::Shutdown;
 pub use shutdown::ShutdownHandle;
 use totals::Totals;
-
-/// The stack of a connection's thread, in bytes: enough to write a log line in a debug build.
-const STACK_SIZE: usize = 131_072;
 
 /// How long connections may take to end after the shutdown timeout has passed.
 const THREAD_EXIT_GRACE: Duration = Duration::from_millis(500);
@@ -66,8 +63,9 @@ impl Server {
     /// Returns an error if the address is in use, does not belong to this host or needs more
     /// privileges, or if a number in `config` is out of bounds.
     pub fn bind(config: Config) -> io::Result<Self> {
+        config.validate()?;
         let options = SocketOptions::new(config.idle_timeout);
-        Self::new(Listener::bind(config.address, options)?, config, options)
+        Self::new(Listener::bind(config.address, options)?, config)
     }
 
     /// Serves from an inherited socket that listens already, such as one that a service manager
@@ -91,40 +89,31 @@ impl Server {
     /// Returns an error if a socket option cannot be set, or if a number in `config` is out of
     /// bounds.
     pub fn from_listener(listener: TcpListener, config: Config) -> io::Result<Self> {
+        config.validate()?;
         let options = SocketOptions::new(config.idle_timeout);
-        Self::new(Listener::inherit(listener, options)?, config, options)
+        Self::new(Listener::inherit(listener, options)?, config)
     }
 
-    fn new(listener: Listener, config: Config, socket_options: SocketOptions) -> io::Result<Self> {
-        config.validate()?;
-        let connection_size = ConnectionSize {
-            stack: STACK_SIZE,
-            buffer: config.buffer_size,
-        };
-        let mut max_connections = config.max_connections;
-        let mut max_threads = usize::MAX;
-        if let Some(capacity) = capacity(connection_size) {
-            max_threads = capacity.connections.max(1);
-            if max_threads < max_connections {
-                warn!(
-                    "connection limit lowered from {max_connections} to {max_threads}: {}",
-                    capacity.reason
-                );
-                max_connections = max_threads;
-            }
+    fn new(listener: Listener, mut config: Config) -> io::Result<Self> {
+        let capacity = capacity(config.buffer_size);
+        if capacity.connections < config.max_connections {
+            warn!(
+                "connection limit lowered from {} to {}: {}",
+                config.max_connections, capacity.connections, capacity.reason
+            );
+            config.max_connections = capacity.connections;
         }
         if config.faults != Faults::default() {
             warn!("faults are on: {}", config.faults);
         }
         let per_ip_limiter = config.max_connections_per_ip.map(PerIpLimiter::new);
         let shared = Shared {
-            limiter: Arc::new(ConnectionLimiter::new(max_connections)),
-            threads: Arc::new(ConnectionLimiter::new(max_threads)),
-            memory_limit: MemoryLimit::find(connection_size),
+            limiter: Arc::new(ConnectionLimiter::new(config.max_connections)),
+            threads: Arc::new(ConnectionLimiter::new(capacity.connections)),
+            memory_limit: MemoryLimit::find(config.buffer_size),
             per_ip_limiter: per_ip_limiter.map(Arc::new),
             max_spinning_clients: max_spinning_clients(config.busy_poll),
             shutdown: Arc::new(Shutdown::new(config.shutdown_timeout)?),
-            socket_options,
             options_inherited: listener.options_inherited(),
             totals: Totals::default(),
             config,
@@ -180,7 +169,6 @@ struct Shared {
     /// Maximum number of connected clients at which threads may busy-poll.
     max_spinning_clients: usize,
     shutdown: Arc<Shutdown>,
-    socket_options: SocketOptions,
     /// Whether a client's socket inherits the listener's options.
     options_inherited: bool,
     totals: Totals,

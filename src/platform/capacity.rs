@@ -14,9 +14,9 @@ use linux as system;
 /// Elsewhere no other limits are known.
 #[cfg(not(target_os = "linux"))]
 mod system {
-    use super::{Capacity, ConnectionSize};
+    use super::Capacity;
 
-    pub(super) fn capacities(_: ConnectionSize) -> Vec<Capacity> {
+    pub(super) fn capacities(_: usize) -> Vec<Capacity> {
         Vec::new()
     }
 
@@ -25,31 +25,26 @@ mod system {
     }
 }
 
+/// The stack of a connection's thread, in bytes: enough to write a log line in a debug build.
+pub(crate) const STACK_SIZE: usize = 131_072;
+
 /// From this size on, in bytes, `malloc` gives a block a memory map of its own.
 const MMAP_THRESHOLD: usize = 131_072;
 
-/// The resource that limits the number of connections.
+/// How many connections the system can hold.
 #[derive(Debug)]
 pub(crate) struct Capacity {
-    /// How many connections fit.
+    /// At least 1; `usize::MAX` if no limit is known.
     pub(crate) connections: usize,
-    /// The limit, and what to do about it.
+    /// The lowest limit, and what to do about it.
     pub(crate) reason: String,
 }
 
-/// What one connection takes, in bytes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ConnectionSize {
-    pub(crate) stack: usize,
-    pub(crate) buffer: usize,
-}
-
-impl ConnectionSize {
-    fn total(self) -> usize {
-        /// The signal stack, guard pages, and small allocations.
-        const OVERHEAD: usize = 65_536;
-        self.stack + self.buffer + OVERHEAD
-    }
+/// Returns how much memory a connection takes, in bytes.
+fn connection_size(buffer_size: usize) -> usize {
+    /// The signal stack, guard pages, and small allocations.
+    const OVERHEAD: usize = 65_536;
+    STACK_SIZE + buffer_size + OVERHEAD
 }
 
 /// Raises the limit of open files as far as possible: the default is for programs that cannot
@@ -71,13 +66,22 @@ pub fn raise_file_limit() -> io::Result<()> {
     Ok(())
 }
 
-/// Returns the resource that allows the fewest connections, if any is limited.
-pub(crate) fn capacity(size: ConnectionSize) -> Option<Capacity> {
-    let mut capacities = system::capacities(size);
-    capacities.extend(open_files());
-    capacities
+/// Returns how many connections with buffers of this size the system can hold.
+pub(crate) fn capacity(buffer_size: usize) -> Capacity {
+    let mut lowest = Capacity {
+        connections: usize::MAX,
+        reason: String::new(),
+    };
+    for capacity in system::capacities(buffer_size)
         .into_iter()
-        .min_by_key(|capacity| capacity.connections)
+        .chain(open_files())
+    {
+        if capacity.connections < lowest.connections {
+            lowest = capacity;
+        }
+    }
+    lowest.connections = lowest.connections.max(1);
+    lowest
 }
 
 #[cfg(unix)]
@@ -107,7 +111,7 @@ fn open_files() -> Option<Capacity> {
 /// new connection.
 #[derive(Debug)]
 pub(crate) struct MemoryLimit {
-    size: ConnectionSize,
+    buffer_size: usize,
     /// The largest number of connections so far. The memory that they have used stays with the
     /// process, except for large buffers, and is used again.
     peak: AtomicUsize,
@@ -115,9 +119,9 @@ pub(crate) struct MemoryLimit {
 
 impl MemoryLimit {
     /// Returns the limit, if there is one.
-    pub(crate) fn find(size: ConnectionSize) -> Option<Self> {
+    pub(crate) fn find(buffer_size: usize) -> Option<Self> {
         system::available_memory().map(|_| Self {
-            size,
+            buffer_size,
             peak: AtomicUsize::new(0),
         })
     }
@@ -129,10 +133,10 @@ impl MemoryLimit {
         const RESERVE_PER_CONNECTION: usize = 8192;
         /// What other threads may need in the meantime: `malloc` takes memory by the megabyte.
         const RESERVE: usize = 4_194_304;
-        if active < self.peak.load(Relaxed) && self.size.buffer < MMAP_THRESHOLD {
+        if active < self.peak.load(Relaxed) && self.buffer_size < MMAP_THRESHOLD {
             return Ok(());
         }
-        let needed = self.size.total() + active * RESERVE_PER_CONNECTION + RESERVE;
+        let needed = connection_size(self.buffer_size) + active * RESERVE_PER_CONNECTION + RESERVE;
         match system::available_memory() {
             Some(available) if available < needed as u64 => Err(io::ErrorKind::OutOfMemory.into()),
             _ => Ok(()),

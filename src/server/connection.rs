@@ -26,7 +26,7 @@ use super::Shared;
 use super::busy_poll::BusyPoll;
 use super::limits::{PerIpPermit, Permit};
 use super::proxy_protocol::{self, MAX_LENGTH, Parsed};
-use crate::platform::socket::receive;
+use crate::platform::socket::{SocketOptions, receive};
 use crate::platform::tcp_info::TcpInfo;
 use crate::platform::wait::{Interest, wait_for_socket};
 use crate::plural::plural;
@@ -214,8 +214,8 @@ impl Connection {
     /// Reads the client's address and applies the per-IP limit.
     fn admit(&mut self) -> ControlFlow<CloseReason> {
         if !self.shared.options_inherited {
-            let socket = SockRef::from(&self.stream);
-            if let Err(error) = self.shared.socket_options.apply_to_client(&socket) {
+            let options = SocketOptions::new(self.shared.config.idle_timeout);
+            if let Err(error) = options.apply_to_client(&SockRef::from(&self.stream)) {
                 return Break(error.into());
             }
         }

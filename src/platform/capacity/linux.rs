@@ -6,25 +6,25 @@ use std::str::FromStr;
 
 use rlimit::Resource;
 
-use super::{Capacity, ConnectionSize, MMAP_THRESHOLD};
+use super::{Capacity, MMAP_THRESHOLD, connection_size};
 
 /// Returns what each limited resource allows.
-pub(super) fn capacities(size: ConnectionSize) -> Vec<Capacity> {
-    [memory_maps(size), threads(), memory(size)]
+pub(super) fn capacities(buffer_size: usize) -> Vec<Capacity> {
+    [memory_maps(buffer_size), threads(), memory(buffer_size)]
         .into_iter()
         .flatten()
         .collect()
 }
 
 /// Returns how many connections the kernel's limit on memory maps allows.
-fn memory_maps(size: ConnectionSize) -> Option<Capacity> {
+fn memory_maps(buffer_size: usize) -> Option<Capacity> {
     /// The stack, the signal stack, and a guard page for each.
     const MAPS_PER_THREAD: usize = 4;
     /// For the memory of `malloc`, and for threads that have ended but still hold their stack.
     const RESERVE: usize = 2000;
     let limit: usize = read_number("/proc/sys/vm/max_map_count")?;
     let in_use = fs::read_to_string("/proc/self/maps").ok()?.lines().count();
-    let maps_for_buffer = usize::from(size.buffer >= MMAP_THRESHOLD);
+    let maps_for_buffer = usize::from(buffer_size >= MMAP_THRESHOLD);
     let available = limit.saturating_sub(in_use + RESERVE);
     Some(Capacity {
         connections: available / (MAPS_PER_THREAD + maps_for_buffer),
@@ -60,12 +60,12 @@ fn threads() -> Option<Capacity> {
 }
 
 /// Returns how many connections the limits on this process's memory allow.
-fn memory(size: ConnectionSize) -> Option<Capacity> {
+fn memory(buffer_size: usize) -> Option<Capacity> {
     let (limit, in_use, setting) = memory_limits().min_by_key(available)?;
     let available = usize::try_from(available(&(limit, in_use, setting))).ok()?;
     let mebibytes = limit / 1_048_576;
     Some(Capacity {
-        connections: available / size.total(),
+        connections: available / connection_size(buffer_size),
         reason: format!("memory is limited to {mebibytes} MiB (raise {setting})"),
     })
 }
