@@ -15,7 +15,6 @@
 //! | `platform/wait.rs` | how a thread waits for a socket, in a way that shutdown can end |
 //! | `platform/socket.rs` | socket options, `recv` and `accept` |
 //! | `server/config.rs` | [`Config`] |
-//! | `server/accept_backoff.rs` | the pause after a failed `accept` |
 //! | `server/busy_poll.rs` | adaptive polling before a thread blocks |
 //! | `server/proxy_protocol.rs` | parser for the PROXY protocol header |
 //! | `server/totals.rs` | counts for the last log line |

@@ -1,7 +1,6 @@
 //! The server. The thread that calls [`Server::run`] accepts clients in a loop and spawns a thread
 //! for each. Graceful shutdown closes the listener, waits for the remaining connections, and returns.
 
-mod accept_backoff;
 mod busy_poll;
 mod config;
 mod connection;
@@ -26,7 +25,6 @@ use crate::platform::capacity::{MemoryLimit, STACK_SIZE, capacity};
 use crate::platform::socket::SocketOptions;
 use crate::platform::wait::POLL_INTERVAL;
 use crate::plural::plural;
-use accept_backoff::AcceptBackoff;
 use busy_poll::max_spinning_clients;
 pub use config::{Config, MAX_BUFFER_SIZE, MAX_BUSY_POLL};
 use connection::Connection;
@@ -36,6 +34,10 @@ use listener::Listener;
 use shutdown::Shutdown;
 pub use shutdown::ShutdownHandle;
 use totals::Totals;
+
+/// The first pause after a failed `accept`. It doubles with each failure in a row, up to
+/// [`POLL_INTERVAL`].
+const MIN_ACCEPT_PAUSE: Duration = Duration::from_millis(5);
 
 /// How long connections may take to end after the shutdown timeout has passed.
 const THREAD_EXIT_GRACE: Duration = Duration::from_millis(500);
@@ -177,14 +179,14 @@ struct Shared {
 impl Shared {
     /// Accepts clients and spawns a thread for each.
     fn accept_until_shutdown(self: &Arc<Self>, listener: &Listener) {
-        let mut backoff = AcceptBackoff::default();
+        let mut pause = Duration::ZERO;
         // Whether the warnings have been logged.
         let mut limit_logged = false;
         let mut failure_logged = false;
         while !self.shutdown.is_requested() {
             if !self.wait_for_permit(Duration::ZERO) {
                 if !mem::replace(&mut limit_logged, true) {
-                    let limit = self.limiter.limit();
+                    let limit = self.config.max_connections;
                     warn!(
                         "connection limit reached ({limit}): new clients wait in the listen backlog"
                     );
@@ -192,35 +194,28 @@ impl Shared {
                 self.wait_for_permit(POLL_INTERVAL);
                 continue;
             }
-            let accepted = match self.check_memory() {
-                Ok(()) => listener.accept(),
-                Err(error) => Err(error),
-            };
-            let result = match accepted {
-                Ok(Some((stream, peer))) => {
-                    if self.spawn(stream, peer) {
-                        backoff.reset();
-                    } else {
-                        self.pause(backoff.record_failure());
-                    }
-                    continue;
-                }
+            let result = match self.check_memory().and_then(|()| listener.accept()) {
+                Ok(Some((stream, peer))) => self.spawn(stream, peer),
                 Ok(None) => {
                     // The listen backlog is empty: no client waits any more.
                     if limit_logged || failure_logged {
                         info!("accepting new clients again");
                         (limit_logged, failure_logged) = (false, false);
-                        backoff.reset();
                     }
-                    self.wait_for_client(listener)
+                    listener.wait_for_client(self.shutdown.waker())
                 }
                 Err(error) => Err(error),
             };
-            if let Err(error) = result {
-                if !mem::replace(&mut failure_logged, true) {
-                    warn!("cannot accept new clients: {error}; retrying");
+            match result {
+                Ok(()) => pause = Duration::ZERO,
+                Err(error) => {
+                    if !mem::replace(&mut failure_logged, true) {
+                        warn!("cannot accept new clients: {error}; retrying");
+                    }
+                    // A connection that ends may free what was lacking.
+                    pause = (pause * 2).clamp(MIN_ACCEPT_PAUSE, POLL_INTERVAL);
+                    self.threads.wait_for_release(pause);
                 }
-                self.pause(backoff.record_failure());
             }
         }
     }
@@ -239,59 +234,33 @@ impl Shared {
         self.threads.wait_until_available(timeout) && self.limiter.wait_until_available(timeout)
     }
 
-    /// Blocks until a client connects or shutdown is requested.
-    fn wait_for_client(&self, listener: &Listener) -> io::Result<()> {
-        // A wait that a signal interrupts is repeated: `accept` might block while the handler of
-        // that signal requests shutdown.
-        while !self.shutdown.is_requested() && !listener.wait_for_client(self.shutdown.waker())? {}
-        Ok(())
-    }
-
-    /// Blocks for `delay`, or until a connection ends, which may free what `accept` lacked.
-    fn pause(&self, delay: Duration) {
-        let until = Instant::now() + delay;
-        while !self.shutdown.is_requested() {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.threads.wait_for_release(left.min(POLL_INTERVAL)) {
-                return;
-            }
-        }
-    }
-
-    /// Spawns the thread that serves a client. Returns whether that succeeds.
+    /// Spawns the thread that serves a client.
     ///
-    /// If it fails, the socket is closed and the permits are released. Other clients are
-    /// unaffected.
-    fn spawn(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) -> bool {
+    /// # Errors
+    /// If that fails, this client is rejected: the error is logged, the socket is closed, and the
+    /// permits are released.
+    fn spawn(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
         let permit = self.limiter.acquire();
         let thread_permit = self.threads.acquire();
-        let connection = match Connection::new(stream, peer, permit, Arc::clone(self)) {
-            Ok(connection) => connection,
-            Err(error) => {
-                warn!("{peer} rejected: cannot allocate its buffer ({error})");
-                return false;
-            }
-        };
+        let connection = Connection::new(stream, peer, permit, Arc::clone(self))
+            .inspect_err(|error| warn!("{peer} rejected: cannot allocate its buffer ({error})"))?;
         let (started, has_started) = mpsc::channel::<()>();
-        let thread = thread::Builder::new()
+        thread::Builder::new()
             .name(peer.to_string())
             .stack_size(STACK_SIZE)
             .spawn(move || {
                 THREAD_PERMIT.set(Some(thread_permit));
                 drop(started);
                 connection.serve();
-            });
-        if let Err(error) = thread {
-            warn!("{peer} rejected: cannot spawn a thread ({error})");
-            return false;
-        }
+            })
+            .inspect_err(|error| warn!("{peer} rejected: cannot spawn a thread ({error})"))?;
         if let Some(limit) = &self.memory_limit {
             // The next check for memory must see what this thread takes, so wait until it has
             // started: then it drops its end of the channel.
             let _ = has_started.recv();
             limit.record_peak(self.threads.active());
         }
-        true
+        Ok(())
     }
 
     /// Refuses new clients, serves those in the listen backlog, and waits for all connections.
@@ -301,7 +270,8 @@ impl Shared {
             match pending.accept_next() {
                 Ok(Some((stream, peer))) => {
                     if self.permit_before_deadline() {
-                        self.spawn(stream, peer);
+                        // A client that is rejected does not affect the others.
+                        let _ = self.spawn(stream, peer);
                     } else {
                         warn!("{peer} forcibly closed in the listen backlog");
                         self.totals.forcibly_closed.fetch_add(1, Relaxed);

@@ -40,16 +40,17 @@ pub(crate) fn wait_for_socket(
         Interest::Read => PollFlags::IN,
         Interest::Write => PollFlags::OUT,
     };
-    let socket = PollFd::new(socket, events);
-    let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-    let result = match waker {
-        Some(waker) => waker.poll_with(socket, timeout),
-        None => poll_first(&mut [socket], timeout),
-    };
-    match result {
-        Ok(ready) => Ok(ready),
-        Err(Errno::INTR) => Ok(false),
-        Err(error) => Err(error.into()),
+    loop {
+        let socket = PollFd::new(socket, events);
+        let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let result = match waker {
+            Some(waker) => waker.poll_with(socket, timeout),
+            None => poll_first(&mut [socket], timeout),
+        };
+        match result {
+            Err(Errno::INTR) => {}
+            result => return Ok(result?),
+        }
     }
 }
 

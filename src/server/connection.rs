@@ -336,7 +336,7 @@ impl Connection {
                 Ok(false) if started >= quiet_at => {
                     return Break(CloseReason::ServerShuttingDown);
                 }
-                // Data may have arrived in the meantime, or a signal has interrupted the wait.
+                // By now, the client may count as quiet only later.
                 Ok(false) => {}
                 Err(error) => return Break(error.into()),
             }

@@ -15,7 +15,7 @@ use log::warn;
 #[derive(Debug)]
 pub(crate) struct ConnectionLimiter {
     limit: usize,
-    /// Decreases only under the mutex, so that no thread misses a release.
+    /// Decremented only under the mutex, so that a waiting thread cannot miss a release.
     active: AtomicUsize,
     mutex: Mutex<()>,
     released: Condvar,
@@ -29,11 +29,6 @@ impl ConnectionLimiter {
             mutex: Mutex::new(()),
             released: Condvar::new(),
         }
-    }
-
-    /// Returns how many permits may exist.
-    pub(crate) fn limit(&self) -> usize {
-        self.limit
     }
 
     /// Returns the number of permits that exist, at the cost of one load.
@@ -55,17 +50,13 @@ impl ConnectionLimiter {
 
     /// Blocks until a permit is available or `timeout` passes. Returns whether one is.
     pub(crate) fn wait_until_available(&self, timeout: Duration) -> bool {
-        if self.available() == 0 {
-            self.wait_while(timeout, |active| active >= self.limit);
-        }
-        self.available() > 0
+        self.available() > 0 || self.wait_while(timeout, |active| active >= self.limit)
     }
 
-    /// Blocks until a permit is released or `timeout` passes. Returns whether one was released.
-    pub(crate) fn wait_for_release(&self, timeout: Duration) -> bool {
+    /// Blocks until a permit is released or `timeout` passes.
+    pub(crate) fn wait_for_release(&self, timeout: Duration) {
         let before = self.active();
         self.wait_while(timeout, |active| active >= before);
-        self.active() < before
     }
 
     /// Blocks until all permits are released or `timeout` passes.
@@ -73,12 +64,14 @@ impl ConnectionLimiter {
         self.wait_while(timeout, |active| active > 0);
     }
 
-    /// Blocks while `condition` holds for the number of permits, or until `timeout` passes.
-    fn wait_while(&self, timeout: Duration, condition: impl Fn(usize) -> bool) {
-        let guard = self.lock();
-        let _ = self
+    /// Blocks while `condition` holds for the number of permits, or until `timeout` passes. Returns
+    /// false if `timeout` passed.
+    fn wait_while(&self, timeout: Duration, condition: impl Fn(usize) -> bool) -> bool {
+        let (_guard, result) = self
             .released
-            .wait_timeout_while(guard, timeout, |()| condition(self.active()));
+            .wait_timeout_while(self.lock(), timeout, |()| condition(self.active()))
+            .unwrap_or_else(PoisonError::into_inner);
+        !result.timed_out()
     }
 
     fn lock(&self) -> MutexGuard<'_, ()> {
@@ -184,7 +177,6 @@ mod tests {
         assert!(limiter.wait_until_available(Duration::ZERO));
         let second = limiter.acquire();
         assert!(!limiter.wait_until_available(Duration::ZERO));
-        assert!(!limiter.wait_for_release(Duration::ZERO));
         thread::scope(|scope| {
             let waiting = scope.spawn(|| limiter.wait_until_available(LONG));
             drop(first);

@@ -78,10 +78,9 @@ impl Listener {
         }
     }
 
-    /// Blocks until a client connects or `waker` wakes the thread. May return early. Returns
-    /// whether a client has connected.
-    pub(crate) fn wait_for_client(&self, waker: &Waker) -> io::Result<bool> {
-        wait_for_socket(&self.socket, Interest::Read, None, Some(waker))
+    /// Blocks until a client connects or `waker` wakes the thread. May return early.
+    pub(crate) fn wait_for_client(&self, waker: &Waker) -> io::Result<()> {
+        wait_for_socket(&self.socket, Interest::Read, None, Some(waker)).map(drop)
     }
 
     /// Refuses new clients and returns those in the listen backlog. Of an inherited socket, it
