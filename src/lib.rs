@@ -17,7 +17,6 @@
 //! | `server/config.rs` | [`Config`] |
 //! | `server/busy_poll.rs` | adaptive polling before a thread blocks |
 //! | `server/proxy_protocol.rs` | parser for the PROXY protocol header |
-//! | `server/totals.rs` | counts for the last log line |
 //! | `platform.rs` | what differs by platform |
 //! | `platform/tcp_info.rs` | round trips, retransmissions and acknowledgements of a connection |
 //! | `platform/capacity.rs` | how many connections the system can hold |

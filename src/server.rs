@@ -8,13 +8,12 @@ mod limits;
 mod listener;
 mod proxy_protocol;
 mod shutdown;
-mod totals;
 
 use std::cell::Cell;
 use std::io;
 use std::mem;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -33,7 +32,6 @@ use limits::{ConnectionLimiter, PerIpLimiter};
 use listener::Listener;
 use shutdown::Shutdown;
 pub use shutdown::ShutdownHandle;
-use totals::Totals;
 
 /// The first pause after a failed `accept`. It doubles with each failure in a row, up to
 /// [`POLL_INTERVAL`].
@@ -73,6 +71,9 @@ impl Server {
     /// Serves from an inherited socket that listens already, such as one that a service manager
     /// keeps open during a restart. The configuration's address is ignored. Graceful shutdown
     /// leaves clients without a permit in the listen backlog for the next server.
+    ///
+    /// The server sets socket options, which apply to all copies of the socket. After graceful
+    /// shutdown, it is non-blocking.
     ///
     /// ```
     /// use std::net::TcpListener;
@@ -117,7 +118,9 @@ impl Server {
             max_spinning_clients: max_spinning_clients(config.busy_poll),
             shutdown: Arc::new(Shutdown::new(config.shutdown_timeout)?),
             options_inherited: listener.options_inherited(),
-            totals: Totals::default(),
+            clients_served: AtomicU64::new(0),
+            forcibly_closed: AtomicU64::new(0),
+            bytes_echoed: AtomicU64::new(0),
             config,
         };
         Ok(Self {
@@ -152,7 +155,13 @@ impl Server {
             plural(shared.limiter.active() as u64, "client")
         );
         shared.drain(listener);
-        info!("shut down: {} in {:.1?}", shared.totals, started.elapsed());
+        info!(
+            "shut down: {} served, {} forcibly closed, {} echoed in {:.1?}",
+            plural(shared.clients_served.load(Relaxed), "client"),
+            shared.forcibly_closed.load(Relaxed),
+            plural(shared.bytes_echoed.load(Relaxed), "byte"),
+            started.elapsed()
+        );
     }
 }
 
@@ -173,7 +182,11 @@ struct Shared {
     shutdown: Arc<Shutdown>,
     /// Whether a client's socket inherits the listener's options.
     options_inherited: bool,
-    totals: Totals,
+    /// How many clients were admitted.
+    clients_served: AtomicU64,
+    /// How many clients were forcibly closed, in the listen backlog too.
+    forcibly_closed: AtomicU64,
+    bytes_echoed: AtomicU64,
 }
 
 impl Shared {
@@ -274,7 +287,7 @@ impl Shared {
                         let _ = self.spawn(stream, peer);
                     } else {
                         warn!("{peer} forcibly closed in the listen backlog");
-                        self.totals.forcibly_closed.fetch_add(1, Relaxed);
+                        self.forcibly_closed.fetch_add(1, Relaxed);
                     }
                 }
                 Ok(None) => break,

@@ -164,7 +164,7 @@ impl Connection {
         self.restart_idle_timeout();
         let mut reason = match self.admit() {
             Continue(()) => {
-                self.shared.totals.clients_served.fetch_add(1, Relaxed);
+                self.shared.clients_served.fetch_add(1, Relaxed);
                 let Break(reason) = self.echo();
                 reason
             }
@@ -187,10 +187,9 @@ impl Connection {
         {
             reason = CloseReason::ForciblyClosed;
         }
-        let totals = &shared.totals;
-        totals.bytes_echoed.fetch_add(self.bytes_echoed, Relaxed);
+        shared.bytes_echoed.fetch_add(self.bytes_echoed, Relaxed);
         if let CloseReason::ForciblyClosed = reason {
-            totals.forcibly_closed.fetch_add(1, Relaxed);
+            shared.forcibly_closed.fetch_add(1, Relaxed);
         }
         // Release the per-IP permit before closing: the client may reconnect immediately. Release
         // both permits before the close is logged.

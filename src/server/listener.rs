@@ -96,7 +96,7 @@ impl Listener {
         // If that fails, accepting could block, so the backlog is given up.
         let is_nonblocking = self.socket.set_nonblocking(true).is_ok();
         PendingConnections {
-            listener: is_nonblocking.then_some(self),
+            listener: (is_nonblocking && remaining > 0).then_some(self),
             remaining,
             accepted: VecDeque::new(),
         }
@@ -108,41 +108,33 @@ impl Listener {
 pub(crate) struct PendingConnections {
     /// Open until all clients in its backlog are accepted.
     listener: Option<Listener>,
-    /// How many more clients may be accepted.
+    /// How many more clients may be accepted. The listener is open only if it is above 0.
     remaining: usize,
     accepted: VecDeque<Accepted>,
 }
 
 impl PendingConnections {
-    /// Returns the next client, if there is one. Before that, accepts as many as possible and closes
-    /// the listener behind the last.
+    /// Returns the next client, if there is one. First accepts all that it can, and closes the
+    /// listener once its backlog is empty.
     ///
     /// # Errors
-    /// Returns an error if the next client cannot be accepted now, such as for lack of file
-    /// descriptors.
+    /// Returns an error if no client is left and the next one cannot be accepted now, such as for lack
+    /// of file descriptors.
     pub(crate) fn accept_next(&mut self) -> io::Result<Option<Accepted>> {
-        let result = self.accept_all();
-        match self.accepted.pop_front() {
-            Some(client) => Ok(Some(client)),
-            None => result.map(|()| None),
-        }
-    }
-
-    fn accept_all(&mut self) -> io::Result<()> {
         while let Some(listener) = &self.listener {
-            let mut accepted = None;
-            if self.remaining > 0 {
-                accepted = listener.accept()?;
-            }
-            match accepted {
-                Some(client) => {
-                    self.remaining -= 1;
+            match listener.accept() {
+                Ok(Some(client)) => {
                     self.accepted.push_back(client);
+                    self.remaining -= 1;
                 }
-                None => self.listener = None,
+                Ok(None) => self.remaining = 0,
+                Err(error) => return self.accepted.pop_front().map(Some).ok_or(error),
+            }
+            if self.remaining == 0 {
+                self.listener = None;
             }
         }
-        Ok(())
+        Ok(self.accepted.pop_front())
     }
 }
 
