@@ -1,6 +1,7 @@
 //! Writes the log to stderr in a background thread. The reader of stderr may be slow or may have
 //! stopped reading, and a connection's thread must not wait for it. So a connection's thread only
-//! queues its line, and the background thread writes the queued lines in batches.
+//! queues its line, and the background thread writes the queued lines in batches. The line on stdout
+//! is written in the same way.
 
 use std::io::{self, ErrorKind, Write};
 use std::mem;
@@ -241,7 +242,7 @@ fn write_until_error(stream: &mut impl Write, bytes: &[u8]) -> (usize, io::Resul
 ///
 /// # Errors
 /// Returns the first other error of `operation`.
-pub fn retry_if_blocked<T>(mut operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+fn retry_if_blocked<T>(mut operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match operation() {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}

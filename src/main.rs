@@ -8,15 +8,12 @@
 )]
 
 use std::env;
-use std::io::{self, BufWriter, IsTerminal, Write};
-use std::net::SocketAddr;
+use std::io::{self, IsTerminal, Write};
 use std::process::{self, ExitCode};
-use std::sync::mpsc::{self, Sender};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use echo_server::cli::{self, ServerArgs, explain_bind_error};
-use echo_server::log_writer::{LogWriter, retry_if_blocked};
+use echo_server::log_writer::LogWriter;
 use echo_server::platform::{console, raise_file_limit, systemd};
 use echo_server::{Config, Server};
 use env_logger::{Target, WriteStyle};
@@ -25,7 +22,7 @@ use log::{debug, warn};
 /// The exit code after a second Ctrl+C: 128 plus the number of SIGINT, as in shells.
 const EXIT_SIGINT: i32 = 130;
 
-/// How long the process waits for the readers of stdout and stderr before it exits.
+/// How long the process waits for the reader of stdout, and then of stderr, before it exits.
 const OUTPUT_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
@@ -48,16 +45,12 @@ fn serve(config: Config, args: &ServerArgs) -> ExitCode {
         Err(error) => return fail(io::stderr(), &format!("cannot start: {error}")),
     };
     init_logger(args, &log);
-    // `run` or its thread drops the guard when the ready line is written or cannot be.
-    let (ready_line_guard, ready_line_done) = mpsc::channel();
-    let code = match run(config, ready_line_guard) {
+    let code = match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         // The log writer keeps the order of the lines, and does not block if stderr is not read.
         Err(message) => fail(log.clone(), &message),
     };
-    let deadline = Instant::now() + OUTPUT_FLUSH_TIMEOUT;
-    let _ = ready_line_done.recv_timeout(OUTPUT_FLUSH_TIMEOUT);
-    log.close(deadline.saturating_duration_since(Instant::now()));
+    log.close(OUTPUT_FLUSH_TIMEOUT);
     code
 }
 
@@ -90,12 +83,16 @@ fn init_logger(args: &ServerArgs, log: &LogWriter) {
     }
 }
 
-fn run(config: Config, ready_line_guard: Sender<()>) -> Result<(), String> {
-    let address = config.address;
+fn run(config: Config) -> Result<(), String> {
     if let Err(error) = raise_file_limit() {
         warn!("cannot raise the limit of open files: {error}");
     }
-    let server = listen(config)?;
+    let address = config.address;
+    let server = match systemd::listener()? {
+        Some(listener) => Server::from_listener(listener, config)
+            .map_err(|error| format!("cannot serve the inherited socket: {error}"))?,
+        None => Server::bind(config).map_err(|error| explain_bind_error(address, &error))?,
+    };
     let address = server
         .local_addr()
         .map_err(|error| explain_bind_error(address, &error))?;
@@ -115,36 +112,13 @@ fn run(config: Config, ready_line_guard: Sender<()>) -> Result<(), String> {
 
     // The address is in the log too, because stdout may be closed.
     debug!("listening on {address}");
-    write_ready_line(address, ready_line_guard)?;
+    // Scripts wait for this line. A thread writes it, because stdout may be a full pipe.
+    let mut stdout =
+        LogWriter::start(io::stdout()).map_err(|error| format!("cannot start: {error}"))?;
+    let _ = stdout.write_all(format!("Server listening on {address}\n").as_bytes());
+    stdout.close(Duration::ZERO);
     systemd::ready();
     server.run();
+    stdout.close(OUTPUT_FLUSH_TIMEOUT);
     Ok(())
-}
-
-/// Listens on the socket that is inherited from systemd, if there is one, or on a new socket.
-fn listen(config: Config) -> Result<Server, String> {
-    if let Some(listener) = systemd::listener()? {
-        return Server::from_listener(listener, config)
-            .map_err(|error| format!("cannot serve the inherited socket: {error}"));
-    }
-    let address = config.address;
-    Server::bind(config).map_err(|error| explain_bind_error(address, &error))
-}
-
-/// Writes the line that scripts wait for. It does so in a thread, because stdout may be a full pipe.
-/// The thread drops `guard` when the line is written or stdout fails.
-fn write_ready_line(address: SocketAddr, guard: Sender<()>) -> Result<(), String> {
-    let write = move || {
-        // The buffer keeps what a non-blocking stdout does not take at once.
-        let mut stdout = BufWriter::new(io::stdout());
-        let _ = writeln!(stdout, "Server listening on {address}");
-        let _ = retry_if_blocked(|| stdout.flush());
-        drop(guard);
-    };
-    let spawned = thread::Builder::new()
-        .name("stdout".to_owned())
-        .spawn(write);
-    spawned
-        .map(drop)
-        .map_err(|error| format!("cannot start: {error}"))
 }
