@@ -28,7 +28,7 @@ use busy_poll::max_spinning_clients;
 pub use config::{Config, MAX_BUFFER_SIZE, MAX_BUSY_POLL};
 use connection::Connection;
 pub use connection::Faults;
-use limits::{ConnectionLimiter, PerIpLimiter};
+use limits::{Limiter, PerIpLimiter};
 use listener::Listener;
 use shutdown::Shutdown;
 pub use shutdown::ShutdownHandle;
@@ -111,8 +111,8 @@ impl Server {
         }
         let per_ip_limiter = config.max_connections_per_ip.map(PerIpLimiter::new);
         let shared = Shared {
-            limiter: Arc::new(ConnectionLimiter::new(config.max_connections)),
-            threads: Arc::new(ConnectionLimiter::new(capacity.connections)),
+            client_limiter: Arc::new(Limiter::new(config.max_connections)),
+            thread_limiter: Arc::new(Limiter::new(capacity.connections)),
             memory_limit: MemoryLimit::find(config.buffer_size),
             per_ip_limiter: per_ip_limiter.map(Arc::new),
             max_spinning_clients: max_spinning_clients(config.busy_poll),
@@ -152,7 +152,7 @@ impl Server {
         info!(
             "shutting down: waiting up to {:?} for {}",
             shared.config.shutdown_timeout,
-            plural(shared.limiter.active() as u64, "client")
+            plural(shared.client_limiter.active() as u64, "client")
         );
         shared.drain(listener);
         info!(
@@ -171,9 +171,9 @@ struct Shared {
     config: Config,
     /// One permit for each client that is served. Its limit is the configured one, or what the system
     /// can hold.
-    limiter: Arc<ConnectionLimiter>,
+    client_limiter: Arc<Limiter>,
     /// One permit for each thread. Threads in a lingering close serve no client any more.
-    threads: Arc<ConnectionLimiter>,
+    thread_limiter: Arc<Limiter>,
     /// Checked before each new connection. `None` if memory is not limited.
     memory_limit: Option<MemoryLimit>,
     per_ip_limiter: Option<Arc<PerIpLimiter>>,
@@ -197,14 +197,14 @@ impl Shared {
         let mut limit_logged = false;
         let mut failure_logged = false;
         while !self.shutdown.is_requested() {
-            if !self.wait_for_permit(Duration::ZERO) {
+            if !self.wait_for_capacity(Duration::ZERO) {
                 if !mem::replace(&mut limit_logged, true) {
                     let limit = self.config.max_connections;
                     warn!(
                         "connection limit reached ({limit}): new clients wait in the listen backlog"
                     );
                 }
-                self.wait_for_permit(POLL_INTERVAL);
+                self.wait_for_capacity(POLL_INTERVAL);
                 continue;
             }
             let result = match self.check_memory().and_then(|()| listener.accept()) {
@@ -227,7 +227,7 @@ impl Shared {
                     }
                     // A connection that ends may free what was lacking.
                     pause = (pause * 2).clamp(MIN_ACCEPT_PAUSE, POLL_INTERVAL);
-                    self.threads.wait_for_release(pause);
+                    self.thread_limiter.wait_for_release(pause);
                 }
             }
         }
@@ -236,15 +236,16 @@ impl Shared {
     /// Returns an error if the memory may not suffice for one more client.
     fn check_memory(&self) -> io::Result<()> {
         match &self.memory_limit {
-            Some(limit) => limit.check(self.threads.active()),
+            Some(limit) => limit.check(self.thread_limiter.active()),
             None => Ok(()),
         }
     }
 
     /// Blocks until the connection limit and the thread limit allow one more client, for up to
     /// `timeout` each. Returns whether they do.
-    fn wait_for_permit(&self, timeout: Duration) -> bool {
-        self.threads.wait_until_available(timeout) && self.limiter.wait_until_available(timeout)
+    fn wait_for_capacity(&self, timeout: Duration) -> bool {
+        self.thread_limiter.wait_until_available(timeout)
+            && self.client_limiter.wait_until_available(timeout)
     }
 
     /// Spawns the thread that serves a client.
@@ -253,8 +254,8 @@ impl Shared {
     /// If that fails, this client is rejected: the error is logged, the socket is closed, and the
     /// permits are released.
     fn spawn(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
-        let permit = self.limiter.acquire();
-        let thread_permit = self.threads.acquire();
+        let permit = self.client_limiter.acquire();
+        let thread_permit = self.thread_limiter.acquire();
         let connection = Connection::new(stream, peer, permit, Arc::clone(self))
             .inspect_err(|error| warn!("{peer} rejected: cannot allocate its buffer ({error})"))?;
         let (started, has_started) = mpsc::channel::<()>();
@@ -271,18 +272,18 @@ impl Shared {
             // The next check for memory must see what this thread takes, so wait until it has
             // started: then it drops its end of the channel.
             let _ = has_started.recv();
-            limit.record_peak(self.threads.active());
+            limit.record_peak(self.thread_limiter.active());
         }
         Ok(())
     }
 
     /// Refuses new clients, serves those in the listen backlog, and waits for all connections.
     fn drain(self: &Arc<Self>, listener: Listener) {
-        let mut pending = listener.close(self.limiter.available());
+        let mut pending = listener.close(self.client_limiter.available());
         loop {
             match pending.accept_next() {
                 Ok(Some((stream, peer))) => {
-                    if self.permit_before_deadline() {
+                    if self.wait_for_capacity_until_deadline() {
                         // A client that is rejected does not affect the others.
                         let _ = self.spawn(stream, peer);
                     } else {
@@ -297,23 +298,22 @@ impl Shared {
                 }
                 // No file descriptor is left to accept with until a connection ends.
                 Err(_) => {
-                    self.threads.wait_for_release(POLL_INTERVAL);
+                    self.thread_limiter.wait_for_release(POLL_INTERVAL);
                 }
             }
         }
         let timeout = self.shutdown.time_left() + THREAD_EXIT_GRACE;
-        self.threads.wait_until_idle(timeout);
+        self.thread_limiter.wait_until_idle(timeout);
     }
 
-    /// Blocks until the connection limit and the memory allow one more client. Returns false if
-    /// the shutdown timeout passes first. Permits of clients that are forcibly closed then are not
-    /// used.
-    fn permit_before_deadline(&self) -> bool {
-        while self.wait_for_permit(self.shutdown.time_left()) && !self.shutdown.is_overdue() {
+    /// Blocks until the limits and the memory allow one more client. Returns false if the shutdown
+    /// timeout passes first. A permit that is released after that does not count.
+    fn wait_for_capacity_until_deadline(&self) -> bool {
+        while self.wait_for_capacity(self.shutdown.time_left()) && !self.shutdown.is_overdue() {
             if self.check_memory().is_ok() {
                 return true;
             }
-            self.threads.wait_for_release(POLL_INTERVAL);
+            self.thread_limiter.wait_for_release(POLL_INTERVAL);
         }
         false
     }

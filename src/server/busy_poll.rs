@@ -50,9 +50,10 @@ pub(crate) struct BusyPoll {
     phase: Phase,
     /// How many messages are left in the phase.
     remaining: u32,
-    /// How long the messages of this sample were waited for.
+    /// The total waiting time in this sample.
     waited: Duration,
-    /// What a sample of spinning may take: clearly less than the last sample of blocking took.
+    /// The maximum waiting time in a sample of spinning: clearly less than in the last sample of
+    /// blocking.
     budget: Duration,
     /// The length of the last back-off, in samples.
     backoff: u32,

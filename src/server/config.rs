@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use super::connection::Faults;
 
-/// The largest buffer of a connection, in bytes: 16 MiB. The buffers of thousands must fit into
-/// memory.
+/// The largest buffer of a connection, in bytes: 16 MiB. Thousands of buffers must fit into memory.
 pub const MAX_BUFFER_SIZE: usize = 16_777_216;
 
 /// The longest time to busy-poll: a spinning thread does not notice shutdown.

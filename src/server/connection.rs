@@ -101,8 +101,8 @@ impl fmt::Display for CloseReason {
     }
 }
 
-/// A client's connection, which one thread serves. Its methods return `Break` with the reason once
-/// the connection is over.
+/// A client's connection, which one thread serves. Its methods return `Break` with the close reason
+/// once the connection is over.
 pub(crate) struct Connection {
     stream: TcpStream,
     /// The client's address. Behind a load balancer it comes from the PROXY header.
@@ -293,7 +293,7 @@ impl Connection {
                     self.busy_poll.record_arrival();
                     self.send_all()?;
                     // Busy-poll only if there are CPUs to spare.
-                    if self.shared.limiter.active() <= self.shared.max_spinning_clients {
+                    if self.shared.client_limiter.active() <= self.shared.max_spinning_clients {
                         self.busy_poll.spin(&self.stream);
                     }
                 }
@@ -342,9 +342,8 @@ impl Connection {
         }
     }
 
-    /// Receives the next piece into the empty buffer and returns its size; 0 means FIN. If nothing
-    /// has arrived, blocks until something may have, `deadline` passes or shutdown is requested,
-    /// and returns `None`.
+    /// Receives the next piece into the empty buffer and returns its size; 0 means FIN. If no data
+    /// has arrived, waits for data, `deadline` or shutdown, and returns `None`.
     fn receive_or_wait(
         &mut self,
         deadline: Option<Instant>,

@@ -1,5 +1,5 @@
-//! The connection limit and the per-IP limit. Both issue permits; dropping a permit releases
-//! it, even if the thread that holds it panics.
+//! The limits on clients, threads and connections per IP address. All issue permits; dropping a
+//! permit releases it, even if the thread that holds it panics.
 
 use std::collections::HashMap;
 use std::mem;
@@ -13,7 +13,7 @@ use log::warn;
 
 /// Counts the permits that exist at once, and blocks callers while the limit is reached.
 #[derive(Debug)]
-pub(crate) struct ConnectionLimiter {
+pub(crate) struct Limiter {
     limit: usize,
     /// Decremented only under the mutex, so that a waiting thread cannot miss a release.
     active: AtomicUsize,
@@ -21,7 +21,7 @@ pub(crate) struct ConnectionLimiter {
     released: Condvar,
 }
 
-impl ConnectionLimiter {
+impl Limiter {
     pub(crate) fn new(limit: usize) -> Self {
         Self {
             limit,
@@ -81,7 +81,7 @@ impl ConnectionLimiter {
 
 /// One unit of the limit. Dropping it releases it.
 #[derive(Debug)]
-pub(crate) struct Permit(Arc<ConnectionLimiter>);
+pub(crate) struct Permit(Arc<Limiter>);
 
 impl Drop for Permit {
     fn drop(&mut self) {
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_waiting_thread_wakes_when_a_permit_is_released() {
-        let limiter = Arc::new(ConnectionLimiter::new(2));
+        let limiter = Arc::new(Limiter::new(2));
         let first = limiter.acquire();
         assert!(limiter.wait_until_available(Duration::ZERO));
         let second = limiter.acquire();

@@ -89,7 +89,7 @@ impl Listener {
         let remaining = if self.inherited {
             permits
         } else {
-            // Linux admits one more than the backlog. Clients that keep connecting must not keep
+            // Linux queues one connection more than the backlog. Clients that keep connecting must not keep
             // the listener open.
             usize::from(BACKLOG) + 1
         };

@@ -16,11 +16,11 @@ const MIN_QUIET_PERIOD: Duration = Duration::from_millis(100);
 /// The shortest retransmission timeout on Linux. It applies to all fast links.
 const MIN_RTO: Duration = Duration::from_millis(200);
 
-/// A client is active if its last data arrived within this time before the shutdown request.
+/// A client that has sent data this shortly before the shutdown request is active.
 const ACTIVE_PERIOD: Duration = Duration::from_secs(1);
 
-/// For how long after the shutdown request arrivals from other clients can extend the drain of an
-/// active client: enough for three retransmissions (RFC 6298).
+/// Data from other clients extends the drain of an active client until this long after the shutdown
+/// request: enough for three retransmissions (RFC 6298).
 const SHARED_LINK_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Shuts a running [`Server`](super::Server) down, from a signal handler or any other thread.
