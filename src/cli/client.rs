@@ -13,16 +13,15 @@ use crate::client::Target;
 /// Talks to a TCP echo server. Without a command: line by line if stdin is a terminal, otherwise as
 /// a pipe from stdin through the server to stdout.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "echo-client", version, after_help = EXAMPLES)]
+#[command(
+    name = "echo-client",
+    version,
+    next_help_heading = "Server",
+    after_help = EXAMPLES
+)]
 pub struct ClientArgs {
     /// Name or IP address of the server [default: 127.0.0.1]
-    #[arg(
-        long,
-        global = true,
-        help_heading = "Server",
-        value_name = "HOST",
-        value_parser = parse_server_host
-    )]
+    #[arg(long, global = true, value_parser = parse_server_host)]
     pub host: Option<String>,
 
     /// Port of the server [default: 54000]
@@ -30,7 +29,6 @@ pub struct ClientArgs {
         short,
         long,
         global = true,
-        help_heading = "Server",
         value_parser = value_parser!(u16).range(1..)
     )]
     pub port: Option<u16>,
@@ -39,7 +37,6 @@ pub struct ClientArgs {
     #[arg(
         long,
         global = true,
-        help_heading = "Server",
         value_name = "DURATION",
         value_parser = parse_timeout,
         default_value = "5s"
