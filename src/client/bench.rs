@@ -2,8 +2,8 @@
 //! verifies every byte.
 //!
 //! Each connection has a thread, which sends its next message after the echo of the last. All
-//! connections are established before the load starts. What precedes the end of the warm-up is
-//! verified but not measured. A connection that fails is counted, and the others continue.
+//! connections are established before the load starts. Messages during the warm-up are verified but
+//! not measured. A connection that fails is counted, and the others continue.
 //!
 //! Several servers are measured in turns, so that a busy moment of the machine affects all alike.
 
@@ -51,14 +51,13 @@ pub fn run(targets: &[Target], options: &BenchOptions, stop: &AtomicBool) -> Res
     // Each connection takes a file descriptor. If the limit stays too low, the report counts those
     // that fail.
     let _ = platform::raise_file_limit();
-    let (text, json, has_failures) = if let ([target], None) = (targets, options.rounds) {
+    let (text, json, failures) = if let ([target], None) = (targets, options.rounds) {
         let report = measure(target, options, "", stop)?;
-        let has_failures = !report.tally.failures.is_empty();
-        (report.to_string(), report.to_json(), has_failures)
+        (report.to_string(), report.to_json(), report.tally.failures)
     } else {
         let comparison = measure_in_turns(targets, options, stop)?;
-        let has_failures = !comparison.failures().is_empty();
-        (comparison.to_string(), comparison.to_json(), has_failures)
+        let failures = comparison.failures();
+        (comparison.to_string(), comparison.to_json(), failures)
     };
     // The next Ctrl+C ends the process, even if printing the report blocks.
     stop.store(true, Relaxed);
@@ -67,10 +66,11 @@ pub fn run(targets: &[Target], options: &BenchOptions, stop: &AtomicBool) -> Res
     } else {
         print(text)?;
     }
-    if has_failures {
-        return Err(Error::AlreadyReported);
+    if failures.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::AlreadyReported)
     }
-    Ok(())
 }
 
 /// Measures each server once in each round. One that cannot be reached does not affect the others.
@@ -115,15 +115,16 @@ fn measure<'a>(
     let first = target.connect()?;
     let address = first.address;
     let load = Load::new(address, target.timeout, options, stop);
-    let mut first = Some(first);
+    let mut first_connection = Some(first);
     let mut total = Tally::default();
     let mut stopped_at = None;
     let (results, tallies) = mpsc::channel();
     let (ready, all_ready) = mpsc::channel();
     thread::scope(|scope| {
-        for (number, counter) in load.counters.iter().enumerate() {
-            let worker = Worker::new(&load, number, counter);
-            let (connection, ready, results) = (first.take(), ready.clone(), results.clone());
+        for number in 0..load.counters.len() {
+            let worker = Worker::new(&load, number);
+            let (connection, ready, results) =
+                (first_connection.take(), ready.clone(), results.clone());
             let run_worker = move || {
                 // The receiver lives until all workers have ended.
                 let _ = results.send(worker.run(connection, ready));

@@ -12,6 +12,7 @@ mod test_client;
 
 use std::fmt::Display;
 use std::fs::{self, OpenOptions};
+use std::io;
 use std::path::Path;
 use std::time::Instant;
 
@@ -32,11 +33,7 @@ use crate::platform;
 pub fn run(target: &Target, options: &TestOptions) -> Result<(), Error> {
     let checks = select_checks(&options.name)?;
     if let Some(path) = &options.junit {
-        // Before the checks run, so that a bad path is reported at once. An older report stays until
-        // there is a new one.
-        let mut file = OpenOptions::new();
-        file.append(true).create(true);
-        file.open(path).map_err(|error| junit_error(path, error))?;
+        check_is_writable(path).map_err(|error| junit_error(path, error))?;
     }
     // Each connection takes a file descriptor. If the limit stays too low, a check reports it.
     let _ = platform::raise_file_limit();
@@ -85,6 +82,17 @@ pub fn run(target: &Target, options: &TestOptions) -> Result<(), Error> {
         (_, 0) => Ok(()),
         _ => Err(Error::AlreadyReported),
     }
+}
+
+/// Opens the file before the checks run, so that a bad path is reported at once. An older report stays
+/// until there is a new one, and a run that fails leaves no empty one.
+fn check_is_writable(path: &Path) -> io::Result<()> {
+    let is_new = path.symlink_metadata().is_err();
+    OpenOptions::new().append(true).create(true).open(path)?;
+    if is_new {
+        fs::remove_file(path)?;
+    }
+    Ok(())
 }
 
 fn junit_error(path: &Path, error: impl Display) -> String {

@@ -31,11 +31,12 @@ pub use self::screen::restore_terminal;
 /// How long the rest of a line may take to follow. Without it, the beginning is shown.
 const PARTIAL_LINE_DELAY: Duration = Duration::from_millis(20);
 
-/// How long the reading thread may take to report what has arrived. If the process was suspended while
-/// the time ran out, the reading thread has still to read it.
-const READ_DELAY: Duration = Duration::from_millis(200);
+/// Extra time after the timeout: the reading thread must deliver what has arrived, also after the
+/// process was suspended.
+const DELIVERY_GRACE: Duration = Duration::from_secs(1);
 
-/// How many events may wait for the main thread. If the terminal is slow, the server has to wait too.
+/// How many events may wait for the main thread. If the terminal is slow, backpressure reaches the
+/// server.
 const EVENT_CAPACITY: usize = 16;
 
 /// Bytes per read from the socket. A small value keeps the keys responsive on a slow terminal.
@@ -176,7 +177,8 @@ impl Session {
         self.screen.draw()?;
         match self.events.recv_timeout(time_left) {
             Ok(event) => Ok(Some(event)),
-            Err(_) => Ok(self.events.recv_timeout(READ_DELAY).ok()),
+            Err(_) if self.missing == 0 => Ok(None),
+            Err(_) => Ok(self.events.recv_timeout(DELIVERY_GRACE).ok()),
         }
     }
 
@@ -212,9 +214,9 @@ impl Session {
         }
         self.missing = self.missing.saturating_sub(bytes.len());
         // The newline of a line that has been shown already needs no row.
-        let lines = bytes.strip_prefix(b"\n").filter(|_| self.mid_line);
+        let rest = bytes.strip_prefix(b"\n").filter(|_| self.mid_line);
         self.mid_line = !bytes.ends_with(b"\n");
-        let text = escape(lines.unwrap_or(bytes));
+        let text = escape(rest.unwrap_or(bytes));
         let rows: Vec<_> = text.lines().map(|row| format!("Server: {row}\n")).collect();
         self.screen.print(&rows.concat())
     }

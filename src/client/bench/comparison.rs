@@ -62,7 +62,7 @@ impl Comparison<'_> {
 impl fmt::Display for Comparison<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let options = self.options;
-        let (unit, shown): (_, fn(u64) -> String) = match options.mode {
+        let (unit, format_rate): (_, fn(u64) -> String) = match options.mode {
             BenchMode::Rtt => ("messages/s", |rate| HumanCount(rate).to_string()),
             BenchMode::Bulk => ("bytes/s", |rate| HumanBytes(rate).to_string()),
             BenchMode::Connect => ("connections/s", |rate| HumanCount(rate).to_string()),
@@ -100,9 +100,9 @@ impl fmt::Display for Comparison<'_> {
                 "{address:width$} {:>6} {:>6} {:>11} {:>11} {:>11} {:>9} {:>9}",
                 throughput.len(),
                 or_dash(ratio),
-                shown(median_throughput),
-                shown(throughput[0]),
-                shown(throughput[throughput.len() - 1]),
+                format_rate(median_throughput),
+                format_rate(throughput[0]),
+                format_rate(throughput[throughput.len() - 1]),
                 or_dash(p50),
                 or_dash(p99),
             )?;
@@ -136,7 +136,7 @@ fn median<T: Copy>(sorted: &[T]) -> Option<T> {
 /// Returns the ratio of the medians, unless the first server was not measured or echoed nothing.
 #[expect(
     clippy::cast_precision_loss,
-    reason = "a ratio is shown with two decimals"
+    reason = "a ratio is format_rate with two decimals"
 )]
 fn ratio(throughput: &[u64], first: &[u64]) -> Option<f64> {
     let (median, first) = (median(throughput)?, median(first)?);
@@ -146,11 +146,11 @@ fn ratio(throughput: &[u64], first: &[u64]) -> Option<f64> {
 /// Returns whether the median of one server is among the rounds of the other, so that the ratio may
 /// be chance.
 fn is_within_spread(a: &[u64], b: &[u64]) -> bool {
-    let is_among = |value, rounds: &[u64]| {
+    let is_in_range = |value, rounds: &[u64]| {
         rounds.first().is_some_and(|lowest| *lowest <= value)
             && rounds.last().is_some_and(|highest| value <= *highest)
     };
-    median(a).is_some_and(|a| is_among(a, b)) || median(b).is_some_and(|b| is_among(b, a))
+    median(a).is_some_and(|a| is_in_range(a, b)) || median(b).is_some_and(|b| is_in_range(b, a))
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ const QUANTILES: [(&str, &str, f64); 5] = [
 ];
 
 /// The maximum number of bars.
-const BARS: i32 = 10;
+const MAX_BARS: i32 = 10;
 
 /// The minimum ratio between the latencies of two bars. Smaller ratios would show how the histogram
 /// rounds.
@@ -164,7 +164,7 @@ fn write_histogram(f: &mut impl fmt::Write, latencies: &Histogram<u64>) -> fmt::
     let max = Duration::from_nanos(latencies.max().max(1));
     let ratio = max
         .div_duration_f64(min)
-        .powf(1.0 / f64::from(BARS))
+        .powf(1.0 / f64::from(MAX_BARS))
         .max(MIN_RATIO);
     let second = u64::try_from(min.mul_f64(ratio).as_nanos()).unwrap_or(u64::MAX);
     let mut from = min;

@@ -31,13 +31,13 @@ pub(super) struct Worker<'a> {
     outgoing: Cursor<'a>,
     incoming: Cursor<'a>,
     buffer: Vec<u8>,
-    /// How long nothing has arrived. The sum of read timeouts, which saves reading the clock.
+    /// The time since bytes last arrived, as a sum of read timeouts, which saves reading the clock.
     idle: Duration,
     tally: Tally,
 }
 
 impl<'a> Worker<'a> {
-    pub(super) fn new(load: &'a Load, connection_number: usize, counter: &'a Counter) -> Self {
+    pub(super) fn new(load: &'a Load, connection_number: usize) -> Self {
         let cursor = Cursor::new(&load.payload, connection_number);
         let buffer_size = match load.options.mode {
             BenchMode::Bulk => MAX_IN_FLIGHT,
@@ -45,7 +45,7 @@ impl<'a> Worker<'a> {
         };
         Self {
             load,
-            counter,
+            counter: &load.counters[connection_number],
             outgoing: cursor,
             incoming: cursor,
             buffer: vec![0; buffer_size],
@@ -214,7 +214,7 @@ impl<'a> Worker<'a> {
         thread::scope(|scope| {
             thread::Builder::new()
                 .stack_size(STACK_SIZE)
-                .spawn_scoped(scope, || send_all(load, connection, cursor, &total))
+                .spawn_scoped(scope, || send_until_over(load, connection, cursor, &total))
                 .map_err(|error| io::Error::other(no_thread(&error)))?;
             let result = self.receive_all(connection, &total);
             // Wakes the sender if it is blocked in a write.
@@ -246,7 +246,12 @@ impl<'a> Worker<'a> {
 
 /// Sends until the run is over, then sets `total` to the number of bytes sent. If the connection
 /// ends first, the receiver reports how.
-fn send_all(load: &Load, connection: &Connection, mut cursor: Cursor, total: &OnceLock<u64>) {
+fn send_until_over(
+    load: &Load,
+    connection: &Connection,
+    mut cursor: Cursor,
+    total: &OnceLock<u64>,
+) {
     let mut sent = 0;
     while !load.is_over(Instant::now()) {
         match cursor.send(connection, load.options.size()) {

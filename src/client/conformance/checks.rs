@@ -12,11 +12,11 @@ use crate::client::is_timeout;
 /// How long silence must last, and how long a client pauses.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// How long a write must block before the buffers on the way are taken to be full.
-const STALL: Duration = Duration::from_millis(50);
+/// If a write blocks for this long, the buffers on the way are taken to be full.
+const BUFFERS_FULL_AFTER: Duration = Duration::from_millis(50);
 
-/// How long a write must block before the server is taken to be blocked, too.
-const BLOCKED: Duration = Duration::from_secs(1);
+/// If a write blocks for this long, the server is taken to be blocked, too.
+const SERVER_BLOCKED_AFTER: Duration = Duration::from_secs(1);
 
 /// The most that a client sends without reading, in bytes: more than the usual buffers on the way
 /// hold, but little enough for a server whose buffer has no limit.
@@ -168,7 +168,10 @@ fn expect_stream(client: &TestClient, stream: &[u8], sent: &AtomicUsize) -> Resu
 /// half-close, about as much is pending as the buffers can hold.
 fn half_close_with_pending(target: &TestTarget) -> Result<(), Mismatch> {
     let client = target.connect()?;
-    client.connection.stream.set_write_timeout(Some(STALL))?;
+    client
+        .connection
+        .stream
+        .set_write_timeout(Some(BUFFERS_FULL_AFTER))?;
     let bytes = random_bytes(PENDING_LEN);
     let (mut sent, mut received) = (0, 0);
     while sent < PENDING_LEN {
@@ -229,7 +232,7 @@ fn client_that_resets(target: &TestTarget) -> Result<(), Mismatch> {
 fn client_that_never_reads(target: &TestTarget) -> Result<(), Mismatch> {
     let bystander = target.connect()?;
     let client = target.connect()?;
-    client.fill(MAX_UNREAD, BLOCKED)?;
+    client.fill(MAX_UNREAD, SERVER_BLOCKED_AFTER)?;
     bystander.exchange(b"one that was there")?;
     target.exchange(b"one that came later")
 }

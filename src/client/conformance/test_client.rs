@@ -56,12 +56,14 @@ impl TestClient {
         }
     }
 
-    /// Sends `len` bytes without receiving, or fewer if a write blocks for `patience`.
-    pub(super) fn fill(&self, len: usize, patience: Duration) -> Result<(), Mismatch> {
-        self.connection.stream.set_write_timeout(Some(patience))?;
+    /// Sends `len` bytes without receiving, or fewer if a write blocks for `write_timeout`.
+    pub(super) fn fill(&self, len: usize, write_timeout: Duration) -> Result<(), Mismatch> {
+        self.connection
+            .stream
+            .set_write_timeout(Some(write_timeout))?;
         match (&self.connection).write_all(&vec![b'x'; len]) {
             Err(error) if !is_timeout(&error) => {
-                // How the connection ended comes after the echoes.
+                // How the connection ended comes after the echoes. 0 stands for FIN, as in a read.
                 let end = io::copy(&mut &self.connection, &mut io::sink()).map(|_| 0);
                 Err(Mismatch::new("room to send", self.describe(&[], end)))
             }
