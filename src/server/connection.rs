@@ -40,6 +40,9 @@ const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a lingering close waits for the client's FIN.
 const LINGER_TIMEOUT: Duration = Duration::from_millis(300);
 
+/// If a wait takes no longer than this, the data had arrived before.
+const NO_WAIT: Duration = Duration::from_millis(1);
+
 /// How often a thread checks for acknowledgements: no event reports them.
 const ACK_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -121,7 +124,7 @@ pub(crate) struct Connection {
     /// During the drain, when data last arrived, or when the server last emptied a receive buffer that
     /// may have been full. The client needs a round trip from then on to send more.
     last_progress: Option<Instant>,
-    /// How many bytes were echoed before the drain last waited for this client.
+    /// How many bytes had been echoed when the drain last waited for this client to send.
     echoed_before_wait: u64,
     bytes_echoed: u64,
     /// Whether the fault `stall` has ended the echo.
@@ -324,7 +327,7 @@ impl Connection {
                 .min();
             match wait_for_socket(&self.stream, Interest::Read, deadline, None) {
                 Ok(true) => {
-                    if started.elapsed() > Duration::from_millis(1) {
+                    if started.elapsed() > NO_WAIT {
                         // The data was not there before: it has just arrived.
                         self.last_progress = Some(Instant::now());
                         self.echoed_before_wait = self.bytes_echoed;
