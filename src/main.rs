@@ -116,7 +116,7 @@ fn run(config: Config) -> Result<(), String> {
     let mut stdout =
         LogWriter::start(io::stdout()).map_err(|error| format!("cannot start: {error}"))?;
     let _ = stdout.write_all(format!("Server listening on {address}\n").as_bytes());
-    stdout.close(Duration::ZERO);
+    stdout.close(Duration::ZERO); // does not wait: the thread ends once the line is written
     systemd::ready();
     server.run();
     stdout.close(OUTPUT_FLUSH_TIMEOUT);

@@ -72,8 +72,8 @@ impl Server {
     /// keeps open during a restart. The configuration's address is ignored. Graceful shutdown
     /// leaves clients without a permit in the listen backlog for the next server.
     ///
-    /// The server sets socket options, which apply to all copies of the socket. After graceful
-    /// shutdown, it is non-blocking.
+    /// The server sets socket options, which apply to all copies of the socket. It makes the socket
+    /// non-blocking: on Linux at shutdown, elsewhere at once.
     ///
     /// ```
     /// use std::net::TcpListener;
@@ -169,10 +169,10 @@ impl Server {
 #[derive(Debug)]
 struct Shared {
     config: Config,
-    /// One permit for each client that is served. Its limit is the configured one, or what the system
-    /// can hold.
+    /// One permit for each client. The limit is the configured one, or what the system can hold.
     client_limiter: Arc<Limiter>,
-    /// One permit for each thread. Threads in a lingering close serve no client any more.
+    /// One permit for each thread. There may be more threads than clients: during shutdown, a lingering
+    /// close has released its client's permit.
     thread_limiter: Arc<Limiter>,
     /// Checked before each new connection. `None` if memory is not limited.
     memory_limit: Option<MemoryLimit>,
@@ -192,7 +192,7 @@ struct Shared {
 impl Shared {
     /// Accepts clients and spawns a thread for each.
     fn accept_until_shutdown(self: &Arc<Self>, listener: &Listener) {
-        let mut pause = Duration::ZERO;
+        let mut accept_pause = Duration::ZERO;
         // Whether the warnings have been logged.
         let mut limit_logged = false;
         let mut failure_logged = false;
@@ -215,20 +215,25 @@ impl Shared {
                         info!("accepting new clients again");
                         (limit_logged, failure_logged) = (false, false);
                     }
-                    listener.wait_for_client(self.shutdown.waker())
+                    listener
+                        .wait_for_client(self.shutdown.waker())
+                        .inspect_err(|error| {
+                            warn!("cannot accept new clients: {error}; retrying");
+                        })
                 }
-                Err(error) => Err(error),
-            };
-            match result {
-                Ok(()) => pause = Duration::ZERO,
                 Err(error) => {
                     if !mem::replace(&mut failure_logged, true) {
                         warn!("cannot accept new clients: {error}; retrying");
                     }
-                    // A connection that ends may free what was lacking.
-                    pause = (pause * 2).clamp(MIN_ACCEPT_PAUSE, POLL_INTERVAL);
-                    self.thread_limiter.wait_for_release(pause);
+                    Err(error)
                 }
+            };
+            if result.is_ok() {
+                accept_pause = Duration::ZERO;
+            } else {
+                // A connection that ends may free what was lacking.
+                accept_pause = (accept_pause * 2).clamp(MIN_ACCEPT_PAUSE, POLL_INTERVAL);
+                self.thread_limiter.wait_for_release(accept_pause);
             }
         }
     }
@@ -251,8 +256,8 @@ impl Shared {
     /// Spawns the thread that serves a client.
     ///
     /// # Errors
-    /// If that fails, this client is rejected: the error is logged, the socket is closed, and the
-    /// permits are released.
+    /// Returns an error if there is no memory for the buffer or no thread can be spawned. The error is
+    /// logged, the socket is closed, and the permits are released.
     fn spawn(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
         let permit = self.client_limiter.acquire();
         let thread_permit = self.thread_limiter.acquire();
@@ -307,7 +312,7 @@ impl Shared {
     }
 
     /// Blocks until the limits and the memory allow one more client. Returns false if the shutdown
-    /// timeout passes first. A permit that is released after that does not count.
+    /// timeout passes first. A permit released after that does not count.
     fn wait_for_capacity_until_deadline(&self) -> bool {
         while self.wait_for_capacity(self.shutdown.time_left()) && !self.shutdown.is_overdue() {
             if self.check_memory().is_ok() {

@@ -37,11 +37,11 @@ pub use faults::Faults;
 /// specification asks for at least 3 s, so that a lost packet can be sent again.
 const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a lingering close waits for the client's FIN.
+/// How long a lingering close waits for the client's FIN after the acknowledgement.
 const LINGER_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// If a wait takes no longer than this, the data had arrived before.
-const NO_WAIT: Duration = Duration::from_millis(1);
+/// If a wait returns within this time, the data had arrived before it began.
+const MAX_IMMEDIATE_WAIT: Duration = Duration::from_millis(1);
 
 /// How often a thread checks for acknowledgements: no event reports them.
 const ACK_POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -61,7 +61,7 @@ pub(crate) enum CloseReason {
     /// Graceful shutdown: the client was quiet, and everything is echoed, except by the fault
     /// `stall`.
     ServerShuttingDown,
-    /// The shutdown timeout passed first.
+    /// The shutdown timeout passed before everything was echoed and acknowledged.
     ForciblyClosed,
     /// The connection does not begin with a PROXY header, for this reason.
     InvalidProxyHeader(&'static str),
@@ -121,9 +121,11 @@ pub(crate) struct Connection {
     busy_poll: BusyPoll,
     /// When the idle timeout passes, if no byte moves before.
     idle_at: Option<Instant>,
-    /// During the drain, when data last arrived, or when the server last emptied a receive buffer that
-    /// may have been full. The client needs a round trip from then on to send more.
-    last_progress: Option<Instant>,
+    /// When data last arrived during the drain, as far as this thread has noticed.
+    last_arrival: Option<Instant>,
+    /// When the server last emptied a receive buffer that may have been full. The client needs a round
+    /// trip from then on to send more.
+    window_opened_at: Option<Instant>,
     /// How many bytes had been echoed when the drain last waited for this client to send.
     echoed_before_wait: u64,
     bytes_echoed: u64,
@@ -154,7 +156,8 @@ impl Connection {
             busy_poll: BusyPoll::new(shared.config.busy_poll),
             shared,
             idle_at: None,
-            last_progress: None,
+            last_arrival: None,
+            window_opened_at: None,
             echoed_before_wait: 0,
             bytes_echoed: 0,
             stalled: false,
@@ -175,7 +178,7 @@ impl Connection {
         };
         let shared = Arc::clone(&self.shared);
         let shutdown = &shared.shutdown;
-        let ack_timeout = match reason {
+        let linger_timeout = match reason {
             CloseReason::IdleTimeout => Some(LINGER_TIMEOUT),
             CloseReason::FaultLimit => Some(ACK_TIMEOUT),
             CloseReason::ServerShuttingDown => Some(shutdown.time_left()),
@@ -184,7 +187,7 @@ impl Connection {
             CloseReason::ClosedByClient if shutdown.is_requested() => Some(shutdown.time_left()),
             _ => None,
         };
-        if let Some(timeout) = ack_timeout
+        if let Some(timeout) = linger_timeout
             && !self.lingering_close(timeout)
             && shutdown.is_overdue()
         {
@@ -313,23 +316,27 @@ impl Connection {
         let receive_buffer = SockRef::from(&self.stream).recv_buffer_size();
         let echoed = self.bytes_echoed - self.echoed_before_wait;
         if receive_buffer.is_ok_and(|size| echoed >= size as u64 / 4) {
-            self.last_progress = Some(Instant::now());
+            self.window_opened_at = Some(Instant::now());
         }
         loop {
             if shutdown.is_overdue() {
                 return Break(CloseReason::ForciblyClosed);
             }
             let started = Instant::now();
-            let quiet_at = shutdown.quiet_at(TcpInfo::of(&self.stream), self.last_progress);
+            let quiet_at = shutdown.quiet_at(
+                TcpInfo::of(&self.stream),
+                self.last_arrival,
+                self.window_opened_at,
+            );
             let deadline = [Some(quiet_at), shutdown.deadline()]
                 .into_iter()
                 .flatten()
                 .min();
             match wait_for_socket(&self.stream, Interest::Read, deadline, None) {
                 Ok(true) => {
-                    if started.elapsed() > NO_WAIT {
+                    if started.elapsed() > MAX_IMMEDIATE_WAIT {
                         // The data was not there before: it has just arrived.
-                        self.last_progress = Some(Instant::now());
+                        self.last_arrival = Some(Instant::now());
                         self.echoed_before_wait = self.bytes_echoed;
                     }
                     shutdown.record_drain_arrival();
@@ -338,7 +345,7 @@ impl Connection {
                 Ok(false) if started >= quiet_at => {
                     return Break(CloseReason::ServerShuttingDown);
                 }
-                // By now, the client may count as quiet only later.
+                // `quiet_at` may be later by now, so compute it again.
                 Ok(false) => {}
                 Err(error) => return Break(error.into()),
             }
@@ -346,7 +353,7 @@ impl Connection {
     }
 
     /// Receives the next piece into the empty buffer and returns its size; 0 means FIN. If no data
-    /// has arrived, waits for data, `deadline` or shutdown, and returns `None`.
+    /// has arrived, waits for data, the idle timeout, `deadline` or shutdown, and returns `None`.
     fn receive_or_wait(
         &mut self,
         deadline: Option<Instant>,
@@ -446,9 +453,9 @@ impl Connection {
         }
     }
 
-    /// Half-closes, then reads and discards until the client has acknowledged everything and either
-    /// sends FIN or has 0.3 s more. Returns whether everything was acknowledged within `timeout`, as
-    /// far as the system reports it.
+    /// Half-closes, then reads and discards until the client has acknowledged everything and has sent
+    /// FIN, for up to `timeout`. The FIN may come up to 0.3 s after the acknowledgement. Returns
+    /// whether everything was acknowledged, as far as the system reports it.
     ///
     /// Closing a socket with unread data sends RST, which destroys data in flight (RFC 1122,
     /// section 4.2.2.13). And after shutdown the host may be gone before the kernel could send

@@ -42,7 +42,7 @@ impl Limiter {
     }
 
     /// Takes a permit. Callers must make sure that one is [`available`](Self::available); only the
-    /// accept loop takes permits.
+    /// thread in `Server::run` takes permits.
     pub(crate) fn acquire(self: &Arc<Self>) -> Permit {
         self.active.fetch_add(1, Relaxed);
         Permit(Arc::clone(self))

@@ -62,8 +62,8 @@ impl Listener {
         OPTIONS_INHERITED && !self.inherited
     }
 
-    /// Accepts a client. Returns `None` if no client connects within the socket's timeout, which only
-    /// Linux has.
+    /// Accepts a client. Returns `None` if no client is in the listen backlog: on Linux after a short
+    /// time, elsewhere at once.
     pub(crate) fn accept(&self) -> io::Result<Option<Accepted>> {
         loop {
             match accept(&self.socket) {
@@ -89,11 +89,11 @@ impl Listener {
         let remaining = if self.inherited {
             permits
         } else {
-            // Linux queues one connection more than the backlog. Clients that keep connecting must not keep
-            // the listener open.
+            // Linux queues one connection more than the backlog. Clients that keep connecting must
+            // not keep the listener open.
             usize::from(BACKLOG) + 1
         };
-        // If that fails, accepting could block, so the backlog is given up.
+        // If this fails, accepting could block, so the backlog is given up.
         let is_nonblocking = self.socket.set_nonblocking(true).is_ok();
         PendingConnections {
             listener: (is_nonblocking && remaining > 0).then_some(self),

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use crate::platform::tcp_info::TcpInfo;
 use crate::platform::wait::Waker;
 
-/// The least time that data in flight at the shutdown request gets to arrive. A longer round trip
-/// replaces it.
+/// How long data in flight at the shutdown request has to arrive. A longer round trip replaces it, up
+/// to half the shutdown timeout.
 const MIN_QUIET_PERIOD: Duration = Duration::from_millis(100);
 
 /// The shortest retransmission timeout on Linux. It applies to all fast links.
@@ -111,24 +111,30 @@ impl Shutdown {
     /// arrives with pauses as long as the connection's round trips and retransmissions.
     ///
     /// - `info` reports these times, if the system knows them. Otherwise fixed times apply.
-    /// - `last_progress` is when data of this client last arrived during the drain, or when the server
-    ///   last made room for data that the client could not send before.
+    /// - `last_arrival` is used without `info`: when data of this client last arrived during the
+    ///   drain.
+    /// - `window_opened_at` is when the server last made room for data that the client could not
+    ///   send before.
     pub(crate) fn quiet_at(
         &self,
         info: Option<TcpInfo>,
-        last_progress: Option<Instant>,
+        last_arrival: Option<Instant>,
+        window_opened_at: Option<Instant>,
     ) -> Instant {
         let now = Instant::now();
         let (rtt, rto, last_arrival) = match info {
             Some(info) => (info.rtt, info.rto, now.checked_sub(info.last_received)),
-            None => (Duration::ZERO, MIN_RTO, last_progress),
+            None => (Duration::ZERO, MIN_RTO, last_arrival),
         };
         let requested_at = self.requested_at.get().copied().unwrap_or(now);
         // A quiet client must not be kept until it is forcibly closed. Slow links and delays that vary
         // much would keep it that long.
-        let longest = self.timeout / 2;
-        let earliest =
-            last_progress.unwrap_or(requested_at) + MIN_QUIET_PERIOD.max(rtt).min(longest);
+        let max_quiet_period = self.timeout / 2;
+        let round_trip = MIN_QUIET_PERIOD.max(rtt);
+        let earliest = match window_opened_at {
+            Some(opened_at) => opened_at + round_trip,
+            None => requested_at + round_trip.min(max_quiet_period),
+        };
         let Some(mut last_arrival) = last_arrival else {
             return earliest;
         };
@@ -139,7 +145,7 @@ impl Shutdown {
             let limit = requested_at + SHARED_LINK_TIMEOUT.min(self.timeout / 4);
             last_arrival = last_arrival.max(arrival_of_any.min(limit));
         }
-        earliest.max(last_arrival + quiet_period(rto).min(longest))
+        earliest.max(last_arrival + quiet_period(rto).min(max_quiet_period))
     }
 
     fn lock_last_arrival(&self) -> MutexGuard<'_, Option<Instant>> {
@@ -189,7 +195,7 @@ mod tests {
         for (rtt, quiet_after) in [(SECOND / 1000, MIN_QUIET_PERIOD), (SECOND / 3, SECOND / 3)] {
             let idle = info(rtt, MIN_RTO, 3 * SECOND);
             assert_eq!(
-                shutdown.quiet_at(Some(idle), None),
+                shutdown.quiet_at(Some(idle), None, None),
                 requested_at + quiet_after
             );
         }
@@ -201,7 +207,7 @@ mod tests {
         let slow_and_idle = info(10 * SECOND, 10 * SECOND, 3 * SECOND);
         let slow_and_active = info(SECOND / 10, 10 * SECOND, Duration::ZERO);
         for info in [slow_and_idle, slow_and_active] {
-            let quiet_after = shutdown.quiet_at(Some(info), None) - requested_at;
+            let quiet_after = shutdown.quiet_at(Some(info), None, None) - requested_at;
             assert!(quiet_after >= 2 * SECOND, "{quiet_after:?}");
             assert!(quiet_after < 3 * SECOND, "{quiet_after:?}");
         }
@@ -211,8 +217,10 @@ mod tests {
     fn client_gets_a_round_trip_once_its_window_opens() {
         let (shutdown, requested_at) = requested();
         let opened_at = requested_at + SECOND;
-        let idle = info(SECOND / 3, MIN_RTO, 3 * SECOND);
-        let quiet_at = shutdown.quiet_at(Some(idle), Some(opened_at));
-        assert_eq!(quiet_at, opened_at + SECOND / 3);
+        for rtt in [SECOND / 3, 3 * SECOND] {
+            let idle = info(rtt, MIN_RTO, 3 * SECOND);
+            let quiet_at = shutdown.quiet_at(Some(idle), None, Some(opened_at));
+            assert_eq!(quiet_at, opened_at + rtt);
+        }
     }
 }

@@ -121,8 +121,8 @@ impl Connection {
         }
         let ending = faults.ending();
         let mut end = self.buffer.len();
-        if let Some((end_offset, _)) = ending {
-            let left = end_offset.saturating_sub(self.bytes_echoed);
+        if let Some((ends_after, _)) = ending {
+            let left = ends_after.saturating_sub(self.bytes_echoed);
             end = end.min(usize::try_from(left).unwrap_or(usize::MAX));
         }
         match faults.slice {
@@ -135,7 +135,7 @@ impl Connection {
             }
         }
         match ending {
-            Some((end_offset, ending)) if self.bytes_echoed >= end_offset => match ending {
+            Some((ends_after, ending)) if self.bytes_echoed >= ends_after => match ending {
                 Ending::Limit => Break(CloseReason::FaultLimit),
                 Ending::Reset => self.prepare_reset(),
                 Ending::Stall => self.stall(),
