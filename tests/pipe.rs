@@ -173,7 +173,8 @@ fn server_that_floods_is_an_error_before_stdin_ends() {
     let address = server(|mut stream| while stream.write_all(b"chargen").is_ok() {});
     let mut client = pipe(address, &[]);
     let mut stdin = client.stdin.take().expect("stdin is piped");
-    stdin.write_all(b"abc").expect("the client reads");
+    // Fails if the client has already exited.
+    let _ = stdin.write_all(b"abc");
     let mut received = Vec::new();
     let stdout = client.stdout.take().expect("stdout is piped");
     stdout
