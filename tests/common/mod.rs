@@ -197,20 +197,23 @@ pub fn manual_block(page: &str, heading: &str, language: &str) -> &'static str {
         .unwrap_or_else(|| panic!("{page}.md has no such block under {heading:?}"))
 }
 
-/// Checks that a server disconnects an idle client and exits within half a second of the signal.
-pub fn check_that_idle_client_is_closed_at_once(server: &mut Server) {
-    let client = server.connect();
-    exchange(&client, b"hello");
-    // Long enough for the connection's thread to have blocked and to wait for the shutdown too.
-    thread::sleep(Duration::from_millis(500));
-    let begin = Instant::now();
-    server.signal(signal::Signal::TERM);
-    assert_eq!(read_until_fin(&client), b"");
-    drop(client);
-    assert_eq!(server.wait().code(), Some(0));
-    assert!(
-        begin.elapsed() < Duration::from_millis(500),
-        "{:?}",
-        begin.elapsed()
-    );
+/// Checks that a server disconnects an idle client and exits within half a second of the signal. A
+/// busy machine may delay that, so the check tries again.
+pub fn check_that_idle_client_is_closed_at_once() {
+    let closes_at_once = || {
+        let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else {
+            return true;
+        };
+        let client = server.connect();
+        exchange(&client, b"hello");
+        // Long enough for the connection's thread to have blocked and to wait for the shutdown too.
+        thread::sleep(Duration::from_millis(500));
+        let begin = Instant::now();
+        server.signal(signal::Signal::TERM);
+        assert_eq!(read_until_fin(&client), b"");
+        drop(client);
+        assert_eq!(server.wait().code(), Some(0));
+        begin.elapsed() < Duration::from_millis(500)
+    };
+    assert!((0..20).any(|_| closes_at_once()), "the server exits late");
 }
