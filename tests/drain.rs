@@ -171,11 +171,19 @@ fn linux_drain_waits_until_the_kernel_has_sent_everything() {
 /// As above, but the client never reads.
 #[cfg(target_os = "linux")]
 fn linux_unsent_data_delays_exit_until_the_shutdown_timeout() {
-    let mut server = Server::start(&["--shutdown-timeout", "700ms"]);
+    let mut server = Server::start(&["--shutdown-timeout", "700ms", "-v"]);
     let mut client = common::connect_with_buffer(server.address, 4096);
     client
         .write_all(&noise(60_000, 9))
         .expect("the bytes are sent");
+    common::wait_until("the server has sent them all", || {
+        let log = server.log();
+        let pieces = log.iter().filter_map(|line| {
+            let (_, piece) = line.split_once(" was sent ")?;
+            piece.split(' ').next()?.parse::<usize>().ok()
+        });
+        pieces.sum::<usize>() == 60_000
+    });
     assert_eq!(server.shut_down().code(), Some(0));
     server.wait_for_log("disconnected: forcibly closed, 60000 bytes echoed");
     server.wait_for_log("shut down: 1 client served, 1 forcibly closed, ");
