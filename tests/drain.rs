@@ -3,13 +3,14 @@
 //! closed.
 
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::signal::{self, Signal};
 use crate::common::{
-    self, Server, exchange, fill, local_address, local_server, noise, read_until_fin, run_at_once,
+    self, Pace, Server, exchange, fill, local_address, local_server, noise, read_until_fin,
+    retry_if_late, run_at_once,
 };
 
 /// Only Unix can pause a program, so that clients stay in the listen backlog.
@@ -89,42 +90,35 @@ fn client_that_reads_late_gets_everything_it_sent_then_fin() {
 
 #[test]
 fn bytes_that_arrive_shortly_after_the_signal_are_echoed() {
-    // The test tries again if its thread is delayed for so long that the client counts as quiet.
-    for _ in 0..20 {
-        let flags = ["--shutdown-timeout", "1h"];
-        let Some(mut server) = Server::start_to_signal(&flags) else {
+    // The server waits 0.1 s for a quiet client.
+    retry_if_late(Duration::from_millis(80), |pace| {
+        let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else {
             return;
         };
         let mut client = server.connect();
         exchange(&client, b"before");
-        let begin = Instant::now();
+        pace.step();
         server.signal(Signal::TERM);
         server.wait_for_log("shutting down: ");
         let sent = client.write_all(b"on their way");
-        let was_late = begin.elapsed() > Duration::from_millis(80);
-        let echo = sent.map(|()| read_until_fin(&client));
-        if was_late && !echo.as_ref().is_ok_and(|echo| echo == b"on their way") {
-            continue;
-        }
-        assert_eq!(echo.expect("the bytes are sent"), b"on their way");
+        pace.step();
+        sent.expect("the bytes are sent");
+        assert_eq!(read_until_fin(&client), b"on their way");
         drop(client);
         assert_eq!(server.wait().code(), Some(0));
-        return;
-    }
-    panic!("the machine is too busy for this test");
+    });
 }
 
 #[test]
 fn client_that_sends_after_fin_gets_no_rst_during_lingering() {
-    // The server waits 0.1 s for a quiet client and lingers for 0.3 s. The test tries again if its
-    // thread is delayed for that long.
-    for _ in 0..20 {
+    // The server waits 0.1 s for a quiet client and lingers for 0.3 s.
+    retry_if_late(Duration::from_millis(400), |pace| {
         let Some(server) = Server::start_to_signal(&[]) else {
             return;
         };
         let mut client = server.connect();
         exchange(&client, b"before");
-        let begin = Instant::now();
+        pace.step();
         server.signal(Signal::TERM);
         assert_eq!(read_until_fin(&client), b"");
         // Without lingering, the first write is answered with RST, so the second one fails.
@@ -132,15 +126,11 @@ fn client_that_sends_after_fin_gets_no_rst_during_lingering() {
             .write_all(b"too")
             .and_then(|()| client.write_all(b"late"));
         let closed = sent.and_then(|()| client.shutdown(Shutdown::Write));
-        if closed.is_err() && begin.elapsed() > Duration::from_millis(400) {
-            continue;
-        }
+        pace.step();
         closed.expect("no RST has arrived");
         server.wait_for_log("disconnected: server shutting down, 6 bytes echoed");
         assert_eq!(client.read(&mut [0]).expect("no RST has arrived"), 0);
-        return;
-    }
-    panic!("the server does not linger");
+    });
 }
 
 /// Only Linux lets the server see how much the kernel has not sent yet.
@@ -193,6 +183,7 @@ fn linux_unsent_data_delays_exit_until_the_shutdown_timeout() {
 fn remaining_clients_are_forcibly_closed_at_the_timeout() {
     run_at_once(&[
         clients_are_forcibly_closed_and_counted_at_the_timeout,
+        quiet_client_is_closed_while_others_are_served,
         client_that_reads_slowly_is_forcibly_closed_within_a_buffer,
         waiting_client_is_forcibly_closed_at_the_shutdown_timeout,
         #[cfg(target_os = "linux")]
@@ -200,37 +191,61 @@ fn remaining_clients_are_forcibly_closed_at_the_timeout() {
     ]);
 }
 
-/// The shutdown timeout leaves time for the quiet client.
 fn clients_are_forcibly_closed_and_counted_at_the_timeout() {
-    let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "700ms"]) else {
+    // The server counts a client as quiet after 0.4 s without a byte.
+    retry_if_late(Duration::from_millis(200), |pace| {
+        let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "700ms"]) else {
+            return;
+        };
+        let never_reads = server.connect();
+        fill(&never_reads);
+        let never_pauses = server.connect();
+        pace.step();
+        exchange(&never_pauses, b"hello");
+        let begin = Instant::now();
+        server.signal(Signal::TERM);
+        send_until_closed(&never_pauses, pace);
+        assert_eq!(server.wait().code(), Some(0));
+        assert!(
+            begin.elapsed() >= Duration::from_millis(700),
+            "{:?}",
+            begin.elapsed()
+        );
+        server.wait_for_logs(2, "disconnected: forcibly closed, ");
+        server.wait_for_log("shut down: 2 clients served, 2 forcibly closed, ");
+    });
+}
+
+/// Exchanges messages until the server closes the connection.
+fn send_until_closed(mut client: &TcpStream, pace: &mut Pace) {
+    loop {
+        pace.step();
+        if client.write_all(b"more").is_err() || !client.read(&mut [0; 64]).is_ok_and(|n| n > 0) {
+            return;
+        }
+    }
+}
+
+/// The quiet client waits up to 1.4 s for the others, which may share its link.
+fn quiet_client_is_closed_while_others_are_served() {
+    let Some(server) = Server::start_to_signal(&["--shutdown-timeout", "4s"]) else {
         return;
     };
     let never_reads = server.connect();
     fill(&never_reads);
     let never_pauses = server.connect();
-    exchange(&never_pauses, b"hello");
     let quiet = server.connect();
     exchange(&quiet, b"hello");
-    let begin = Instant::now();
     thread::scope(|scope| {
-        scope.spawn(|| {
-            let (mut writer, mut reader) = (&never_pauses, &never_pauses);
-            while writer.write_all(b"more").is_ok()
-                && reader.read(&mut [0; 64]).is_ok_and(|n| n > 0)
-            {}
-        });
+        scope.spawn(|| send_until_closed(&never_pauses, &mut Pace::default()));
         server.signal(Signal::TERM);
         assert_eq!(read_until_fin(&quiet), b"");
+        let address = local_address(&quiet);
         drop(quiet);
-        assert_eq!(server.wait().code(), Some(0));
+        server.wait_for_log(&format!("{address} disconnected: server shutting down, "));
+        // Closes the connection that the thread uses.
+        drop(server);
     });
-    assert!(
-        begin.elapsed() >= Duration::from_millis(700),
-        "{:?}",
-        begin.elapsed()
-    );
-    server.wait_for_logs(2, "disconnected: forcibly closed, ");
-    server.wait_for_log("shut down: 3 clients served, 2 forcibly closed, ");
 }
 
 fn client_that_reads_slowly_is_forcibly_closed_within_a_buffer() {

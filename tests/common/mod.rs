@@ -9,6 +9,7 @@
 #[cfg(feature = "client")]
 pub mod conformance;
 mod log;
+mod pace;
 mod server;
 pub mod signal;
 mod sockets;
@@ -16,6 +17,7 @@ mod sockets;
 pub mod tools;
 
 pub use log::Log;
+pub use pace::{Pace, retry_if_late};
 pub use server::{Server, local_server};
 pub use sockets::*;
 
