@@ -6,31 +6,35 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::{
-    Server, exchange, fill, local_address, local_server, read_until_fin, run_at_once,
-    send_and_read_all,
+    Server, exchange, fill, local_address, local_server, read_until_fin, retry_if_late,
+    run_at_once, send_and_read_all,
 };
 
 #[test]
 fn idle_clients_get_fin_whether_they_sent_bytes_or_not() {
-    let server = Server::start(&["--idle-timeout", "500ms"]);
-    let silent = server.connect();
-    let active_before = server.connect();
-    let begin = Instant::now();
-    exchange(&active_before, b"hello");
-    for client in [&silent, &active_before] {
-        assert_eq!(read_until_fin(client), b"");
-    }
-    assert!(
-        begin.elapsed() >= Duration::from_millis(450),
-        "closed after {:?}",
-        begin.elapsed()
-    );
-    let addresses = [&silent, &active_before].map(local_address);
-    drop((silent, active_before));
-    for address in addresses {
-        let line = server.wait_for_disconnect(address);
-        assert!(line.contains("disconnected: idle timeout, "), "{line}");
-    }
+    retry_if_late(Duration::from_millis(400), |pace| {
+        let server = Server::start(&["--idle-timeout", "500ms"]);
+        pace.step();
+        let silent = server.connect();
+        let active_before = server.connect();
+        let begin = Instant::now();
+        pace.step();
+        exchange(&active_before, b"hello");
+        for client in [&silent, &active_before] {
+            assert_eq!(read_until_fin(client), b"");
+        }
+        assert!(
+            begin.elapsed() >= Duration::from_millis(450),
+            "closed after {:?}",
+            begin.elapsed()
+        );
+        let addresses = [&silent, &active_before].map(local_address);
+        drop((silent, active_before));
+        for address in addresses {
+            let line = server.wait_for_disconnect(address);
+            assert!(line.contains("disconnected: idle timeout, "), "{line}");
+        }
+    });
 }
 
 #[test]
@@ -104,48 +108,64 @@ fn clients_that_send_or_read_often_enough_are_not_closed() {
 }
 
 fn client_that_sends_often_enough_is_not_closed() {
-    let server = Server::start(&["--idle-timeout", "500ms"]);
-    let client = server.connect();
-    let begin = Instant::now();
-    while begin.elapsed() < Duration::from_millis(1200) {
-        exchange(&client, b"still here");
-        thread::sleep(Duration::from_millis(50));
-    }
-    assert_eq!(send_and_read_all(&client, &[b"bye"]), b"bye");
-    server.wait_for_log("disconnected: closed by client, ");
+    retry_if_late(Duration::from_millis(250), |pace| {
+        let server = Server::start(&["--idle-timeout", "500ms"]);
+        pace.step();
+        let client = server.connect();
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_millis(1200) {
+            pace.step();
+            exchange(&client, b"still here");
+            thread::sleep(Duration::from_millis(50));
+        }
+        pace.step();
+        assert_eq!(send_and_read_all(&client, &[b"bye"]), b"bye");
+        server.wait_for_log("disconnected: closed by client, ");
+    });
 }
 
 fn client_that_reads_in_bursts_is_not_closed_between_them() {
-    let server = Server::start(&["--idle-timeout", "1s"]);
-    let client = server.connect();
-    let sent = fill(&client);
-    let mut echo = vec![0; sent.len()];
-    // Six bursts in 1.8 s. Between them, the server is mostly blocked.
-    for burst in echo.chunks_mut(sent.len().div_ceil(6)) {
-        thread::sleep(Duration::from_millis(300));
-        (&client)
-            .read_exact(burst)
-            .expect("the server still echoes");
-    }
-    assert!(echo == sent);
+    retry_if_late(Duration::from_millis(800), |pace| {
+        let server = Server::start(&["--idle-timeout", "1s"]);
+        let client = server.connect();
+        pace.step();
+        let sent = fill(&client);
+        let mut echo = vec![0; sent.len()];
+        // Six bursts in 1.8 s. Between them, the server is mostly blocked.
+        for burst in echo.chunks_mut(sent.len().div_ceil(6)) {
+            thread::sleep(Duration::from_millis(300));
+            pace.step();
+            (&client)
+                .read_exact(burst)
+                .expect("the server still echoes");
+        }
+        assert!(echo == sent);
+    });
 }
 
 /// On other systems a socket becomes writable only when a large part of its buffer has been sent.
 #[cfg(target_os = "linux")]
 fn linux_client_that_reads_slowly_is_not_closed() {
-    let server = Server::start(&["--idle-timeout", "1s"]);
-    // A small buffer: a large one would have room for all that the client reads.
-    let client = crate::common::connect_with_buffer(server.address, 20_000);
-    fill(&client);
-    // Thirty pieces in 1.5 s, a small part of what is pending. The client's kernel accepts more from
-    // the server after each 64 KiB at the latest.
-    let mut piece = vec![0; 8_000];
-    for _ in 0..30 {
-        thread::sleep(Duration::from_millis(50));
-        (&client)
-            .read_exact(&mut piece)
-            .expect("the server still echoes");
-    }
-    let disconnected = format!("{} disconnected", local_address(&client));
-    assert_eq!(server.count_in_log(&disconnected), 0, "{:#?}", server.log());
+    retry_if_late(Duration::from_millis(450), |pace| {
+        let server = Server::start(&["--idle-timeout", "1s"]);
+        // A small buffer: a large one would have room for all that the client reads.
+        let client = crate::common::connect_with_buffer(server.address, 20_000);
+        pace.step();
+        fill(&client);
+        // Pieces of a small part of what is pending, in 1.6 s. The client's kernel accepts more from
+        // the server after each 64 KiB at the latest, so each 0.4 s.
+        let mut piece = vec![0; 8_192];
+        for _ in 0..4 {
+            pace.step();
+            for _ in 0..8 {
+                thread::sleep(Duration::from_millis(50));
+                (&client)
+                    .read_exact(&mut piece)
+                    .expect("the server still echoes");
+            }
+        }
+        pace.step();
+        let disconnected = format!("{} disconnected", local_address(&client));
+        assert_eq!(server.count_in_log(&disconnected), 0, "{:#?}", server.log());
+    });
 }
