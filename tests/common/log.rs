@@ -1,7 +1,7 @@
 //! Collects the lines of a log while a program writes them.
 
 use std::io::{BufRead, BufReader, Read};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 
 use super::PATIENCE;
@@ -9,42 +9,42 @@ use super::PATIENCE;
 /// The lines of a log, collected as they arrive.
 #[derive(Default)]
 pub struct Log {
-    lines: Arc<(Mutex<Vec<String>>, Condvar)>,
+    state: Arc<(Mutex<State>, Condvar)>,
     reader: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct State {
+    lines: Vec<String>,
+    has_ended: bool,
 }
 
 impl Log {
     /// Starts a thread that reads `source` until it ends.
     pub fn read(source: impl Read + Send + 'static) -> Self {
-        let lines: Arc<(Mutex<Vec<String>>, Condvar)> = Arc::default();
-        let shared = Arc::clone(&lines);
-        let reader = thread::spawn(move || {
+        let mut log = Self::default();
+        let shared = Arc::clone(&log.state);
+        log.reader = Some(thread::spawn(move || {
             let mut source = BufReader::new(source);
-            let mut line = Vec::new();
-            while source.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
-                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-                shared
-                    .0
-                    .lock()
-                    .expect("the lock is not poisoned")
-                    .push(text);
+            loop {
+                let mut line = Vec::new();
+                let read = source.read_until(b'\n', &mut line);
+                let mut state = lock(&shared.0);
                 shared.1.notify_all();
-                line.clear();
+                if !read.is_ok_and(|n| n > 0) {
+                    state.has_ended = true;
+                    return;
+                }
+                let text = String::from_utf8_lossy(&line);
+                state.lines.push(text.trim_end().to_owned());
             }
-        });
-        Self {
-            lines,
-            reader: Some(reader),
-        }
+        }));
+        log
     }
 
     /// Returns the lines read so far.
     pub fn lines(&self) -> Vec<String> {
-        self.lines
-            .0
-            .lock()
-            .expect("the lock is not poisoned")
-            .clone()
+        lock(&self.state.0).lines.clone()
     }
 
     /// Waits until the source ends, then returns all lines. May be called once.
@@ -54,25 +54,29 @@ impl Log {
         self.lines()
     }
 
-    /// Waits for `count` lines that contain `text`, and returns all lines that do.
+    /// Waits for `count` lines that contain `text`, and returns all lines that do. Fails the test as
+    /// soon as the source has ended without them.
     pub fn wait_for(&self, count: usize, text: &str) -> Vec<String> {
-        let (lines, line_added) = &*self.lines;
-        let found = |lines: &[String]| -> Vec<String> {
-            lines
-                .iter()
-                .filter(|line| line.contains(text))
-                .cloned()
-                .collect()
+        let found = |state: &State| -> Vec<String> {
+            let lines = state.lines.iter();
+            lines.filter(|line| line.contains(text)).cloned().collect()
         };
-        let lines = lines.lock().expect("the lock is not poisoned");
-        let (lines, _) = line_added
-            .wait_timeout_while(lines, PATIENCE, |lines| found(lines).len() < count)
+        let (state, changed) = &*self.state;
+        let (state, _) = changed
+            .wait_timeout_while(lock(state), PATIENCE, |state| {
+                !state.has_ended && found(state).len() < count
+            })
             .expect("the lock is not poisoned");
-        let found = found(&lines);
+        let found = found(&state);
         assert!(
             found.len() >= count,
-            "expected {count} lines with {text:?} in the log: {lines:#?}"
+            "expected {count} lines with {text:?} in the log: {:#?}",
+            state.lines
         );
         found
     }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().expect("the lock is not poisoned")
 }
