@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::common::conformance::{checks, failures, run_checks, run_suite};
-use crate::common::{Server, echo_client, listen, reset_on_close, run, run_at_once};
+use crate::common::{Server, echo_client, listen, reset_on_close, run, run_at_once, wait_until};
 use quick_junit::{NonSuccessKind, Report, TestCaseStatus};
 use serde_json::Value;
 
@@ -598,7 +598,12 @@ mod servers {
     pub fn stops_serving_after_a_reset(mut stream: &TcpStream, state: &State) {
         let mut buffer = [0; 4096];
         loop {
-            match stream.read(&mut buffer) {
+            let read = stream.read(&mut buffer);
+            // The client has reset another connection, but its thread may not have run since.
+            if buffer.starts_with(b"one that") {
+                wait_until("the reset is seen", || state.was_reset.load(SeqCst));
+            }
+            match read {
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => {
                     state.was_reset.store(true, SeqCst);
                 }
