@@ -234,8 +234,9 @@ fn reset_during_a_write_is_reported_as_a_reset() {
         let report = String::from_utf8_lossy(&output.stdout);
         assert!(report.contains("got 0 bytes, then a reset"), "{report}");
     };
+    // Each run makes 64 MiB of random bytes, slowly in a debug build, so only a few.
     thread::scope(|scope| {
-        for _ in 0..10 {
+        for _ in 0..4 {
             scope.spawn(check_report);
         }
     });
