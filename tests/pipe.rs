@@ -69,19 +69,30 @@ fn input_of_any_size_is_echoed() {
 #[test]
 fn echo_is_written_at_once_and_stdin_may_pause() {
     let server = Server::start(&[]);
-    let mut client = pipe(server.address, &["--timeout", "300ms"]);
-    let mut stdin = client.stdin.take().expect("stdin is piped");
-    let mut stdout = client.stdout.take().expect("stdout is piped");
-    for message in [b"no newline", b"more bytes"] {
-        stdin.write_all(message).expect("the client reads");
-        let mut echo = [0; 10];
-        stdout.read_exact(&mut echo).expect("the echo arrives");
-        assert_eq!(&echo, message);
-        // Longer than the timeout.
-        thread::sleep(Duration::from_millis(500));
-    }
-    drop(stdin);
-    assert_eq!(end(client).status.code(), Some(0));
+    let echoes = || {
+        let mut client = pipe(server.address, &["--timeout", "300ms"]);
+        let mut stdin = client.stdin.take().expect("stdin is piped");
+        let mut stdout = client.stdout.take().expect("stdout is piped");
+        let all_arrived = [b"no newline", b"more bytes"].iter().all(|message| {
+            let mut echo = [0; 10];
+            let sent = stdin.write_all(*message);
+            let received = sent.and_then(|()| stdout.read_exact(&mut echo));
+            // Longer than the timeout.
+            thread::sleep(Duration::from_millis(500));
+            received.is_ok() && echo == **message
+        });
+        drop(stdin);
+        let output = end(client);
+        let message = String::from_utf8_lossy(&output.stderr);
+        // On a busy machine the server may be that late, so the test tries again.
+        if message.contains(" bytes, then nothing for 300ms") {
+            return false;
+        }
+        assert_eq!((output.status.code(), &*message), (Some(0), ""));
+        assert!(all_arrived, "an echo differs from its message");
+        true
+    };
+    assert!((0..20).any(|_| echoes()), "the server is late");
 }
 
 /// Linux has a file that shows how much memory a program has used at most.
@@ -224,6 +235,7 @@ fn reset_during_a_write_is_reported_as_a_reset() {
     }
 }
 
+/// Takes three seconds: what arrives before the timeout must do so on a busy machine too.
 #[test]
 fn timeout_ends_a_run_with_an_error_unless_the_echo_is_complete() {
     run_at_once(&[
@@ -240,9 +252,9 @@ fn server_that_stops_echoing_is_an_error_after_the_timeout() {
         thread::park();
     });
     let started = Instant::now();
-    let message = failure(&send(pipe(address, &["--timeout", "500ms"]), b"hello"));
-    assert!(started.elapsed() >= Duration::from_millis(500));
-    let expected = format!("{address} returned 2 of 5 bytes, then nothing for 500ms");
+    let message = failure(&send(pipe(address, &["--timeout", "3s"]), b"hello"));
+    assert!(started.elapsed() >= Duration::from_secs(3));
+    let expected = format!("{address} returned 2 of 5 bytes, then nothing for 3s");
     assert!(message.contains(&expected), "{message}");
 }
 
@@ -268,7 +280,7 @@ fn complete_echo_succeeds_if_the_server_never_closes() {
             .expect("the client reads");
         thread::park();
     });
-    let output = send(pipe(address, &["--timeout", "500ms"]), b"hello");
+    let output = send(pipe(address, &["--timeout", "3s"]), b"hello");
     assert_eq!(output.stdout, b"hello");
     assert_eq!(
         (output.status.code(), output.stderr.as_slice()),
