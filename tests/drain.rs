@@ -101,7 +101,7 @@ fn bytes_that_arrive_shortly_after_the_signal_are_echoed() {
         server.signal(Signal::TERM);
         server.wait_for_log("shutting down: ");
         let sent = client.write_all(b"on their way");
-        pace.step();
+        pace.stop();
         sent.expect("the bytes are sent");
         assert_eq!(read_until_fin(&client), b"on their way");
         drop(client);
@@ -126,7 +126,7 @@ fn client_that_sends_after_fin_gets_no_rst_during_lingering() {
             .write_all(b"too")
             .and_then(|()| client.write_all(b"late"));
         let closed = sent.and_then(|()| client.shutdown(Shutdown::Write));
-        pace.step();
+        pace.stop();
         closed.expect("no RST has arrived");
         server.wait_for_log("disconnected: server shutting down, 6 bytes echoed");
         assert_eq!(client.read(&mut [0]).expect("no RST has arrived"), 0);
@@ -177,7 +177,7 @@ fn linux_unsent_data_delays_exit_until_the_shutdown_timeout() {
         });
         pace.step();
         assert_eq!(server.shut_down().code(), Some(0));
-        pace.step();
+        pace.stop();
         server.wait_for_log("disconnected: forcibly closed, 60000 bytes echoed");
         server.wait_for_log("shut down: 1 client served, 1 forcibly closed, ");
     });
@@ -212,7 +212,7 @@ fn clients_are_forcibly_closed_and_counted_at_the_timeout() {
         server.signal(Signal::TERM);
         send_until_closed(&never_pauses, pace);
         assert_eq!(server.wait().code(), Some(0));
-        pace.step();
+        pace.stop();
         assert!(
             begin.elapsed() >= Duration::from_millis(700),
             "{:?}",
@@ -276,7 +276,7 @@ fn client_that_reads_slowly_is_forcibly_closed_within_a_buffer() {
             });
             assert_eq!(server.wait().code(), Some(0));
         });
-        pace.step();
+        pace.stop();
         server.wait_for_log("disconnected: forcibly closed, ");
         server.wait_for_log("shut down: 1 client served, 1 forcibly closed, ");
     });
@@ -293,7 +293,7 @@ fn shutdown_timeout_of_zero_forcibly_closes_clients_at_once() {
         exchange(&client, b"hello");
         pace.step();
         assert_eq!(server.shut_down().code(), Some(0));
-        pace.step();
+        pace.stop();
         server.wait_for_log("shut down: 1 client served, 1 forcibly closed, 5 bytes echoed");
     });
 }
@@ -309,7 +309,7 @@ fn waiting_client_is_forcibly_closed_at_the_shutdown_timeout() {
         let waiting = server.connect();
         pace.step();
         assert_eq!(server.shut_down().code(), Some(0));
-        pace.step();
+        pace.stop();
         let address = local_address(&waiting);
         server.wait_for_log(&format!("{address} forcibly closed in the listen backlog"));
         server.wait_for_log("shut down: 1 client served, 2 forcibly closed, ");

@@ -20,6 +20,7 @@ fn idle_clients_get_fin_whether_they_sent_bytes_or_not() {
         let begin = Instant::now();
         pace.step();
         exchange(&active_before, b"hello");
+        pace.stop();
         for client in [&silent, &active_before] {
             assert_eq!(read_until_fin(client), b"");
         }
@@ -77,23 +78,32 @@ fn client_that_never_reads_is_idle() {
 
 /// The timeout must be longer than `fill` takes.
 fn client_that_never_reads_is_idle_and_harms_no_other() {
-    let server = Server::spawn(local_server().env("ECHO_SERVER_IDLE_TIMEOUT", "1s"));
-    let blocked = server.connect();
-    let address = local_address(&blocked);
-    fill(&blocked);
-    exchange(&server.connect(), b"others are served");
-    server.wait_for_log(&format!("{address} disconnected: idle timeout, "));
+    retry_if_late(Duration::from_millis(700), |pace| {
+        let server = Server::spawn(local_server().env("ECHO_SERVER_IDLE_TIMEOUT", "1s"));
+        pace.step();
+        let blocked = server.connect();
+        fill(&blocked);
+        pace.step();
+        exchange(&server.connect(), b"others are served");
+        pace.stop();
+        let address = local_address(&blocked);
+        server.wait_for_log(&format!("{address} disconnected: idle timeout, "));
+    });
 }
 
 fn idle_timeout_applies_during_the_drain() {
-    let flags = ["--shutdown-timeout", "1h", "--idle-timeout", "1s"];
-    let Some(mut server) = Server::start_to_signal(&flags) else {
-        return;
-    };
-    let client = server.connect();
-    fill(&client);
-    assert_eq!(server.shut_down().code(), Some(0));
-    server.wait_for_log("disconnected: idle timeout, ");
+    retry_if_late(Duration::from_millis(700), |pace| {
+        let flags = ["--shutdown-timeout", "1h", "--idle-timeout", "1s"];
+        let Some(mut server) = Server::start_to_signal(&flags) else {
+            return;
+        };
+        pace.step();
+        let client = server.connect();
+        fill(&client);
+        pace.stop();
+        assert_eq!(server.shut_down().code(), Some(0));
+        server.wait_for_log("disconnected: idle timeout, ");
+    });
 }
 
 /// Takes two seconds, longer than the timeout by design, so the clients are tested at once.
@@ -120,6 +130,7 @@ fn client_that_sends_often_enough_is_not_closed() {
         }
         pace.step();
         assert_eq!(send_and_read_all(&client, &[b"bye"]), b"bye");
+        pace.stop();
         server.wait_for_log("disconnected: closed by client, ");
     });
 }
@@ -164,7 +175,7 @@ fn linux_client_that_reads_slowly_is_not_closed() {
                     .expect("the server still echoes");
             }
         }
-        pace.step();
+        pace.stop();
         let disconnected = format!("{} disconnected", local_address(&client));
         assert_eq!(server.count_in_log(&disconnected), 0, "{:#?}", server.log());
     });

@@ -3,6 +3,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
+use super::PATIENCE;
+
 /// The longest time between two steps of a test.
 #[derive(Default)]
 pub struct Pace {
@@ -11,24 +13,32 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Records a step. Called before the step whose delay can make the test fail.
+    /// Begins a step, which must not take long, and ends the one before.
     pub fn step(&mut self) {
-        let now = Instant::now();
-        if let Some(last_step) = self.last_step.replace(now) {
-            self.longest = self.longest.max(now - last_step);
+        self.stop();
+        self.last_step = Some(Instant::now());
+    }
+
+    /// Ends the last step. What follows may take any time.
+    pub fn stop(&mut self) {
+        if let Some(last_step) = self.last_step.take() {
+            self.longest = self.longest.max(last_step.elapsed());
         }
     }
 }
 
-/// Runs `test`, and runs it again if it fails after `limit` or more between two of its steps. A test
-/// that fails in time has failed.
+/// Runs `test`, and runs it again if it fails and one of its steps has taken `limit` or longer. A test
+/// that fails without a long step has failed.
 pub fn retry_if_late(limit: Duration, test: impl Fn(&mut Pace)) {
-    for attempt in 1.. {
+    let begin = Instant::now();
+    loop {
         let mut pace = Pace::default();
-        match catch_unwind(AssertUnwindSafe(|| test(&mut pace))) {
-            Ok(()) => return,
-            Err(failure) if pace.longest < limit || attempt == 20 => resume_unwind(failure),
-            Err(_) => {}
+        let Err(failure) = catch_unwind(AssertUnwindSafe(|| test(&mut pace))) else {
+            return;
+        };
+        pace.stop();
+        if pace.longest < limit || begin.elapsed() > PATIENCE {
+            resume_unwind(failure);
         }
     }
 }
