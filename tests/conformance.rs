@@ -12,7 +12,9 @@ use std::thread;
 use std::time::Duration;
 
 use crate::common::conformance::{checks, failures, run_checks, run_suite};
-use crate::common::{Server, echo_client, listen, reset_on_close, run, run_at_once, wait_until};
+use crate::common::{
+    Server, closed_port, echo_client, listen, reset_on_close, run, run_at_once, wait_until,
+};
 use quick_junit::{NonSuccessKind, Report, TestCaseStatus};
 use serde_json::Value;
 
@@ -155,6 +157,15 @@ fn junit_file_that_cannot_be_created_is_an_error() {
     assert!(message.contains(&expected), "{message}");
     // No check has run.
     assert_eq!((output.status.code(), output.stdout), (Some(1), vec![]));
+}
+
+#[test]
+fn server_that_cannot_be_reached_leaves_no_junit_file() {
+    let path = temporary_path("unreachable.xml");
+    let (_reserved, address) = closed_port();
+    let output = run(echo_client(address).arg("test").arg("--junit").arg(&path));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(!path.exists());
 }
 
 /// Linux's `/dev/full` acts as a full disk.

@@ -110,7 +110,7 @@ fn connection_limit_is_lowered_to_the_address_space() {
 /// Starts a server that may open files for `clients` clients, and connects as many.
 fn start_out_of_files(clients: usize) -> (Server, Vec<TcpStream>) {
     let server = Server::start(&[]);
-    // The limit is one more than the highest file descriptor, so so many below it must be free.
+    // The limit is the highest file descriptor plus one, so count the free numbers below it.
     let used = server.files();
     let mut free = (0..).filter(|number| !used.contains(number));
     limit(&server, Resource::Nofile, free.nth(clients));
@@ -121,7 +121,6 @@ fn start_out_of_files(clients: usize) -> (Server, Vec<TcpStream>) {
     (server, admitted)
 }
 
-/// Takes one to two seconds: half of one to measure the CPU time, and up to one of accept back-off.
 #[test]
 fn out_of_files_waiting_clients_are_served_once_files_are_free() {
     let (server, mut admitted) = start_out_of_files(3);
@@ -218,6 +217,7 @@ fn client_without_a_thread_is_rejected_and_others_are_unharmed() {
         );
     }
     server.wait_for_logs(3, "rejected: cannot spawn a thread");
+    assert_eq!(server.count_in_log("cannot accept new clients"), 0);
     exchange(&first, b"unharmed");
     if let Some(other) = &other {
         drop(held);
