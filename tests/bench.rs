@@ -6,7 +6,7 @@ use crate::common;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,39 +15,52 @@ use crate::common::signal::{self, Signal};
 use crate::common::{PATIENCE, Server, closed_port, echo_client, end, listen, reset, run_at_once};
 use serde_json::Value;
 
-/// Returns the command `echo-client bench` for a run of 0.2 s, unless the arguments have a duration.
-fn bench(server: SocketAddr, arguments: &[&str]) -> Command {
-    let mut command = echo_client(server);
-    command.args(["bench", "--warm-up", "0s"]);
-    if !arguments.contains(&"--duration") {
-        command.args(["--duration", "200ms"]);
-    }
-    command
-        .args(arguments)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command
+const CLIENT: &str = env!("CARGO_BIN_EXE_echo-client");
+
+/// Returns the command `echo-client bench` for a run of 0.2 s without a warm-up, unless the arguments
+/// say otherwise.
+fn bench(server: SocketAddr, arguments: &str) -> Command {
+    bench_command(echo_client(server), "200ms", arguments)
 }
 
 /// Returns the command `echo-client bench` for these addresses, with rounds of 50 ms, unless the
 /// arguments have a duration.
-fn bench_addresses(addresses: &[String], arguments: &[&str]) -> Command {
-    let mut command = common::command(env!("CARGO_BIN_EXE_echo-client"));
-    command.args(["bench", "--warm-up", "0s", "--timeout", "20s"]);
-    if !arguments.contains(&"--duration") {
-        command.args(["--duration", "50ms"]);
+fn bench_addresses(addresses: &[String], arguments: &str) -> Command {
+    let mut command = bench_command(common::command(CLIENT), "50ms", arguments);
+    command.args(addresses);
+    command
+}
+
+fn bench_command(mut command: Command, duration: &str, arguments: &str) -> Command {
+    command.arg("bench");
+    let defaults = [
+        ("--warm-up", "0s"),
+        ("--duration", duration),
+        ("--timeout", "20s"),
+    ];
+    for (option, value) in defaults {
+        if !arguments.contains(option) {
+            command.args([option, value]);
+        }
     }
     command
-        .args(addresses)
-        .args(arguments)
+        .args(arguments.split_whitespace())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     command
 }
 
 /// Runs the command and returns its stdout. Nothing may be on stderr.
-fn report(command: &mut Command, code: i32) -> String {
-    output_report(end(command.spawn().expect("the client starts")), code)
+fn report(command: Command, code: i32) -> String {
+    output_report(end(start(command)), code)
+}
+
+fn json_report(command: Command, code: i32) -> Value {
+    json(&report(command, code))
+}
+
+fn start(mut command: Command) -> Child {
+    command.spawn().expect("the client starts")
 }
 
 fn output_report(output: Output, code: i32) -> String {
@@ -117,8 +130,8 @@ fn echo(stream: &mut TcpStream, mut change: impl FnMut(usize, &mut [u8; 64]) -> 
 #[test]
 fn round_trips_are_counted_and_timed() {
     let server = Server::start(&["-q"]);
-    let options = ["--json", "--connections", "3", "--timeout", "20s"];
-    let report = json(&report(&mut bench(server.address, &options), 0));
+    let options = "--json --connections 3";
+    let report = json_report(bench(server.address, options), 0);
     assert_eq!(report["server"], server.address.to_string());
     assert_eq!(
         (&report["mode"], &report["connections"]),
@@ -159,14 +172,9 @@ fn warm_up_precedes_the_measurement_and_is_not_counted() {
             true
         });
     });
-    let mut command = echo_client(address);
-    command.args(["bench", "--json", "--warm-up", "600ms"]);
-    command.args(["--duration", "300ms"]);
     let begin = Instant::now();
-    let report = json(&report(
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()),
-        0,
-    ));
+    let options = "--json --warm-up 600ms --duration 300ms";
+    let report = json_report(bench(address, options), 0);
     assert!(
         begin.elapsed() >= Duration::from_millis(900),
         "{:?}",
@@ -187,17 +195,9 @@ fn messages_may_have_any_size() {
         ("5MiB", 5_242_880),
     ] {
         let server = Server::start(&[]);
-        let options = [
-            "--json",
-            "--connections",
-            "2",
-            "--size",
-            size,
-            "--timeout",
-            "20s",
-        ];
+        let options = &format!("--json --connections 2 --size {size}");
         // A long message may take longer than the run. It is measured all the same.
-        let report = json(&report(&mut bench(server.address, &options), 0));
+        let report = json_report(bench(server.address, options), 0);
         assert!(number(&report, "max_us") > 0.0, "{report}");
         assert_eq!(failures(&report), []);
         for line in server.wait_for_logs(2, " disconnected: closed by client, ") {
@@ -217,17 +217,8 @@ fn messages_may_have_any_size() {
 fn bulk_has_throughput_and_no_latency() {
     let server = Server::start(&["-q"]);
     for size in ["7", "64KiB", "1MiB"] {
-        let options = [
-            "--json",
-            "--mode",
-            "bulk",
-            "--connections",
-            "2",
-            "--size",
-            size,
-        ];
-        let options = [&options[..], &["--timeout", "20s"]].concat();
-        let report = json(&report(&mut bench(server.address, &options), 0));
+        let options = &format!("--json --mode bulk --connections 2 --size {size}");
+        let report = json_report(bench(server.address, options), 0);
         assert!(number(&report, "bytes") > 0.0 && number(&report, "bytes_per_s") > 0.0);
         assert!(
             report["p50_us"].is_null() && report["messages"].is_null(),
@@ -240,16 +231,8 @@ fn bulk_has_throughput_and_no_latency() {
 #[test]
 fn connections_are_counted_and_timed() {
     let server = Server::start(&["-q"]);
-    let options = [
-        "--json",
-        "--mode",
-        "connect",
-        "--connections",
-        "2",
-        "--timeout",
-        "20s",
-    ];
-    let report = json(&report(&mut bench(server.address, &options), 0));
+    let options = "--json --mode connect --connections 2";
+    let report = json_report(bench(server.address, options), 0);
     assert!(
         number(&report, "messages") > 0.0 && number(&report, "max_us") > 0.0,
         "{report}"
@@ -263,10 +246,7 @@ fn no_connection_is_closed_with_rst() {
         let Some(mut server) = Server::start_to_signal(&[]) else {
             return;
         };
-        report(
-            &mut bench(server.address, &["--mode", mode, "--timeout", "20s"]),
-            0,
-        );
+        report(bench(server.address, &format!("--mode {mode}")), 0);
         assert_eq!(server.shut_down().code(), Some(0));
         let log = server.rest_of_log().join("\n");
         assert!(
@@ -296,10 +276,7 @@ fn report_has_its_rows() {
         ("bulk", &["/s", "not measured in bulk"]),
         ("connect", &["connected ", "/s", "p50 ", "max ", "█"]),
     ] {
-        let report = report(
-            &mut bench(server.address, &["--mode", mode, "--timeout", "20s"]),
-            0,
-        );
+        let report = report(bench(server.address, &format!("--mode {mode}")), 0);
         assert!(
             report.starts_with(&format!("{mode} on {}: ", server.address)),
             "{report}"
@@ -323,16 +300,8 @@ fn wrong_byte_is_counted_and_other_connections_go_on() {
             true
         });
     });
-    let options = [
-        "--json",
-        "--connections",
-        "3",
-        "--timeout",
-        "20s",
-        "--duration",
-        "600ms",
-    ];
-    let report = json(&report(&mut bench(flip, &options), 1));
+    let options = "--json --connections 3 --duration 600ms";
+    let report = json_report(bench(flip, options), 1);
     assert_eq!(failures(&report), [("wrong bytes", 1)]);
     assert!(number(&report, "messages") > 3.0, "{report}");
 }
@@ -354,8 +323,8 @@ fn stale_or_shifted_echo_is_wrong_in_every_mode() {
     });
     for server in [stale, shifted] {
         for mode in ["rtt", "bulk", "connect"] {
-            let options = ["--json", "--mode", mode, "--timeout", "20s"];
-            let report = json(&report(&mut bench(server, &options), 1));
+            let options = &format!("--json --mode {mode}");
+            let report = json_report(bench(server, options), 1);
             assert_eq!(failures(&report)[0].0, "wrong bytes", "{report}");
         }
     }
@@ -372,15 +341,8 @@ fn lost_connections_are_counted_and_others_go_on() {
             _ => {}
         }
     });
-    let options = [
-        "--connections",
-        "5",
-        "--timeout",
-        "20s",
-        "--duration",
-        "600ms",
-    ];
-    let report = report(&mut bench(server, &options), 1);
+    let options = "--connections 5 --duration 600ms";
+    let report = report(bench(server, options), 1);
     let failures = report
         .split_once("\nfailures\n")
         .expect("the report has the failures")
@@ -399,29 +361,18 @@ fn reset_in_bulk_mode_is_reported_as_a_reset() {
             .expect("the client sends");
         reset(stream);
     });
-    let options = [
-        "--json",
-        "--mode",
-        "bulk",
-        "--connections",
-        "20",
-        "--timeout",
-        "20s",
-        // The run ends earlier, when all connections are lost.
-        "--duration",
-        "1h",
-    ];
-    let report = json(&report(&mut bench(server, &options), 1));
+    // The run ends earlier, when all connections are lost.
+    let options = "--json --mode bulk --connections 20 --duration 1h";
+    let report = json_report(bench(server, options), 1);
     assert_eq!(failures(&report), [("reset", 20)]);
 }
 
 #[test]
 fn run_ends_when_all_connections_are_lost() {
     let server = server(|_, _| {});
-    let options = ["--json", "--connections", "4", "--duration", "1h"];
     for mode in ["rtt", "bulk"] {
-        let options = [&options[..], &["--mode", mode]].concat();
-        let report = json(&report(&mut bench(server, &options), 1));
+        let options = &format!("--json --connections 4 --duration 1h --mode {mode}");
+        let report = json_report(bench(server, options), 1);
         assert_eq!(
             failures(&report)
                 .iter()
@@ -438,16 +389,8 @@ fn connect_mode_counts_a_failure_and_tries_again() {
     let server = server(|connection, mut stream| {
         echo(&mut stream, |_, _| connection % 2 == 0);
     });
-    let options = [
-        "--json",
-        "--mode",
-        "connect",
-        "--timeout",
-        "20s",
-        "--duration",
-        "600ms",
-    ];
-    let report = json(&report(&mut bench(server, &options), 1));
+    let options = "--json --mode connect --duration 600ms";
+    let report = json_report(bench(server, options), 1);
     assert!(number(&report, "messages") > 0.0, "{report}");
     assert_eq!(failures(&report)[0].0, "closed", "{report}");
 }
@@ -464,16 +407,8 @@ fn connect_mode_has_a_timeout_for_each_connection() {
             });
         }
     });
-    let options = [
-        "--json",
-        "--mode",
-        "connect",
-        "--timeout",
-        "500ms",
-        "--duration",
-        "1200ms",
-    ];
-    let report = json(&report(&mut bench(server, &options), 1));
+    let options = "--json --mode connect --timeout 500ms --duration 1200ms";
+    let report = json_report(bench(server, options), 1);
     assert_eq!(failures(&report), [("timeout", 1)]);
     assert!(number(&report, "messages") > 0.0, "{report}");
 }
@@ -488,16 +423,8 @@ fn slow_server_that_keeps_echoing_is_no_timeout() {
             }
         }
     });
-    let options = [
-        "--json",
-        "--mode",
-        "bulk",
-        "--timeout",
-        "500ms",
-        "--duration",
-        "1500ms",
-    ];
-    let report = json(&report(&mut bench(server, &options), 0));
+    let options = "--json --mode bulk --timeout 500ms --duration 1500ms";
+    let report = json_report(bench(server, options), 0);
     assert!(number(&report, "bytes") > 0.0, "{report}");
 }
 
@@ -507,8 +434,8 @@ fn silent_server_is_a_timeout() {
         let _ = stream.read_to_end(&mut Vec::new());
     });
     for mode in ["rtt", "bulk", "connect"] {
-        let options = ["--json", "--mode", mode, "--timeout", "100ms"];
-        let report = json(&report(&mut bench(server, &options), 1));
+        let options = &format!("--json --mode {mode} --timeout 100ms");
+        let report = json_report(bench(server, options), 1);
         assert_eq!(failures(&report)[0].0, "timeout", "{report}");
     }
 }
@@ -536,7 +463,7 @@ fn each_round_measures_every_server_in_the_same_order() {
         });
         address.to_string()
     });
-    report(&mut bench_addresses(&addresses, &["--rounds", "2"]), 0);
+    report(bench_addresses(&addresses, "--rounds 2"), 0);
     drop(connected);
     let order: Vec<&str> = connections.try_iter().collect();
     assert_eq!(
@@ -554,8 +481,8 @@ fn json_has_the_ratio_and_the_figures_of_each_round() {
         ("bulk", "bytes_per_s"),
         ("connect", "messages_per_s"),
     ] {
-        let options = ["--json", "--rounds", "3", "--mode", mode];
-        let report = json(&report(&mut bench_addresses(&addresses, &options), 0));
+        let options = &format!("--json --rounds 3 --mode {mode}");
+        let report = json_report(bench_addresses(&addresses, options), 0);
         assert_eq!(report["rounds"], 3);
         let medians: Vec<f64> = servers(&report)
             .iter()
@@ -590,9 +517,9 @@ fn json_has_the_ratio_and_the_figures_of_each_round() {
 fn a_round_has_the_fields_of_the_report_of_one_server() {
     let server = Server::start(&["-q"]);
     let address = [server.address.to_string()];
-    let alone = json(&report(&mut bench_addresses(&address, &["--json"]), 0));
-    let options = ["--json", "--rounds", "1"];
-    let in_turns = json(&report(&mut bench_addresses(&address, &options), 0));
+    let alone = json_report(bench_addresses(&address, "--json"), 0);
+    let options = "--json --rounds 1";
+    let in_turns = json_report(bench_addresses(&address, options), 0);
     let keys = |report: &Value| -> Vec<String> {
         let fields = report.as_object().expect("an object");
         fields.keys().cloned().collect()
@@ -610,8 +537,8 @@ fn text_report_has_a_row_for_each_server() {
         ("bulk", "bytes/s"),
         ("connect", "connections/s"),
     ] {
-        let options = ["--mode", mode, "--rounds", "3"];
-        let report = report(&mut bench_addresses(&addresses, &options), 0);
+        let options = &format!("--mode {mode} --rounds 3");
+        let report = report(bench_addresses(&addresses, options), 0);
         let lines: Vec<&str> = report.lines().collect();
         assert!(
             lines[0].starts_with(&format!("{mode} in turns, 50ms each: ")),
@@ -661,8 +588,8 @@ fn other_servers_are_measured_if_one_fails() {
         last,
     ];
 
-    let options = ["--json", "--rounds", "3"];
-    let object = json(&report(&mut bench_addresses(&addresses, &options), 1));
+    let options = "--json --rounds 3";
+    let object = json_report(bench_addresses(&addresses, options), 1);
     let reasons = servers(&object).iter().map(|server| {
         assert_eq!(measurements(server).len(), 3, "{object}");
         failures(&measurements(server)[1])
@@ -683,7 +610,7 @@ fn other_servers_are_measured_if_one_fails() {
     assert!(servers(&object)[1]["ratio"].is_null(), "{object}");
     assert!(number(&servers(&object)[3], "ratio") > 0.0, "{object}");
 
-    let text = report(&mut bench_addresses(&addresses, &["--rounds", "3"]), 1);
+    let text = report(bench_addresses(&addresses, "--rounds 3"), 1);
     let row = text
         .lines()
         .find(|line| line.starts_with(&refusing.to_string()));
@@ -706,8 +633,8 @@ fn ratio_is_null_if_the_first_server_fails() {
     let good = Server::start(&["-q"]);
     let (_socket, refusing) = closed_port();
     let addresses = [refusing.to_string(), good.address.to_string()];
-    let options = ["--json", "--rounds", "1"];
-    let report = json(&report(&mut bench_addresses(&addresses, &options), 1));
+    let options = "--json --rounds 1";
+    let report = json_report(bench_addresses(&addresses, options), 1);
     for server in servers(&report) {
         assert!(server["ratio"].is_null(), "{report}");
     }
@@ -718,7 +645,7 @@ fn ratio_is_null_if_the_first_server_fails() {
 fn one_address_replaces_host_and_port() {
     let server = Server::start(&["-q"]);
     let address = [format!("localhost:{}", server.address.port())];
-    let report = report(&mut bench_addresses(&address, &[]), 0);
+    let report = report(bench_addresses(&address, ""), 0);
     assert!(
         report.starts_with(&format!("rtt on {}: ", server.address)),
         "{report}"
@@ -745,8 +672,7 @@ fn bad_addresses_are_errors_with_an_example() {
             "not in 1..=1000",
         ),
     ] {
-        let output =
-            common::run(common::command(env!("CARGO_BIN_EXE_echo-client")).args(arguments));
+        let output = common::run(common::command(CLIENT).args(arguments));
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(
             (output.status.code(), output.stdout.len()),
@@ -766,10 +692,8 @@ fn ctrl_c_ends_all_rounds_with_a_report() {
     let (slow, received) = notifying_server(50, true);
     let unused = server(|_, _| panic!("this server is measured last"));
     let addresses = [slow, fast.address, unused].map(|address| address.to_string());
-    let options = ["--json", "--duration", "1h"];
-    let client = bench_addresses(&addresses, &options)
-        .spawn()
-        .expect("the client starts");
+    let options = "--json --duration 1h";
+    let client = start(bench_addresses(&addresses, options));
     received
         .recv_timeout(PATIENCE)
         .expect("the messages arrive");
@@ -819,8 +743,8 @@ fn progress_shows_the_round_and_the_server() {
         .open(path)
         .expect("it can be opened");
     let addresses = [address.clone(), address.clone()];
-    let options = ["--duration", "250ms", "--rounds", "2"];
-    let mut command = bench_addresses(&addresses, &options);
+    let options = "--duration 250ms --rounds 2";
+    let mut command = bench_addresses(&addresses, options);
     let mut client = command
         .env("TERM", "xterm")
         .stderr(stderr)
@@ -844,7 +768,7 @@ fn progress_shows_the_round_and_the_server() {
 #[test]
 fn refused_connection_is_one_error_line() {
     let (_socket, address) = closed_port();
-    let output = end(bench(address, &[]).spawn().expect("the client starts"));
+    let output = end(start(bench(address, "")));
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(
         (output.status.code(), output.stdout.len()),
@@ -870,9 +794,7 @@ fn bad_arguments_are_errors_that_name_the_option() {
         ("--duration", "5", "such as 500ms"),
         ("--mode", "udp", "rtt"),
     ] {
-        let output = end(bench(nowhere, &[flag, value])
-            .spawn()
-            .expect("the client starts"));
+        let output = end(start(bench(nowhere, &format!("{flag} {value}"))));
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(
             (output.status.code(), output.stdout.len()),
@@ -890,9 +812,7 @@ fn bad_arguments_are_errors_that_name_the_option() {
 fn closed_stdout_ends_the_run_without_a_message() {
     let server = Server::start(&["-q"]);
     for format in ["--json", "--mode=rtt"] {
-        let mut client = bench(server.address, &[format])
-            .spawn()
-            .expect("the client starts");
+        let mut client = start(bench(server.address, format));
         drop(client.stdout.take());
         assert_eq!(output_report(end(client), 1), "");
     }
@@ -920,9 +840,7 @@ fn ctrl_c_ends_the_run_early_with_a_report() {
         return;
     }
     let (server, received) = notifying_server(50, true);
-    let client = bench(server, &["--json", "--duration", "1h"])
-        .spawn()
-        .expect("the client starts");
+    let client = start(bench(server, "--json --duration 1h"));
     received
         .recv_timeout(PATIENCE)
         .expect("the messages arrive");
@@ -943,8 +861,8 @@ fn ctrl_c_does_not_wait_for_a_missing_echo() {
     }
     for mode in ["rtt", "bulk", "connect"] {
         let (server, received) = notifying_server(1, false);
-        let options = ["--duration", "1h", "--timeout", "1h", "--mode", mode];
-        let client = bench(server, &options).spawn().expect("the client starts");
+        let options = &format!("--duration 1h --timeout 1h --mode {mode}");
+        let client = start(bench(server, options));
         received.recv_timeout(PATIENCE).expect("a message arrives");
         signal::send(&client, Signal::INT);
         let report = output_report(end(client), 0);
@@ -973,8 +891,8 @@ fn ctrl_c_does_not_wait_for_a_message_that_arrives_slowly() {
     }
     for mode in ["rtt", "connect"] {
         let (server, first_byte) = byte_by_byte_server();
-        let options = ["--size", "64KiB", "--duration", "1h", "--mode", mode];
-        let client = bench(server, &options).spawn().expect("the client starts");
+        let options = &format!("--size 64KiB --duration 1h --mode {mode}");
+        let client = start(bench(server, options));
         first_byte.recv_timeout(PATIENCE).expect("a byte is echoed");
         signal::send(&client, Signal::INT);
         let report = output_report(end(client), 0);
@@ -986,16 +904,8 @@ fn ctrl_c_does_not_wait_for_a_message_that_arrives_slowly() {
 fn run_ends_in_time_if_a_message_arrives_slowly() {
     let (server, _first_byte) = byte_by_byte_server();
     for mode in ["rtt", "connect"] {
-        let options = [
-            "--json",
-            "--size",
-            "64KiB",
-            "--timeout",
-            "500ms",
-            "--mode",
-            mode,
-        ];
-        let report = json(&report(&mut bench(server, &options), 1));
+        let options = &format!("--json --size 64KiB --timeout 500ms --mode {mode}");
+        let report = json_report(bench(server, options), 1);
         assert_eq!(failures(&report), [("timeout", 1)]);
     }
 }
@@ -1010,7 +920,7 @@ fn first_ctrl_c_after_the_run_ends_the_client() {
         let _ = closed.send(());
     });
     let (_reader, mut stdout) = std::io::pipe().expect("a pipe can be created");
-    let mut command = bench(server, &[]);
+    let mut command = bench(server, "");
     command.stdout(stdout.try_clone().expect("the pipe can be duplicated"));
     thread::spawn(move || while stdout.write_all(&[0; 4096]).is_ok() {});
     let client = command.spawn().expect("the client starts");
@@ -1029,8 +939,8 @@ fn second_ctrl_c_ends_the_run_at_once() {
     let (socket, address) = closed_port();
     socket.listen(0).expect("the socket can listen");
     let listener = std::net::TcpListener::from(socket);
-    let options = ["--connections", "8", "--timeout", "1h"];
-    let mut client = bench(address, &options).spawn().expect("the client starts");
+    let options = "--connections 8 --timeout 1h";
+    let mut client = start(bench(address, options));
     let _first = common::accept(&listener);
     let deadline = Instant::now() + PATIENCE;
     // The client may see two signals in quick succession as one.
@@ -1047,27 +957,17 @@ fn second_ctrl_c_ends_the_run_at_once() {
 #[cfg(unix)]
 fn connections_without_a_file_are_counted_and_others_go_on() {
     let server = Server::start(&["-q"]);
-    let port = server.address.port().to_string();
-    let mut client = common::command("sh");
-    client.args([
+    let mut shell = common::command("sh");
+    let script = format!("ulimit -n 30 && exec {CLIENT} \"$@\"");
+    shell.args([
         "-c",
-        "ulimit -n 30 && exec \"$@\"",
+        &script,
         "sh",
-        env!("CARGO_BIN_EXE_echo-client"),
-    ]);
-    client.args([
-        "bench",
-        "--json",
         "--port",
-        &port,
-        "--connections",
-        "60",
-        "--timeout",
-        "20s",
+        &server.address.port().to_string(),
     ]);
-    client.args(["--duration", "200ms", "--warm-up", "0s"]);
-    client.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let report = json(&report(&mut client, 1));
+    let client = bench_command(shell, "200ms", "--json --connections 60");
+    let report = json_report(client, 1);
     assert!(number(&report, "messages") > 0.0, "{report}");
     assert!(
         matches!(failures(&report)[..], [("no free file", 30..60)]),
