@@ -7,13 +7,15 @@ use crate::common;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::signal::{self, Signal};
 use crate::common::{PATIENCE, Server, closed_port, echo_client, end, listen, reset, run_at_once};
 use serde_json::Value;
+use socket2::SockRef;
 
 const CLIENT: &str = env!("CARGO_BIN_EXE_echo-client");
 
@@ -127,12 +129,49 @@ fn echo(stream: &mut TcpStream, mut change: impl FnMut(usize, &mut [u8; 64]) -> 
     }
 }
 
+/// Starts a server that sends a notification when it has received `count` bytes on all connections. It
+/// echoes them if `echoes` is true.
+fn notifying_server(count: usize, echoes: bool) -> (SocketAddr, mpsc::Receiver<()>) {
+    let (sender, receiver) = mpsc::channel();
+    let total = Arc::new(AtomicUsize::new(0));
+    let address = server(move |_, mut stream| {
+        // With a small buffer, most of what the server has sent has reached the client.
+        let buffer = SockRef::from(&stream).set_send_buffer_size(4096);
+        buffer.expect("the size can be set");
+        let mut piece = [0; 4096];
+        while let Ok(n @ 1..) = stream.read(&mut piece) {
+            if echoes && stream.write_all(&piece[..n]).is_err() {
+                return;
+            }
+            let before = total.fetch_add(n, SeqCst);
+            if (before..before + n).contains(&(count - 1)) {
+                sender.send(()).expect("the test waits");
+            }
+        }
+    });
+    (address, receiver)
+}
+
+/// Starts a run, presses Ctrl+C at the event, and returns the report.
+///
+/// A run of a fixed duration may measure nothing: a busy machine can delay a program for all of it.
+fn report_at(event: &mpsc::Receiver<()>, command: Command, code: i32) -> String {
+    let client = start(command);
+    event.recv_timeout(PATIENCE).expect("the event occurs");
+    signal::send(&client, Signal::INT);
+    output_report(end(client), code)
+}
+
 #[test]
 fn round_trips_are_counted_and_timed() {
-    let server = Server::start(&["-q"]);
-    let options = "--json --connections 3";
-    let report = json_report(bench(server.address, options), 0);
-    assert_eq!(report["server"], server.address.to_string());
+    if !signal::can_be_sent() {
+        return;
+    }
+    let (server, received) = notifying_server(50 * 64, true);
+    let begin = Instant::now();
+    let options = "--json --connections 3 --duration 1h";
+    let report = json(&report_at(&received, bench(server, options), 0));
+    assert_eq!(report["server"], server.to_string());
     assert_eq!(
         (&report["mode"], &report["connections"]),
         (&"rtt".into(), &3.into())
@@ -141,11 +180,14 @@ fn round_trips_are_counted_and_timed() {
         (&report["size_bytes"], &report["warm_up_s"]),
         (&64.into(), &0.0.into())
     );
+    let measured = number(&report, "measured_s");
     assert!(
-        (0.199..0.201).contains(&number(&report, "measured_s")),
+        measured > 0.0 && measured < begin.elapsed().as_secs_f64(),
         "{report}"
     );
-    assert!(number(&report, "messages") > 0.0 && number(&report, "messages_per_s") > 0.0);
+    // The echoes of the last messages may not have arrived.
+    assert!(number(&report, "messages") >= 47.0, "{report}");
+    assert!(number(&report, "messages_per_s") > 0.0, "{report}");
     assert!((number(&report, "bytes") - number(&report, "messages") * 64.0).abs() < 0.5);
     let keys = ["p50_us", "p90_us", "p99_us", "p99_9_us", "max_us"];
     let latencies = keys.map(|key| number(&report, key));
@@ -153,7 +195,8 @@ fn round_trips_are_counted_and_timed() {
     assert_eq!(failures(&report), []);
 }
 
-/// Takes two seconds: a server that is slower than the timeout as a whole, but not in each step.
+/// Takes five seconds: a server that is slower than the timeout as a whole, but not in each step. The
+/// timeouts are longer than a busy machine may delay a program.
 #[test]
 fn timeouts_and_the_warm_up_are_as_long_as_they_say() {
     run_at_once(&[
@@ -161,13 +204,19 @@ fn timeouts_and_the_warm_up_are_as_long_as_they_say() {
         connect_mode_has_a_timeout_for_each_connection,
         slow_server_that_keeps_echoing_is_no_timeout,
         run_ends_in_time_if_a_message_arrives_slowly,
+        silent_server_is_a_timeout,
     ]);
 }
 
 fn warm_up_precedes_the_measurement_and_is_not_counted() {
-    // The server echoes at most 20 messages per second.
-    let address = server(|_, mut stream| {
+    const WARM_UP: Duration = Duration::from_millis(600);
+    const WHOLE_RUN: Duration = Duration::from_millis(900);
+    // The server echoes at most 20 messages per second. It records when it received each.
+    let received = Arc::new(Mutex::new(Vec::new()));
+    let times = Arc::clone(&received);
+    let address = server(move |_, mut stream| {
         echo(&mut stream, |_, _| {
+            times.lock().expect("no panic").push(Instant::now());
             thread::sleep(Duration::from_millis(50));
             true
         });
@@ -175,14 +224,22 @@ fn warm_up_precedes_the_measurement_and_is_not_counted() {
     let begin = Instant::now();
     let options = "--json --warm-up 600ms --duration 300ms";
     let report = json_report(bench(address, options), 0);
+    assert!(begin.elapsed() >= WHOLE_RUN, "{:?}", begin.elapsed());
     assert!(
-        begin.elapsed() >= Duration::from_millis(900),
-        "{:?}",
-        begin.elapsed()
-    );
-    assert!(
-        (1.0..=7.0).contains(&number(&report, "messages")),
+        (0.299..0.301).contains(&number(&report, "measured_s")),
         "{report}"
+    );
+    // The client counts a message between the times when the server receives it and the next one. The
+    // run begins after `begin`, and before the server receives the first message.
+    let times = received.lock().expect("no panic");
+    let surely_measured = times
+        .windows(2)
+        .filter(|pair| pair[0] >= times[0] + WARM_UP && pair[1] <= begin + WHOLE_RUN)
+        .count();
+    let messages = report["messages"].as_u64().expect("a number");
+    assert!(
+        (surely_measured as u64..=7).contains(&messages),
+        "{surely_measured}: {report}"
     );
 }
 
@@ -215,10 +272,14 @@ fn messages_may_have_any_size() {
 
 #[test]
 fn bulk_has_throughput_and_no_latency() {
-    let server = Server::start(&["-q"]);
+    if !signal::can_be_sent() {
+        return;
+    }
     for size in ["7", "64KiB", "1MiB"] {
-        let options = &format!("--json --mode bulk --connections 2 --size {size}");
-        let report = json_report(bench(server.address, options), 0);
+        // More than the buffers hold, so the client has received some.
+        let (server, received) = notifying_server(500_000, true);
+        let options = &format!("--json --mode bulk --size {size} --duration 1h");
+        let report = json(&report_at(&received, bench(server, options), 0));
         assert!(number(&report, "bytes") > 0.0 && number(&report, "bytes_per_s") > 0.0);
         assert!(
             report["p50_us"].is_null() && report["messages"].is_null(),
@@ -230,11 +291,15 @@ fn bulk_has_throughput_and_no_latency() {
 
 #[test]
 fn connections_are_counted_and_timed() {
-    let server = Server::start(&["-q"]);
-    let options = "--json --mode connect --connections 2";
-    let report = json_report(bench(server.address, options), 0);
+    if !signal::can_be_sent() {
+        return;
+    }
+    let (server, received) = notifying_server(10 * 64, true);
+    let options = "--json --mode connect --connections 2 --duration 1h";
+    let report = json(&report_at(&received, bench(server, options), 0));
+    // The echoes of the last messages may not have arrived.
     assert!(
-        number(&report, "messages") > 0.0 && number(&report, "max_us") > 0.0,
+        number(&report, "messages") >= 8.0 && number(&report, "max_us") > 0.0,
         "{report}"
     );
     assert_eq!(failures(&report), []);
@@ -292,18 +357,45 @@ fn report_has_its_rows() {
     }
 }
 
-#[test]
-fn wrong_byte_is_counted_and_other_connections_go_on() {
-    let flip = server(|connection, mut stream| {
-        echo(&mut stream, |number, message| {
-            message[63] ^= u8::from(connection == 0 && number == 3);
+/// Starts a server that calls `lose` for each of the first `count` connections, which are lost then. It
+/// echoes on the others, and sends a notification when one of them goes on after the loss.
+fn losing_server(count: usize, lose: fn(usize, TcpStream)) -> (SocketAddr, mpsc::Receiver<()>) {
+    let (sender, receiver) = mpsc::channel();
+    let lost_count = Arc::new(AtomicUsize::new(0));
+    let address = server(move |connection, mut stream| {
+        if connection < count {
+            lose(connection, stream);
+            lost_count.fetch_add(1, SeqCst);
+            return;
+        }
+        let mut messages_after = 0;
+        echo(&mut stream, |_, _| {
+            messages_after += usize::from(lost_count.load(SeqCst) == count);
+            if messages_after == 10 {
+                // Another connection may have ended the run.
+                let _ = sender.send(());
+            }
             true
         });
     });
-    let options = "--json --connections 3 --duration 600ms";
-    let report = json_report(bench(flip, options), 1);
+    (address, receiver)
+}
+
+#[test]
+fn wrong_byte_is_counted_and_other_connections_go_on() {
+    if !signal::can_be_sent() {
+        return;
+    }
+    let (server, others_go_on) = losing_server(1, |_, mut stream| {
+        echo(&mut stream, |number, message| {
+            message[63] ^= u8::from(number == 3);
+            true
+        });
+    });
+    let options = "--json --connections 3 --duration 1h";
+    let report = json(&report_at(&others_go_on, bench(server, options), 1));
     assert_eq!(failures(&report), [("wrong bytes", 1)]);
-    assert!(number(&report, "messages") > 3.0, "{report}");
+    assert!(number(&report, "messages") >= 3.0 + 9.0, "{report}");
 }
 
 #[test]
@@ -322,8 +414,13 @@ fn stale_or_shifted_echo_is_wrong_in_every_mode() {
         });
     });
     for server in [stale, shifted] {
-        for mode in ["rtt", "bulk", "connect"] {
-            let options = &format!("--json --mode {mode}");
+        // A run of one hour ends earlier, when all connections are lost.
+        for options in [
+            "--mode rtt --duration 1h",
+            "--mode bulk --duration 1h",
+            "--mode connect",
+        ] {
+            let options = &format!("--json {options}");
             let report = json_report(bench(server, options), 1);
             assert_eq!(failures(&report)[0].0, "wrong bytes", "{report}");
         }
@@ -332,17 +429,18 @@ fn stale_or_shifted_echo_is_wrong_in_every_mode() {
 
 #[test]
 fn lost_connections_are_counted_and_others_go_on() {
-    let server = server(|connection, mut stream| {
-        echo(&mut stream, |number, _| connection >= 3 || number < 5);
-        match connection {
-            0 => reset(stream),
-            // All bytes have been read, so the system sends FIN instead of RST.
-            1 | 2 => drop(stream),
-            _ => {}
+    if !signal::can_be_sent() {
+        return;
+    }
+    let (server, others_go_on) = losing_server(3, |connection, mut stream| {
+        echo(&mut stream, |number, _| number < 5);
+        if connection == 0 {
+            reset(stream);
         }
+        // All bytes have been read, so the system sends FIN instead of RST on the others.
     });
-    let options = "--connections 5 --duration 600ms";
-    let report = report(bench(server, options), 1);
+    let options = "--connections 5 --duration 1h";
+    let report = report_at(&others_go_on, bench(server, options), 1);
     let failures = report
         .split_once("\nfailures\n")
         .expect("the report has the failures")
@@ -386,31 +484,46 @@ fn run_ends_when_all_connections_are_lost() {
 
 #[test]
 fn connect_mode_counts_a_failure_and_tries_again() {
-    let server = server(|connection, mut stream| {
+    if !signal::can_be_sent() {
+        return;
+    }
+    let (sender, tried_again) = mpsc::channel();
+    let server = server(move |connection, mut stream| {
+        if connection == 4 {
+            sender.send(()).expect("the test waits");
+        }
         echo(&mut stream, |_, _| connection % 2 == 0);
     });
-    let options = "--json --mode connect --duration 600ms";
-    let report = json_report(bench(server, options), 1);
+    let options = "--json --mode connect --duration 1h";
+    let report = json(&report_at(&tried_again, bench(server, options), 1));
     assert!(number(&report, "messages") > 0.0, "{report}");
     assert_eq!(failures(&report)[0].0, "closed", "{report}");
 }
 
 fn connect_mode_has_a_timeout_for_each_connection() {
-    let server = server(|connection, mut stream| {
-        // The client makes connection 0 only to check that a server listens.
-        if connection == 1 {
-            let _ = stream.read_to_end(&mut Vec::new());
-        } else {
-            echo(&mut stream, |_, _| {
-                thread::sleep(Duration::from_millis(100));
-                true
-            });
+    if !signal::can_be_sent() {
+        return;
+    }
+    let (sender, tried_again) = mpsc::channel();
+    let server = server(move |connection, mut stream| {
+        match connection {
+            // The client makes connection 0 only to check that a server listens.
+            1 => {
+                let _ = stream.read_to_end(&mut Vec::new());
+                return;
+            }
+            4 => sender.send(()).expect("the test waits"),
+            _ => {}
         }
+        echo(&mut stream, |_, _| {
+            thread::sleep(Duration::from_millis(100));
+            true
+        });
     });
-    let options = "--json --mode connect --timeout 500ms --duration 1200ms";
-    let report = json_report(bench(server, options), 1);
+    let options = "--json --mode connect --timeout 2500ms --duration 1h";
+    let report = json(&report_at(&tried_again, bench(server, options), 1));
     assert_eq!(failures(&report), [("timeout", 1)]);
-    assert!(number(&report, "messages") > 0.0, "{report}");
+    assert!(number(&report, "messages") >= 2.0, "{report}");
 }
 
 fn slow_server_that_keeps_echoing_is_no_timeout() {
@@ -423,21 +536,35 @@ fn slow_server_that_keeps_echoing_is_no_timeout() {
             }
         }
     });
-    let options = "--json --mode bulk --timeout 500ms --duration 1500ms";
+    let options = "--json --mode bulk --timeout 2500ms --duration 2500ms";
     let report = json_report(bench(server, options), 0);
     assert!(number(&report, "bytes") > 0.0, "{report}");
 }
 
-#[test]
+/// Runs `check` for all values at once.
+fn for_each_at_once(values: &[&str], check: impl Fn(&str) + Sync) {
+    thread::scope(|scope| {
+        for value in values {
+            scope.spawn(|| check(value));
+        }
+    });
+}
+
 fn silent_server_is_a_timeout() {
     let server = server(|_, mut stream| {
         let _ = stream.read_to_end(&mut Vec::new());
     });
-    for mode in ["rtt", "bulk", "connect"] {
-        let options = &format!("--json --mode {mode} --timeout 100ms");
+    // A run of one hour ends earlier, when all connections are lost.
+    let options = [
+        "--mode rtt --duration 1h",
+        "--mode bulk --duration 1h",
+        "--mode connect",
+    ];
+    for_each_at_once(&options, |options| {
+        let options = &format!("--json --timeout 2500ms {options}");
         let report = json_report(bench(server, options), 1);
         assert_eq!(failures(&report)[0].0, "timeout", "{report}");
-    }
+    });
 }
 
 /// Returns the reports of the servers in a JSON report.
@@ -500,8 +627,13 @@ fn json_has_the_ratio_and_the_figures_of_each_round() {
             servers(&report).iter().zip(addresses.iter().zip(&medians))
         {
             assert_eq!(server["address"], *address);
-            let error = number(server, "ratio") - median / medians[0];
-            assert!(error.abs() < 1e-9, "{medians:?}: {report}");
+            if medians[0] > 0.0 {
+                let error = number(server, "ratio") - median / medians[0];
+                assert!(error.abs() < 1e-9, "{medians:?}: {report}");
+            } else {
+                // A busy machine has delayed the server in two of the rounds.
+                assert!(server["ratio"].is_null(), "{report}");
+            }
             for round in measurements(server) {
                 assert_eq!(
                     (&round["server"], &round["mode"]),
@@ -509,7 +641,6 @@ fn json_has_the_ratio_and_the_figures_of_each_round() {
                 );
             }
         }
-        assert_eq!(servers(&report)[0]["ratio"], 1.0);
     }
 }
 
@@ -569,7 +700,10 @@ fn text_report_has_a_row_for_each_server() {
             );
             assert_eq!(row[7] == "-", mode == "bulk", "{report}");
         }
-        assert_eq!(words(lines[3])[2], "1.00", "{report}");
+        // A busy machine may have delayed the server in two of the rounds.
+        let first = words(lines[3]);
+        let has_median = !["0", "0B"].contains(&&*first[3]);
+        assert_eq!(first[2], if has_median { "1.00" } else { "-" }, "{report}");
         assert!(!report.contains("failures"), "{report}");
     }
 }
@@ -608,7 +742,9 @@ fn other_servers_are_measured_if_one_fails() {
         assert_eq!(reasons, expected, "{object}");
     }
     assert!(servers(&object)[1]["ratio"].is_null(), "{object}");
-    assert!(number(&servers(&object)[3], "ratio") > 0.0, "{object}");
+    for round in measurements(&servers(&object)[3]) {
+        assert!(number(round, "max_us") > 0.0, "{object}");
+    }
 
     let text = report(bench_addresses(&addresses, "--rounds 3"), 1);
     let row = text
@@ -689,16 +825,11 @@ fn ctrl_c_ends_all_rounds_with_a_report() {
         return;
     }
     let fast = Server::start(&["-q"]);
-    let (slow, received) = notifying_server(50, true);
+    let (slow, received) = notifying_server(50 * 64, true);
     let unused = server(|_, _| panic!("this server is measured last"));
     let addresses = [slow, fast.address, unused].map(|address| address.to_string());
-    let options = "--json --duration 1h";
-    let client = start(bench_addresses(&addresses, options));
-    received
-        .recv_timeout(PATIENCE)
-        .expect("the messages arrive");
-    signal::send(&client, Signal::INT);
-    let report = json(&output_report(end(client), 0));
+    let command = bench_addresses(&addresses, "--json --duration 1h");
+    let report = json(&report_at(&received, command, 0));
     assert_eq!(report["rounds"], 5);
     let [first, others @ ..] = servers(&report) else {
         panic!("there are three servers: {report}");
@@ -818,42 +949,6 @@ fn closed_stdout_ends_the_run_without_a_message() {
     }
 }
 
-/// Starts a server that sends a notification when it has received `count` messages on one
-/// connection. It echoes them if `echoes` is true.
-fn notifying_server(count: usize, echoes: bool) -> (SocketAddr, mpsc::Receiver<()>) {
-    let (sender, receiver) = mpsc::channel();
-    let address = server(move |_, mut stream| {
-        echo(&mut stream, |number, _| {
-            if number + 1 == count {
-                sender.send(()).expect("the test waits");
-            }
-            echoes
-        });
-        let _ = stream.read_to_end(&mut Vec::new());
-    });
-    (address, receiver)
-}
-
-#[test]
-fn ctrl_c_ends_the_run_early_with_a_report() {
-    if !signal::can_be_sent() {
-        return;
-    }
-    let (server, received) = notifying_server(50, true);
-    let client = start(bench(server, "--json --duration 1h"));
-    received
-        .recv_timeout(PATIENCE)
-        .expect("the messages arrive");
-    signal::send(&client, Signal::INT);
-    let report = json(&output_report(end(client), 0));
-    assert!(number(&report, "messages") >= 49.0, "{report}");
-    assert!(
-        number(&report, "measured_s") < PATIENCE.as_secs_f64(),
-        "{report}"
-    );
-    assert_eq!(failures(&report), []);
-}
-
 #[test]
 fn ctrl_c_does_not_wait_for_a_missing_echo() {
     if !signal::can_be_sent() {
@@ -862,10 +957,7 @@ fn ctrl_c_does_not_wait_for_a_missing_echo() {
     for mode in ["rtt", "bulk", "connect"] {
         let (server, received) = notifying_server(1, false);
         let options = &format!("--duration 1h --timeout 1h --mode {mode}");
-        let client = start(bench(server, options));
-        received.recv_timeout(PATIENCE).expect("a message arrives");
-        signal::send(&client, Signal::INT);
-        let report = output_report(end(client), 0);
+        let report = report_at(&received, bench(server, options), 0);
         assert!(report.contains("not measured"), "{report}");
     }
 }
@@ -892,22 +984,18 @@ fn ctrl_c_does_not_wait_for_a_message_that_arrives_slowly() {
     for mode in ["rtt", "connect"] {
         let (server, first_byte) = byte_by_byte_server();
         let options = &format!("--size 64KiB --duration 1h --mode {mode}");
-        let client = start(bench(server, options));
-        first_byte.recv_timeout(PATIENCE).expect("a byte is echoed");
-        signal::send(&client, Signal::INT);
-        let report = output_report(end(client), 0);
+        let report = report_at(&first_byte, bench(server, options), 0);
         assert!(report.contains("not measured"), "{report}");
     }
 }
 
-/// Takes over a second: a timeout for each mode. A shorter one would be too short on a busy machine.
 fn run_ends_in_time_if_a_message_arrives_slowly() {
     let (server, _first_byte) = byte_by_byte_server();
-    for mode in ["rtt", "connect"] {
-        let options = &format!("--json --size 64KiB --timeout 500ms --mode {mode}");
+    for_each_at_once(&["rtt", "connect"], |mode| {
+        let options = &format!("--json --size 64KiB --timeout 2500ms --mode {mode}");
         let report = json_report(bench(server, options), 1);
         assert_eq!(failures(&report), [("timeout", 1)]);
-    }
+    });
 }
 
 /// Only Unix lets a test give a program a pipe that is full.
@@ -968,7 +1056,8 @@ fn connections_without_a_file_are_counted_and_others_go_on() {
     ]);
     let client = bench_command(shell, "200ms", "--json --connections 60");
     let report = json_report(client, 1);
-    assert!(number(&report, "messages") > 0.0, "{report}");
+    // A busy machine may delay all echoes until after the run.
+    assert!(number(&report, "max_us") > 0.0, "{report}");
     assert!(
         matches!(failures(&report)[..], [("no free file", 30..60)]),
         "{report}"
