@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use crate::common::signal::{self, Signal};
 use crate::common::{PATIENCE, Server, closed_port, echo_client, end, listen, reset, run_at_once};
+#[cfg(target_os = "linux")]
+use crate::output::unix::full_pipe;
 use serde_json::Value;
 use socket2::SockRef;
 
@@ -136,8 +138,7 @@ fn notifying_server(count: usize, echoes: bool) -> (SocketAddr, mpsc::Receiver<(
     let total = Arc::new(AtomicUsize::new(0));
     let address = server(move |_, mut stream| {
         // With a small buffer, most of what the server has sent has reached the client.
-        let buffer = SockRef::from(&stream).set_send_buffer_size(4096);
-        buffer.expect("the size can be set");
+        let _ = SockRef::from(&stream).set_send_buffer_size(4096);
         let mut piece = [0; 4096];
         while let Ok(n @ 1..) = stream.read(&mut piece) {
             if echoes && stream.write_all(&piece[..n]).is_err() {
@@ -998,23 +999,28 @@ fn run_ends_in_time_if_a_message_arrives_slowly() {
     });
 }
 
-/// Only Unix lets a test give a program a pipe that is full.
+/// Only Linux shows what a program waits for.
 #[test]
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 fn first_ctrl_c_after_the_run_ends_the_client() {
     let (closed, wait_for_close) = mpsc::channel();
     let server = server(move |_, mut stream| {
         echo(&mut stream, |_, _| true);
         let _ = closed.send(());
     });
-    let (_reader, mut stdout) = std::io::pipe().expect("a pipe can be created");
+    let (_reader, stdout) = full_pipe();
     let mut command = bench(server, "");
-    command.stdout(stdout.try_clone().expect("the pipe can be duplicated"));
-    thread::spawn(move || while stdout.write_all(&[0; 4096]).is_ok() {});
-    let client = command.spawn().expect("the client starts");
+    command.stdout(stdout);
+    let client = start(command);
     wait_for_close.recv_timeout(PATIENCE).expect("the run ends");
-    // No event shows that the client has started to write its report.
-    thread::sleep(Duration::from_millis(200));
+    let process = format!("/proc/{}", client.id());
+    common::wait_until("the client writes its report", || {
+        // The thread of the connection has ended, after it woke the main thread for the last time. The
+        // other thread handles signals.
+        let threads = std::fs::read_dir(format!("{process}/task")).expect("the client runs");
+        let stat = std::fs::read_to_string(format!("{process}/stat")).expect("the client runs");
+        threads.count() == 2 && stat.contains(") S ")
+    });
     signal::send(&client, Signal::INT);
     assert_eq!(output_report(end(client), 130), "");
 }

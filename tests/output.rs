@@ -48,7 +48,7 @@ fn check_service(server: &mut Server) {
 
 /// Only Unix has a shell that can close the streams of a program, and pipes that a test can fill.
 #[cfg(unix)]
-mod unix {
+pub mod unix {
     use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write, pipe};
     use std::process::{Command, Stdio};
 
@@ -80,7 +80,7 @@ mod unix {
     }
 
     /// Returns a pipe that accepts no byte until its reader reads. It contains only `x`.
-    fn full_pipe() -> (PipeReader, PipeWriter) {
+    pub fn full_pipe() -> (PipeReader, PipeWriter) {
         let (reader, mut writer) = pipe().expect("a pipe can be created");
         ioctl_fionbio(&writer, true).expect("the mode can be set");
         while writer.write(b"x").is_ok() {}
