@@ -851,52 +851,6 @@ fn ctrl_c_ends_all_rounds_with_a_report() {
     }
 }
 
-/// Only Unix lets a test give a program a terminal.
-#[test]
-#[cfg(target_os = "linux")]
-fn progress_shows_the_round_and_the_server() {
-    use std::ffi::OsStr;
-    use std::fs::File;
-    use std::os::unix::ffi::OsStrExt;
-
-    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-
-    let server = Server::start(&["-q"]);
-    let address = server.address.to_string();
-    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let screen = openpt(flags).expect("a terminal");
-    grantpt(&screen)
-        .and_then(|()| unlockpt(&screen))
-        .expect("it can be used");
-    let path = ptsname(&screen, Vec::new()).expect("it has a name");
-    let path = OsStr::from_bytes(path.as_bytes());
-    let stderr = File::options()
-        .write(true)
-        .open(path)
-        .expect("it can be opened");
-    let addresses = [address.clone(), address.clone()];
-    let options = "--duration 250ms --rounds 2";
-    let mut command = bench_addresses(&addresses, options);
-    let mut client = command
-        .env("TERM", "xterm")
-        .stderr(stderr)
-        .spawn()
-        .expect("the client starts");
-    // The command holds the terminal, whose end is an error for the reader.
-    drop(command);
-    let mut shown = Vec::new();
-    let _ = File::from(screen).read_to_end(&mut shown);
-    assert!(common::wait(&mut client).is_some_and(|status| status.success()));
-    let shown = String::from_utf8_lossy(&shown);
-    for round in [1, 2] {
-        assert!(
-            shown.contains(&format!("round {round}/2, {address}  ")),
-            "{shown}"
-        );
-    }
-    assert!(shown.contains(" messages/s"), "{shown}");
-}
-
 #[test]
 fn refused_connection_is_one_error_line() {
     let (_socket, address) = closed_port();

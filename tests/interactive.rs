@@ -112,13 +112,19 @@ impl Terminal {
 
     /// Starts a client for `address`; `change` may modify the command.
     fn spawn(address: SocketAddr, ahead: &str, change: impl FnOnce(&mut Command)) -> Self {
+        Self::spawn_client(ahead, |client| {
+            client.args(["--port", &address.port().to_string()]);
+            change(client);
+        })
+    }
+
+    /// Starts a client; `change` may modify the command, which has no arguments.
+    fn spawn_client(ahead: &str, change: impl FnOnce(&mut Command)) -> Self {
         let (mut keyboard, line) = open_terminal();
         let modes = modes(&line);
         keyboard.write_all(ahead.as_bytes()).expect("it has keys");
         let mut client = command(env!("CARGO_BIN_EXE_echo-client"));
-        client
-            .env("TERM", "xterm")
-            .args(["--port", &address.port().to_string()]);
+        client.env("TERM", "xterm");
         let duplicate = || line.try_clone().expect("it can be duplicated");
         client
             .stdin(duplicate())
@@ -867,22 +873,40 @@ fn test_results_start_on_a_new_row() {
 #[test]
 fn bench_shows_progress_and_throughput() {
     let server = Server::start(&[]);
-    let arguments = ["bench", "--warm-up", "0s", "--duration", "1s"];
+    // One percent is 0.3 s. The test does not wait for the end.
+    let arguments = ["bench", "--warm-up", "0s", "--duration", "30s"];
     let mut terminal = Terminal::start(server.address, &arguments, "");
-    terminal.wait_for(" messages/s");
+    common::wait_until("a percentage and two rates are shown", || {
+        let shown = terminal.text();
+        let positive_numbers = |unit: &str| {
+            let numbers = shown.split(unit).filter_map(|part| part.rsplit(' ').next());
+            numbers
+                .filter(|n| n.starts_with(|c| ('1'..='9').contains(&c)))
+                .count()
+        };
+        positive_numbers(" %") >= 1 && positive_numbers(" messages/s") >= 2
+    });
+    signal::send(&terminal.client, Signal::INT);
     terminal.wait_for("rtt on ");
-    let (code, shown) = terminal.end();
-    assert_eq!(code, 0);
-    let parts = shown
-        .split(" %")
-        .filter_map(|part| part.rsplit(' ').next()?.parse().ok());
-    let mut percents = parts.filter(|percent: &u32| (10..100).contains(percent));
-    assert!(percents.next().is_some(), "{shown}");
-    let parts = shown
-        .split(" messages/s")
-        .filter_map(|part| part.rsplit(' ').next());
-    assert!(
-        parts.filter(|rate| !rate.starts_with('0')).count() >= 2,
-        "{shown}"
-    );
+    assert_eq!(terminal.end().0, 0);
+}
+
+#[test]
+fn bench_shows_the_round_and_the_server() {
+    let servers = [TestServer::new(), TestServer::new()];
+    let addresses = servers.each_ref().map(|server| server.address.to_string());
+    let mut terminal = Terminal::spawn_client("", |client| {
+        let options = ["--rounds=2", "--duration=1h", "--timeout=1h"];
+        client.arg("bench").args(options).args(&addresses);
+    });
+    for round in [1, 2] {
+        for (server, address) in servers.iter().zip(&addresses) {
+            let connection = server.accept();
+            terminal.wait_for(&format!("round {round}/2, {address}  "));
+            terminal.wait_for(" messages/s");
+            // Ends the round.
+            drop(connection);
+        }
+    }
+    assert_eq!(terminal.end().0, 1);
 }
