@@ -98,14 +98,15 @@ fn rejected_clients_do_not_count_as_served() {
 
 #[test]
 fn client_that_reconnects_at_the_servers_fin_is_admitted() {
-    let server = Server::start(&["--max-connections-per-ip", "1", "--idle-timeout", "200ms"]);
+    let server = Server::start(&["--max-connections-per-ip", "1", "--fault", "limit=5"]);
     let mut client = server.connect();
+    exchange(&client, b"hello");
     for _ in 0..3 {
-        exchange(&client, b"hello");
+        // The server closes a connection after 5 bytes.
         assert_eq!(read_until_fin(&client), b"");
         // The client has not closed the old connection yet.
         let next = server.connect();
-        exchange(&next, b"hello again");
+        exchange(&next, b"hello");
         client = next;
     }
 }
