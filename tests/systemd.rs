@@ -69,12 +69,13 @@ fn restart_refuses_no_client_and_loses_no_byte() {
 fn first_client_of_an_inherited_socket_has_all_options() {
     let (listener, address) = listen();
     let first = connect(address);
-    let mut command = inheriting(&listener);
-    let mut server = Server::spawn(command.env("ECHO_SERVER_IDLE_TIMEOUT", "500ms"));
+    // Sent before the server runs, whose idle timeout could elapse between them.
     let socket = socket2::SockRef::from(&first);
     (&first).write_all(b"abc").expect("the bytes are sent");
     socket.send_out_of_band(b"U").expect("the byte is sent");
     (&first).write_all(b"def").expect("the bytes are sent");
+    let mut command = inheriting(&listener);
+    let mut server = Server::spawn(command.env("ECHO_SERVER_IDLE_TIMEOUT", "500ms"));
     assert_eq!(read_until_fin(&first), b"abcUdef");
     server.wait_for_disconnect(local_address(&first));
     server.wait_for_log("disconnected: idle timeout, 7 bytes echoed");
