@@ -241,6 +241,8 @@ impl Setup {
         let (server, front) = (Server::start(&["-q"]), reserve_port());
         let name = format!("echo-server-intermediary-{}", front.1.port());
         let directory = std::env::temp_dir().join(name);
+        // A run that was killed may have left it, with the same port.
+        let _ = fs::remove_dir_all(&directory);
         fs::create_dir(&directory).expect("the directory can be created");
         if geteuid().is_root() {
             chown(&directory, Some(NOBODY), Some(NOBODY)).expect("root can do this");

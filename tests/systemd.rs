@@ -164,6 +164,8 @@ impl Manager {
     fn new(name: &str) -> Self {
         let path = format!("echo-server-test-{}-{name}", std::process::id());
         let path = std::env::temp_dir().join(path);
+        // A run that was killed may have left it, and its process ID may be ours.
+        let _ = fs::remove_file(&path);
         let socket = UnixDatagram::bind(&path).expect("a socket can be created");
         socket
             .set_read_timeout(Some(PATIENCE))
