@@ -84,19 +84,6 @@ fn client_that_never_reads_is_forcibly_closed() {
 }
 
 #[test]
-fn idle_client_is_closed_by_the_idle_timeout() {
-    let (address, handle, server) = run(Config {
-        idle_timeout: Some(Duration::from_millis(200)),
-        ..Config::default()
-    });
-    let client = connect(address);
-    exchange(&client, b"hello");
-    assert_eq!(read_until_fin(&client), b"");
-    handle.shutdown();
-    wait_for(server);
-}
-
-#[test]
 fn configuration_out_of_range_is_an_error() {
     let no_connections = Config {
         max_connections: 0,
