@@ -5,9 +5,9 @@
 use std::io::{ErrorKind, Read, Write};
 use std::iter::zip;
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
-use std::thread;
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::common::signal::Signal;
@@ -114,8 +114,9 @@ impl Cluster {
     }
 
     /// Shuts a server down, checks its clients and new clients meanwhile, and starts the next server
-    /// on its port.
-    fn restart(&mut self, index: usize, clients: &[Client]) {
+    /// on its port. Returns the longest time that haproxy took meanwhile for a message and its echo.
+    fn restart(&mut self, index: usize, clients: &[Client]) -> Duration {
+        let probe = Probe::start(self.connect_to((index + 1) % 3));
         let quiet = self.connect_to(index);
         let late = self.connect_to(index);
         let pending = fill(&late);
@@ -153,11 +154,13 @@ impl Cluster {
 
         let server = &mut self.servers[index];
         check_exit(server);
+        let delay = probe.end();
         let next = start_server(server.address);
         self.exited.push(std::mem::replace(server, next));
         self.haproxy
             .wait_for_log(&format!("Server echo/{} is UP", NAMES[index]));
         drop(self.connect_to(index));
+        delay
     }
 }
 
@@ -166,7 +169,7 @@ fn start_server(address: SocketAddr) -> Server {
     let mut command = echo_server();
     command.args(["--proxy-protocol", "--host", &host, "--port", &port]);
     // The server waits up to a quarter of it for quiet clients while others keep sending.
-    Server::spawn(command.args(["--shutdown-timeout", "8s"]))
+    Server::spawn(command.args(["--shutdown-timeout", "12s"]))
 }
 
 /// Checks that the server exits without a forcibly closed client.
@@ -214,6 +217,41 @@ struct Progress {
     rounds: usize,
     /// The client's addresses of connections that the server closed first.
     closed_by_server: Vec<SocketAddr>,
+    /// Connections on which guaranteed bytes were not echoed.
+    incomplete: Vec<String>,
+}
+
+/// A client that measures how long haproxy is delayed. Its server keeps running.
+struct Probe {
+    ended: Arc<AtomicBool>,
+    longest_exchange: JoinHandle<Duration>,
+}
+
+impl Probe {
+    fn start(client: TcpStream) -> Self {
+        let ended = Arc::new(AtomicBool::new(false));
+        let is_ended = Arc::clone(&ended);
+        let longest_exchange = thread::spawn(move || {
+            let mut longest = Duration::ZERO;
+            while !is_ended.load(Ordering::Relaxed) {
+                let begin = Instant::now();
+                exchange(&client, b"hello");
+                longest = longest.max(begin.elapsed());
+                thread::sleep(Duration::from_millis(2));
+            }
+            longest
+        });
+        Self {
+            ended,
+            longest_exchange,
+        }
+    }
+
+    /// Returns how long the slowest exchange took.
+    fn end(self) -> Duration {
+        self.ended.store(true, Ordering::Relaxed);
+        self.longest_exchange.join().expect("the probe is served")
+    }
 }
 
 impl Client {
@@ -313,22 +351,22 @@ impl Client {
         sent
     }
 
-    /// Records that the server closed a connection before the client did, and checks that no byte was
-    /// lost.
+    /// Records that the server closed a connection before the client did, and whether a byte was lost.
     fn record_close(&self, stream: &TcpStream) {
-        let mut progress = self.progress();
+        let (mut progress, address) = (self.progress(), local_address(stream));
         let Progress {
             echoed, guaranteed, ..
         } = *progress;
-        assert!(
-            echoed >= guaranteed,
-            "{echoed} of the {guaranteed} bytes sent before the signal were echoed"
-        );
-        progress.closed_by_server.push(local_address(stream));
+        if echoed < guaranteed {
+            progress.incomplete.push(format!(
+                "{address}: {echoed} of the {guaranteed} bytes sent before the signal were echoed"
+            ));
+        }
+        progress.closed_by_server.push(address);
     }
 }
 
-/// Takes seconds, because haproxy must notice three shutdowns and three starts.
+/// Takes ten seconds, because haproxy must notice three shutdowns and three starts.
 #[test]
 fn rolling_restart_loses_no_byte_of_well_behaved_clients() {
     let Some(mut cluster) = Cluster::start() else {
@@ -371,12 +409,23 @@ fn rolling_restart_loses_no_byte_of_well_behaved_clients() {
             });
         }
         for index in 0..3 {
-            cluster.restart(index, &clients);
+            let delay = cluster.restart(index, &clients);
             // Every client must be served after the restart.
             let rounds = clients.each_ref().map(|client| client.progress().rounds);
             wait_until("all clients are served", || {
                 zip(&clients, rounds).all(|(client, before)| client.progress().rounds > before + 1)
             });
+            let incomplete: Vec<String> = clients
+                .iter()
+                .flat_map(|client| std::mem::take(&mut client.progress().incomplete))
+                .collect();
+            // The server waits at least 100 ms for a client. If a busy machine delays haproxy for that
+            // long, bytes may arrive too late.
+            let is_delayed = delay > Duration::from_millis(80);
+            assert!(
+                incomplete.is_empty() || is_delayed,
+                "{delay:?}: {incomplete:#?}"
+            );
         }
     });
     assert_eq!(cluster.exited.len(), 3);
