@@ -436,6 +436,7 @@ fn ctrl_z_suspends_and_fg_redraws_the_prompt() {
     assert_ne!(modes(&terminal.line), terminal.modes);
     terminal.press(" done\rquit\r");
     assert_eq!(read_line(&mut server), "half done\n");
+    assert_eq!(read_line(&mut server), "", "FIN follows quit");
     send(&server, b"half done\n");
     drop(server);
     terminal.wait_for("Disconnected from ");
