@@ -28,7 +28,7 @@ fn cannot_connect(client: &mut Command) -> String {
 #[test]
 fn error_for_a_refused_connection_has_address_and_advice() {
     let (_socket, address) = closed_port();
-    for arguments in [&[][..], &["test"], &["test", "--json"]] {
+    for arguments in [&[][..], &["test"], &["test", "--json"], &["bench"]] {
         let message = cannot_connect(echo_client(address).args(arguments));
         assert!(message.contains(&format!("cannot connect to {address}: connection refused")));
         assert!(
@@ -134,23 +134,48 @@ fn defaults_are_127_0_0_1_54000_and_5s() {
 
 #[test]
 fn error_for_a_bad_argument_has_the_option_and_advice() {
-    for (arguments, advice) in [
-        (&["--host", "localhost:54000"][..], "--port"),
-        (&["--host", ""], "a name or an IP address"),
-        (&["--host", "a\x1b[31m"], "a name or an IP address"),
-        (&["--port", "0"], "not in 1..=65535"),
-        (&["--port", "http"], "invalid digit"),
-        (&["--timeout", "0s"], "from 1ms to 24h"),
-        (&["--timeout", "25h"], "from 1ms to 24h"),
-        (&["--timeout", "5"], "such as 500ms, 30s or 5m"),
-        (&["tset"], "test"),
-        (&["test", "--jsno"], "--json"),
+    let needed = "HOST:PORT is needed, such as 127.0.0.1:54000";
+    let replaced = "an ADDRESS cannot be used with --host or --port";
+    for (line, advice) in [
+        ("--host localhost:54000", "--port"),
+        ("--host ", "a name or an IP address"),
+        ("--host a\x1b[31m", "a name or an IP address"),
+        ("--port 0", "not in 1..=65535"),
+        ("--port http", "invalid digit"),
+        ("--timeout 0s", "from 1ms to 24h"),
+        ("--timeout 25h", "from 1ms to 24h"),
+        ("--timeout 5", "such as 500ms, 30s or 5m"),
+        ("tset", "test"),
+        ("test --jsno", "--json"),
+        ("bench --connections 0", "not in 1..=65535"),
+        ("bench --connections many", "invalid digit"),
+        ("bench --size 0", "from 1 byte to 16MiB"),
+        ("bench --size 17MiB", "from 1 byte to 16MiB"),
+        ("bench --duration 0s", "from 1ms to 24h"),
+        ("bench --duration 5", "such as 500ms"),
+        ("bench --mode udp", "rtt"),
+        ("bench 127.0.0.1", needed),
+        ("bench 127.0.0.1:54000 server", needed),
+        ("bench 127.0.0.1:0", needed),
+        ("bench 127.0.0.1:http", needed),
+        ("bench ::1:54000", needed),
+        ("bench 127.0.0.1 54000", needed),
+        ("bench server:1 --host server", replaced),
+        ("--port 1 bench server:1", replaced),
+        ("bench --rounds 3", "<ADDRESS>"),
+        ("bench server:1 --rounds 0", "not in 1..=1000"),
+        ("bench server:1 --rounds 1001", "not in 1..=1000"),
     ] {
+        let arguments: Vec<&str> = line.split(' ').collect();
         let message = fails(
-            command(env!("CARGO_BIN_EXE_echo-client")).args(arguments),
+            command(env!("CARGO_BIN_EXE_echo-client")).args(&arguments),
             2,
         );
-        assert!(message.contains(arguments[0]), "{message}");
-        assert!(message.contains(advice), "{arguments:?}: {message}");
+        let option = arguments.iter().find(|argument| argument.starts_with("--"));
+        let option = option.unwrap_or(&arguments[arguments.len() - 1]);
+        assert!(
+            message.contains(option) && message.contains(advice),
+            "{line}: {message}"
+        );
     }
 }
