@@ -35,8 +35,9 @@ const RECEIVE_TIMEOUT: Duration = Duration::from_millis(250);
 const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// How many unsent bytes a client's socket accepts, on Linux. The kernel's own limit is 4 MiB, and
-/// a client that reads slowly would then look idle for as long as it takes to read a megabyte.
-const NOTSENT_LOWAT: u32 = 131_072;
+/// a client that reads slowly would then look idle for as long as it takes to read a megabyte. Half
+/// of this makes several bulk streams slower.
+const NOTSENT_LOWAT: u32 = 262_144;
 
 /// The options that depend on the configuration.
 #[derive(Clone, Copy, Debug)]
