@@ -284,7 +284,13 @@ impl Shared {
 
     /// Refuses new clients, serves those in the listen backlog, and waits for all connections.
     fn drain(self: &Arc<Self>, listener: Listener) {
-        let mut pending = listener.close(self.client_limiter.available());
+        // Permits of clients that are forcibly closed do not count.
+        let permits = if self.shutdown.is_overdue() {
+            0
+        } else {
+            self.client_limiter.available()
+        };
+        let mut pending = listener.close(permits);
         loop {
             match pending.accept_next() {
                 Ok(Some((stream, peer))) => {
