@@ -259,9 +259,9 @@ impl Shared {
     /// Returns an error if there is no memory for the buffer or no thread can be spawned. The error is
     /// logged, the socket is closed, and the permits are released.
     fn spawn(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
-        let permit = self.client_limiter.acquire();
+        let client_permit = self.client_limiter.acquire();
         let thread_permit = self.thread_limiter.acquire();
-        let connection = Connection::new(stream, peer, permit, Arc::clone(self))
+        let connection = Connection::new(stream, peer, client_permit, Arc::clone(self))
             .inspect_err(|error| warn!("{peer} rejected: cannot allocate its buffer ({error})"))?;
         let (started, has_started) = mpsc::channel::<()>();
         thread::Builder::new()

@@ -5,18 +5,18 @@
 //! sends each piece completely before it receives the next. If a client does not read its echoes,
 //! the server stops reading from it (backpressure), so it costs one buffer at most.
 
+mod drain;
 mod faults;
 
 use std::convert::Infallible;
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
 use std::mem;
-use std::net::{self, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{Level, debug, info, log, trace};
@@ -27,24 +27,15 @@ use super::busy_poll::BusyPoll;
 use super::limits::{PerIpPermit, Permit};
 use super::proxy_protocol::{self, MAX_LENGTH, Parsed};
 use crate::platform::socket::{SocketOptions, receive};
-use crate::platform::tcp_info::TcpInfo;
 use crate::platform::wait::{Interest, wait_for_socket};
 use crate::plural::plural;
+use drain::{DrainProgress, LINGER_TIMEOUT};
 use faults::ACK_TIMEOUT;
 pub use faults::Faults;
 
 /// How long a PROXY header may take. It comes with the connection's first bytes, and the
 /// specification asks for at least 3 s, so that a lost packet can be sent again.
 const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long a lingering close waits for the client's FIN after the acknowledgement.
-const LINGER_TIMEOUT: Duration = Duration::from_millis(300);
-
-/// If a wait returns within this time, the data had arrived before it began.
-const MAX_IMMEDIATE_WAIT: Duration = Duration::from_millis(1);
-
-/// How often a thread checks for acknowledgements: no event reports them.
-const ACK_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The number of bytes of one `recv` that the log shows at level trace.
 const TRACE_LIMIT: usize = 64;
@@ -114,21 +105,15 @@ pub(crate) struct Connection {
     /// that sends little touches one page.
     buffer: Vec<u8>,
     /// Released when the connection is closed, or during graceful shutdown at the server's FIN.
-    permit: Option<Permit>,
+    client_permit: Option<Permit>,
     /// Released just before the server's FIN: the client may reconnect immediately.
     per_ip_permit: Option<PerIpPermit>,
     shared: Arc<Shared>,
     busy_poll: BusyPoll,
     /// When the idle timeout passes, if no byte moves before.
     idle_at: Option<Instant>,
-    /// When data last arrived during the drain, as far as this thread has noticed.
-    last_arrival: Option<Instant>,
-    /// When the server last emptied a receive buffer that may have been full. The client needs a round
-    /// trip from then on to send more.
-    window_opened_at: Option<Instant>,
-    /// How many bytes had been echoed when the drain last waited for this client to send.
-    echoed_before_wait: u64,
     bytes_echoed: u64,
+    drain: DrainProgress,
     /// Whether the fault `stall` has ended the echo.
     stalled: bool,
 }
@@ -141,7 +126,7 @@ impl Connection {
     pub(crate) fn new(
         stream: TcpStream,
         peer: SocketAddr,
-        permit: Permit,
+        client_permit: Permit,
         shared: Arc<Shared>,
     ) -> io::Result<Self> {
         // Not `Vec::with_capacity`, which ends the process if there is no memory.
@@ -151,15 +136,13 @@ impl Connection {
             stream,
             peer,
             buffer,
-            permit: Some(permit),
+            client_permit: Some(client_permit),
             per_ip_permit: None,
             busy_poll: BusyPoll::new(shared.config.busy_poll),
             shared,
             idle_at: None,
-            last_arrival: None,
-            window_opened_at: None,
-            echoed_before_wait: 0,
             bytes_echoed: 0,
+            drain: DrainProgress::default(),
             stalled: false,
         })
     }
@@ -176,32 +159,23 @@ impl Connection {
             }
             Break(reason) => reason,
         };
-        let shared = Arc::clone(&self.shared);
-        let shutdown = &shared.shutdown;
-        let linger_timeout = match reason {
-            CloseReason::IdleTimeout => Some(LINGER_TIMEOUT),
-            CloseReason::FaultLimit => Some(ACK_TIMEOUT),
-            CloseReason::ServerShuttingDown => Some(shutdown.time_left()),
-            // Before shutdown, the kernel delivers the last echoes after the close. After it, the
-            // host may be gone.
-            CloseReason::ClosedByClient if shutdown.is_requested() => Some(shutdown.time_left()),
-            _ => None,
-        };
-        if let Some(timeout) = linger_timeout
+        // Release the per-IP permit before the FIN or the close: the client may reconnect immediately.
+        self.per_ip_permit = None;
+        if let Some(timeout) = self.linger_timeout(&reason)
             && !self.lingering_close(timeout)
-            && shutdown.is_overdue()
+            && self.shared.shutdown.is_overdue()
         {
             reason = CloseReason::ForciblyClosed;
         }
-        shared.bytes_echoed.fetch_add(self.bytes_echoed, Relaxed);
+        self.shared
+            .bytes_echoed
+            .fetch_add(self.bytes_echoed, Relaxed);
         if let CloseReason::ForciblyClosed = reason {
-            shared.forcibly_closed.fetch_add(1, Relaxed);
+            self.shared.forcibly_closed.fetch_add(1, Relaxed);
         }
-        // Release the per-IP permit before closing: the client may reconnect immediately. Release
-        // both permits before the close is logged.
-        drop(self.per_ip_permit);
         drop(self.stream);
-        drop(self.permit);
+        // Release the permit before the close is logged.
+        drop(self.client_permit);
         let level = match reason {
             CloseReason::PerIpLimit => Level::Debug,
             _ => Level::Info,
@@ -214,6 +188,20 @@ impl Connection {
             plural(self.bytes_echoed, "byte"),
             started.elapsed()
         );
+    }
+
+    /// Returns how long the connection may linger. `None` if it is closed at once.
+    fn linger_timeout(&self, reason: &CloseReason) -> Option<Duration> {
+        let shutdown = &self.shared.shutdown;
+        match reason {
+            CloseReason::IdleTimeout => Some(LINGER_TIMEOUT),
+            CloseReason::FaultLimit => Some(ACK_TIMEOUT),
+            CloseReason::ServerShuttingDown => Some(shutdown.time_left()),
+            // Before shutdown, the kernel delivers the last echoes after the close. After it, the
+            // host may be gone.
+            CloseReason::ClosedByClient if shutdown.is_requested() => Some(shutdown.time_left()),
+            _ => None,
+        }
     }
 
     /// Reads the client's address and applies the per-IP limit.
@@ -307,51 +295,6 @@ impl Connection {
         }
     }
 
-    /// The drain: blocks until the client has sent more, or ends the connection once the client is
-    /// quiet. Everything it sent has been echoed then.
-    fn wait_or_close(&mut self) -> ControlFlow<CloseReason> {
-        let shutdown = &self.shared.shutdown;
-        // If much has been echoed since the last pause, the client may have waited for room in the
-        // receive buffer. It needs a round trip to send more.
-        let receive_buffer = SockRef::from(&self.stream).recv_buffer_size();
-        let echoed = self.bytes_echoed - self.echoed_before_wait;
-        if receive_buffer.is_ok_and(|size| echoed >= size as u64 / 4) {
-            self.window_opened_at = Some(Instant::now());
-        }
-        loop {
-            if shutdown.is_overdue() {
-                return Break(CloseReason::ForciblyClosed);
-            }
-            let started = Instant::now();
-            let quiet_at = shutdown.quiet_at(
-                TcpInfo::of(&self.stream),
-                self.last_arrival,
-                self.window_opened_at,
-            );
-            let deadline = [Some(quiet_at), shutdown.deadline()]
-                .into_iter()
-                .flatten()
-                .min();
-            match wait_for_socket(&self.stream, Interest::Read, deadline, None) {
-                Ok(true) => {
-                    if started.elapsed() > MAX_IMMEDIATE_WAIT {
-                        // The data was not there before: it has just arrived.
-                        self.last_arrival = Some(Instant::now());
-                        self.echoed_before_wait = self.bytes_echoed;
-                    }
-                    shutdown.record_drain_arrival();
-                    return Continue(());
-                }
-                Ok(false) if started >= quiet_at => {
-                    return Break(CloseReason::ServerShuttingDown);
-                }
-                // `quiet_at` may be later by now, so compute it again.
-                Ok(false) => {}
-                Err(error) => return Break(error.into()),
-            }
-        }
-    }
-
     /// Receives the next piece into the empty buffer and returns its size; 0 means FIN. If no data
     /// has arrived, waits for data, the idle timeout, `deadline` or shutdown, and returns `None`.
     fn receive_or_wait(
@@ -440,6 +383,7 @@ impl Connection {
             .flatten()
             .min();
         match wait_for_socket(&self.stream, interest, deadline, waker) {
+            // A `send` is tried once more: it may place some bytes although `poll` sees no room.
             Ok(false) if interest == Interest::Read && is_idle() => Break(CloseReason::IdleTimeout),
             Ok(_) => Continue(()),
             Err(error) => Break(error.into()),
@@ -450,56 +394,6 @@ impl Connection {
     fn restart_idle_timeout(&mut self) {
         if let Some(timeout) = self.shared.config.idle_timeout {
             self.idle_at = Instant::now().checked_add(timeout);
-        }
-    }
-
-    /// Half-closes, then reads and discards until the client has acknowledged everything and has sent
-    /// FIN, for up to `timeout`. The FIN may come up to 0.3 s after the acknowledgement. Returns
-    /// whether everything was acknowledged, as far as the system reports it.
-    ///
-    /// Closing a socket with unread data sends RST, which destroys data in flight (RFC 1122,
-    /// section 4.2.2.13). And after shutdown the host may be gone before the kernel could send
-    /// lost data again.
-    fn lingering_close(&mut self, timeout: Duration) -> bool {
-        self.per_ip_permit = None;
-        if self.stream.shutdown(net::Shutdown::Write).is_err() {
-            return true; // The client has reset the connection.
-        }
-        let shutdown = &self.shared.shutdown;
-        if shutdown.is_requested() {
-            // Clients in the listen backlog must be served before the shutdown timeout.
-            self.permit = None;
-        }
-        let acknowledge_by = Instant::now() + timeout;
-        let mut linger_until = Instant::now() + LINGER_TIMEOUT;
-        let mut client_closed = false;
-        loop {
-            let now = Instant::now();
-            let acknowledged = TcpInfo::of(&self.stream).is_none_or(|info| info.fin_acknowledged);
-            if !acknowledged {
-                linger_until = now + LINGER_TIMEOUT;
-            }
-            let is_done = acknowledged && (client_closed || now >= linger_until);
-            if is_done || now >= acknowledge_by || shutdown.is_overdue() {
-                return acknowledged;
-            }
-            if client_closed {
-                thread::sleep(ACK_POLL_INTERVAL);
-                continue;
-            }
-            let next_check = Some(now + ACK_POLL_INTERVAL);
-            match wait_for_socket(&self.stream, Interest::Read, next_check, None) {
-                Ok(true) => {}
-                Ok(false) => continue,
-                Err(_) => return true,
-            }
-            self.buffer.clear();
-            match receive(&self.stream, &mut self.buffer) {
-                Ok(received) => client_closed = received == 0,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return true, // The client has reset the connection.
-            }
         }
     }
 }

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-use super::{ACK_POLL_INTERVAL, CloseReason, Connection};
+use super::drain::ACK_POLL_INTERVAL;
+use super::{CloseReason, Connection};
 use crate::platform::tcp_info::TcpInfo;
 use crate::platform::wait::POLL_INTERVAL;
 

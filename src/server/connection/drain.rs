@@ -1,0 +1,131 @@
+//! How a connection ends during graceful shutdown: it keeps echoing until the client is quiet, then
+//! lingers until the client has received everything.
+
+use std::io::ErrorKind;
+use std::net;
+use std::ops::ControlFlow::{self, Break, Continue};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+
+use super::{CloseReason, Connection};
+use crate::platform::socket::receive;
+use crate::platform::tcp_info::TcpInfo;
+use crate::platform::wait::{Interest, wait_for_socket};
+
+/// How long a lingering close waits for the client's FIN after the acknowledgement.
+pub(super) const LINGER_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// If a wait returns within this time, the data had arrived before it began.
+const MAX_IMMEDIATE_WAIT: Duration = Duration::from_millis(1);
+
+/// How often a thread checks for acknowledgements: no event reports them.
+pub(super) const ACK_POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// What the drain remembers of a client between two waits.
+#[derive(Default)]
+pub(super) struct DrainProgress {
+    /// When data last arrived, as far as this thread has noticed.
+    last_arrival: Option<Instant>,
+    /// When the server last emptied a receive buffer that may have been full. The client needs a round
+    /// trip from then on to send more.
+    window_opened_at: Option<Instant>,
+    /// How many bytes had been echoed when the drain last waited for this client to send.
+    echoed_before_wait: u64,
+}
+
+impl Connection {
+    /// Blocks until the client has sent more, or ends the connection once the client is
+    /// quiet. Everything it sent has been echoed then.
+    pub(super) fn wait_or_close(&mut self) -> ControlFlow<CloseReason> {
+        let shutdown = &self.shared.shutdown;
+        // If much has been echoed since the last pause, the client may have waited for room in the
+        // receive buffer. It needs a round trip to send more.
+        let receive_buffer = SockRef::from(&self.stream).recv_buffer_size();
+        let echoed = self.bytes_echoed - self.drain.echoed_before_wait;
+        if receive_buffer.is_ok_and(|size| echoed >= size as u64 / 4) {
+            self.drain.window_opened_at = Some(Instant::now());
+        }
+        loop {
+            if shutdown.is_overdue() {
+                return Break(CloseReason::ForciblyClosed);
+            }
+            let started = Instant::now();
+            let quiet_at = shutdown.quiet_at(
+                TcpInfo::of(&self.stream),
+                self.drain.last_arrival,
+                self.drain.window_opened_at,
+            );
+            let is_quiet = started >= quiet_at;
+            let deadline = [Some(quiet_at), shutdown.deadline()]
+                .into_iter()
+                .flatten()
+                .min();
+            match wait_for_socket(&self.stream, Interest::Read, deadline, None) {
+                Ok(true) => {
+                    if started.elapsed() > MAX_IMMEDIATE_WAIT {
+                        // The data was not there before: it has just arrived.
+                        self.drain.last_arrival = Some(Instant::now());
+                        self.drain.echoed_before_wait = self.bytes_echoed;
+                    }
+                    shutdown.record_drain_arrival();
+                    return Continue(());
+                }
+                Ok(false) if is_quiet => return Break(CloseReason::ServerShuttingDown),
+                // `quiet_at` may be later by now, so compute it again.
+                Ok(false) => {}
+                Err(error) => return Break(error.into()),
+            }
+        }
+    }
+
+    /// Half-closes, then reads and discards until the client has acknowledged everything and has sent
+    /// FIN, for up to `timeout`. The FIN may come up to 0.3 s after the acknowledgement. Returns
+    /// whether everything was acknowledged, as far as the system reports it.
+    ///
+    /// Closing a socket with unread data sends RST, which destroys data in flight (RFC 1122,
+    /// section 4.2.2.13). And after shutdown the host may be gone before the kernel could send
+    /// lost data again.
+    pub(super) fn lingering_close(&mut self, timeout: Duration) -> bool {
+        if self.stream.shutdown(net::Shutdown::Write).is_err() {
+            return true; // The client has reset the connection.
+        }
+        let shutdown = &self.shared.shutdown;
+        if shutdown.is_requested() {
+            // Clients in the listen backlog must be served before the shutdown timeout.
+            self.client_permit = None;
+        }
+        let acknowledge_by = Instant::now() + timeout;
+        let mut linger_until = Instant::now() + LINGER_TIMEOUT;
+        let mut client_closed = false;
+        loop {
+            let now = Instant::now();
+            let acknowledged = TcpInfo::of(&self.stream).is_none_or(|info| info.fin_acknowledged);
+            if !acknowledged {
+                linger_until = now + LINGER_TIMEOUT;
+            }
+            let is_done = acknowledged && (client_closed || now >= linger_until);
+            if is_done || now >= acknowledge_by || shutdown.is_overdue() {
+                return acknowledged;
+            }
+            if client_closed {
+                thread::sleep(ACK_POLL_INTERVAL);
+                continue;
+            }
+            let next_check = Some(now + ACK_POLL_INTERVAL);
+            match wait_for_socket(&self.stream, Interest::Read, next_check, None) {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(_) => return true,
+            }
+            self.buffer.clear();
+            match receive(&self.stream, &mut self.buffer) {
+                Ok(received) => client_closed = received == 0,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return true, // The client has reset the connection.
+            }
+        }
+    }
+}
