@@ -143,9 +143,15 @@ fn is_reset(error: &io::Error) -> bool {
     )
 }
 
-/// Returns whether a read or write timed out. Unix and Windows name that error differently.
+/// Returns whether a connection attempt, a read or a write took longer than its timeout. Unix and
+/// Windows name that error differently. On Unix, `TimedOut` from the system means that the connection
+/// has failed.
 fn is_timeout(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+    match error.kind() {
+        ErrorKind::WouldBlock => true,
+        ErrorKind::TimedOut => cfg!(windows) || error.raw_os_error().is_none(),
+        _ => false,
+    }
 }
 
 #[cfg(test)]
@@ -182,6 +188,14 @@ mod tests {
             !message.contains("--timeout"),
             "--timeout would not help: {message}"
         );
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_dead_path_is_not_a_timeout() {
+        assert!(is_timeout(&ErrorKind::TimedOut.into()));
+        assert!(is_timeout(&rustix::io::Errno::WOULDBLOCK.into()));
+        assert!(!is_timeout(&rustix::io::Errno::TIMEDOUT.into()));
     }
 
     #[test]

@@ -29,7 +29,7 @@ const BATCH_INTERVAL: Duration = Duration::from_millis(5);
 /// use echo_server::log_writer::LogWriter;
 ///
 /// # fn main() -> std::io::Result<()> {
-/// let mut log = LogWriter::start(sink())?;
+/// let mut log = LogWriter::start("log", sink())?;
 /// log.write_all(b"a line\n")?;
 /// log.close(Duration::from_secs(1));
 /// # Ok(())
@@ -56,11 +56,11 @@ struct Queue {
 }
 
 impl LogWriter {
-    /// Starts the thread that writes the queued lines to `out`.
+    /// Starts the thread that writes the queued lines to `out`, and gives it this name.
     ///
     /// # Errors
     /// Returns an error if the thread cannot be spawned or there is no memory for the queue.
-    pub fn start(out: impl Write + Send + 'static) -> io::Result<Self> {
+    pub fn start(name: &str, out: impl Write + Send + 'static) -> io::Result<Self> {
         let writer = Self::default();
         let shared = Arc::clone(&writer.0);
         // The queue never grows later: if the system is short of memory then, a failed allocation
@@ -69,7 +69,7 @@ impl LogWriter {
         batch.try_reserve_exact(QUEUE_LIMIT)?;
         writer.0.lock().pending.try_reserve_exact(QUEUE_LIMIT)?;
         thread::Builder::new()
-            .name("log".to_owned())
+            .name(name.to_owned())
             .stack_size(STACK_SIZE)
             .spawn(move || shared.write_to(out, batch))?;
         Ok(writer)
@@ -284,7 +284,7 @@ mod tests {
     fn an_unread_stream_bounds_the_queue_and_counts_drops() -> io::Result<()> {
         let (permit, permits) = channel();
         let (written, output) = channel();
-        let mut log = LogWriter::start(Stalled { permits, written })?;
+        let mut log = LogWriter::start("log", Stalled { permits, written })?;
         let line = [b'x'; 1023]
             .iter()
             .chain(b"\n")
@@ -315,7 +315,7 @@ mod tests {
     fn close_gives_up_after_its_timeout() -> io::Result<()> {
         let (_permit, permits) = channel();
         let (written, _output) = channel();
-        let mut log = LogWriter::start(Stalled { permits, written })?;
+        let mut log = LogWriter::start("log", Stalled { permits, written })?;
         log.write_all(b"line\n")?;
         log.close(Duration::from_millis(1));
         assert!(!log.0.lock().closed);
@@ -334,7 +334,7 @@ mod tests {
                 Ok(())
             }
         }
-        let mut log = LogWriter::start(Broken)?;
+        let mut log = LogWriter::start("log", Broken)?;
         log.write_all(b"line\n")?;
         log.close(Duration::from_secs(20));
         assert!(log.0.lock().closed);
@@ -362,7 +362,7 @@ mod tests {
             }
         }
         let (written, output) = channel();
-        let mut log = LogWriter::start(Reluctant(0, written))?;
+        let mut log = LogWriter::start("log", Reluctant(0, written))?;
         log.write_all(b"one line\n")?;
         log.close(Duration::from_secs(20));
         assert_eq!(output.try_iter().collect::<Vec<u8>>(), b"one line\n");

@@ -10,7 +10,7 @@
 use std::env;
 use std::io::{self, IsTerminal, Write};
 use std::process::{self, ExitCode};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use echo_server::cli::{self, ServerArgs, explain_bind_error};
 use echo_server::log_writer::LogWriter;
@@ -22,7 +22,7 @@ use log::{debug, warn};
 /// The exit code after a second Ctrl+C: 128 plus the number of SIGINT, as in shells.
 const EXIT_SIGINT: i32 = 130;
 
-/// How long the process waits for the reader of stdout, and then of stderr, before it exits.
+/// How long the process waits for the readers of stdout and stderr before it exits.
 const OUTPUT_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
@@ -40,17 +40,21 @@ fn main() -> ExitCode {
 
 /// Serves clients, from the first log line to the last, and returns the exit code.
 fn serve(config: Config, args: &ServerArgs) -> ExitCode {
-    let log = match LogWriter::start(io::stderr()) {
-        Ok(log) => log,
+    let writers = LogWriter::start("log", io::stderr())
+        .and_then(|log| Ok((log, LogWriter::start("stdout", io::stdout())?)));
+    let (log, stdout) = match writers {
+        Ok(writers) => writers,
         Err(error) => return fail(io::stderr(), &format!("cannot start: {error}")),
     };
     init_logger(args, &log);
-    let code = match run(config) {
+    let code = match run(config, stdout.clone()) {
         Ok(()) => ExitCode::SUCCESS,
         // The log writer keeps the order of the lines, and does not block if stderr is not read.
         Err(message) => fail(log.clone(), &message),
     };
-    log.close(OUTPUT_FLUSH_TIMEOUT);
+    let deadline = Instant::now() + OUTPUT_FLUSH_TIMEOUT;
+    stdout.close(OUTPUT_FLUSH_TIMEOUT);
+    log.close(deadline.saturating_duration_since(Instant::now()));
     code
 }
 
@@ -83,7 +87,7 @@ fn init_logger(args: &ServerArgs, log: &LogWriter) {
     }
 }
 
-fn run(config: Config) -> Result<(), String> {
+fn run(config: Config, mut stdout: LogWriter) -> Result<(), String> {
     if let Err(error) = raise_file_limit() {
         warn!("cannot raise the limit of open files: {error}");
     }
@@ -113,12 +117,9 @@ fn run(config: Config) -> Result<(), String> {
     // The address is in the log too, because stdout may be closed.
     debug!("listening on {address}");
     // Scripts wait for this line. A thread writes it, because stdout may be a full pipe.
-    let mut stdout =
-        LogWriter::start(io::stdout()).map_err(|error| format!("cannot start: {error}"))?;
     let _ = stdout.write_all(format!("Server listening on {address}\n").as_bytes());
-    stdout.close(Duration::ZERO); // does not wait: the thread ends once the line is written
+    stdout.close(Duration::ZERO); // Does not wait, but lets the thread end.
     systemd::ready();
     server.run();
-    stdout.close(OUTPUT_FLUSH_TIMEOUT);
     Ok(())
 }

@@ -33,9 +33,10 @@ use listener::Listener;
 use shutdown::Shutdown;
 pub use shutdown::ShutdownHandle;
 
-/// The first pause after a failed `accept`. It doubles with each failure in a row, up to
-/// [`POLL_INTERVAL`].
-const MIN_ACCEPT_PAUSE: Duration = Duration::from_millis(5);
+/// The first and the longest back-off after a failed `accept`, as in Go's `net/http`. It doubles with
+/// each failure in a row.
+const MIN_ACCEPT_BACKOFF: Duration = Duration::from_millis(5);
+const MAX_ACCEPT_BACKOFF: Duration = Duration::from_secs(1);
 
 /// How long connections may take to end after the shutdown timeout has passed.
 const THREAD_EXIT_GRACE: Duration = Duration::from_millis(500);
@@ -117,7 +118,7 @@ impl Server {
             per_ip_limiter: per_ip_limiter.map(Arc::new),
             max_spinning_clients: max_spinning_clients(config.busy_poll),
             shutdown: Arc::new(Shutdown::new(config.shutdown_timeout)?),
-            options_inherited: listener.options_inherited(),
+            clients_have_options: listener.clients_have_options(),
             clients_served: AtomicU64::new(0),
             forcibly_closed: AtomicU64::new(0),
             bytes_echoed: AtomicU64::new(0),
@@ -169,10 +170,11 @@ impl Server {
 #[derive(Debug)]
 struct Shared {
     config: Config,
-    /// One permit for each client. The limit is the configured one, or what the system can hold.
+    /// One permit for each client. The limit is the lower of the configured one and what the system can
+    /// hold.
     client_limiter: Arc<Limiter>,
-    /// One permit for each thread. There may be more threads than clients: during shutdown, a lingering
-    /// close has released its client's permit.
+    /// One permit for each thread. During shutdown there may be more threads than clients, because a
+    /// lingering close releases its client's permit first.
     thread_limiter: Arc<Limiter>,
     /// Checked before each new connection. `None` if memory is not limited.
     memory_limit: Option<MemoryLimit>,
@@ -181,7 +183,7 @@ struct Shared {
     max_spinning_clients: usize,
     shutdown: Arc<Shutdown>,
     /// Whether a client's socket inherits the listener's options.
-    options_inherited: bool,
+    clients_have_options: bool,
     /// How many clients were admitted.
     clients_served: AtomicU64,
     /// How many clients were forcibly closed, in the listen backlog too.
@@ -192,12 +194,12 @@ struct Shared {
 impl Shared {
     /// Accepts clients and spawns a thread for each.
     fn accept_until_shutdown(self: &Arc<Self>, listener: &Listener) {
-        let mut accept_pause = Duration::ZERO;
+        let mut backoff = Duration::ZERO;
         // Whether the warnings have been logged.
         let mut limit_logged = false;
         let mut failure_logged = false;
         while !self.shutdown.is_requested() {
-            if !self.wait_for_capacity(Duration::ZERO) {
+            if !self.has_capacity() {
                 if !mem::replace(&mut limit_logged, true) {
                     let limit = self.config.max_connections;
                     warn!(
@@ -229,11 +231,24 @@ impl Shared {
                 }
             };
             if result.is_ok() {
-                accept_pause = Duration::ZERO;
+                backoff = Duration::ZERO;
             } else {
-                // A connection that ends may free what was lacking.
-                accept_pause = (accept_pause * 2).clamp(MIN_ACCEPT_PAUSE, POLL_INTERVAL);
-                self.thread_limiter.wait_for_release(accept_pause);
+                backoff = (backoff * 2).clamp(MIN_ACCEPT_BACKOFF, MAX_ACCEPT_BACKOFF);
+                self.back_off(backoff);
+            }
+        }
+    }
+
+    /// Blocks for `delay`, until a connection ends, which may free what was lacking, or until
+    /// shutdown is requested.
+    fn back_off(&self, delay: Duration) {
+        let retry_at = Instant::now() + delay;
+        while !self.shutdown.is_requested() && Instant::now() < retry_at {
+            if self
+                .thread_limiter
+                .wait_for_release(delay.min(POLL_INTERVAL))
+            {
+                return;
             }
         }
     }
@@ -244,6 +259,11 @@ impl Shared {
             Some(limit) => limit.check(self.thread_limiter.active()),
             None => Ok(()),
         }
+    }
+
+    /// Returns whether the connection limit and the thread limit allow one more client.
+    fn has_capacity(&self) -> bool {
+        self.wait_for_capacity(Duration::ZERO)
     }
 
     /// Blocks until the connection limit and the thread limit allow one more client, for up to
@@ -284,13 +304,14 @@ impl Shared {
 
     /// Refuses new clients, serves those in the listen backlog, and waits for all connections.
     fn drain(self: &Arc<Self>, listener: Listener) {
-        // Permits of clients that are forcibly closed do not count.
+        // After the deadline, take no client from the backlog of an inherited socket: a permit
+        // released by a forcible close does not count.
         let permits = if self.shutdown.is_overdue() {
             0
         } else {
             self.client_limiter.available()
         };
-        let mut pending = listener.close(permits);
+        let mut pending = listener.into_pending(permits);
         loop {
             match pending.accept_next() {
                 Ok(Some((stream, peer))) => {

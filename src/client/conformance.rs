@@ -33,7 +33,7 @@ use crate::platform;
 pub fn run(target: &Target, options: &TestOptions) -> Result<(), Error> {
     let checks = select_checks(&options.name)?;
     if let Some(path) = &options.junit {
-        check_is_writable(path).map_err(|error| junit_error(path, error))?;
+        check_can_be_written(path).map_err(|error| junit_error(path, error))?;
     }
     // Each connection takes a file descriptor. If the limit stays too low, a check reports it.
     let _ = platform::raise_file_limit();
@@ -85,12 +85,14 @@ pub fn run(target: &Target, options: &TestOptions) -> Result<(), Error> {
 }
 
 /// Opens the file before the checks run, so that a bad path is reported at once. An older report stays
-/// until there is a new one, and a run that fails leaves no empty one.
-fn check_is_writable(path: &Path) -> io::Result<()> {
+/// until there is a new one, and a run
+/// that cannot reach the server leaves no empty file.
+fn check_can_be_written(path: &Path) -> io::Result<()> {
     let is_new = path.symlink_metadata().is_err();
     OpenOptions::new().append(true).create(true).open(path)?;
     if is_new {
-        fs::remove_file(path)?;
+        // Some directories do not allow that. The file then stays until the report replaces it.
+        let _ = fs::remove_file(path);
     }
     Ok(())
 }

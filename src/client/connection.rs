@@ -1,5 +1,5 @@
-//! A connection with a reading and a writing thread. The reader learns how the connection ended, even
-//! if a write failed first.
+//! A connection with a reading and a writing thread. A read returns how the connection ended, even if
+//! a write failed first.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -19,7 +19,7 @@ use super::is_timeout;
 pub(super) struct Connection {
     pub(super) stream: TcpStream,
     pub(super) address: SocketAddr,
-    /// How long a read may receive nothing, and a write may send nothing.
+    /// How long a write may send nothing and, by default, a read may receive nothing.
     pub(super) timeout: Duration,
     /// Locked during each write, because a write takes the socket's error before it stores it.
     write_error: Mutex<Option<io::Error>>,

@@ -20,9 +20,7 @@ use self::prompt::Input;
 use self::screen::Screen;
 use self::text::{complete_len, escape};
 use super::connection::Connection;
-use super::{
-    Error, Target, explain_lost_connection, explain_stdout_error, is_timeout, print, spawn,
-};
+use super::{Error, Target, explain_lost_connection, explain_stdout_error, print, spawn};
 use crate::platform::terminal::{BEFORE_NEWLINE, wait_until_gone};
 use crate::platform::wait::{Interest, wait_for_socket};
 
@@ -31,8 +29,8 @@ pub use self::screen::restore_terminal;
 /// How long the rest of a line may take to follow. Without it, the beginning is shown.
 const PARTIAL_LINE_DELAY: Duration = Duration::from_millis(20);
 
-/// Extra time after the timeout: the reading thread must deliver what has arrived, also after the
-/// process was suspended.
+/// How much longer than the timeout the main thread waits for bytes that have arrived, but that the
+/// reading thread has not delivered yet, such as after the process was suspended.
 const DELIVERY_GRACE: Duration = Duration::from_secs(1);
 
 /// How many events may wait for the main thread. If the terminal is slow, backpressure reaches the
@@ -76,6 +74,11 @@ enum End {
 pub fn run(target: &Target) -> Result<(), Error> {
     let connection = target.connect()?;
     let address = connection.address;
+    // The user may pause for any time.
+    connection
+        .stream
+        .set_read_timeout(None)
+        .map_err(|error| explain_lost_connection(address, &error))?;
     let screen = Screen::open().map_err(explain_terminal_error)?;
     let (lines, events) = start_threads(connection, screen.has_prompt())?;
     let session = Session {
@@ -178,7 +181,19 @@ impl Session {
         match self.events.recv_timeout(time_left) {
             Ok(event) => Ok(Some(event)),
             Err(_) if self.missing == 0 => Ok(None),
-            Err(_) => Ok(self.events.recv_timeout(DELIVERY_GRACE).ok()),
+            Err(_) => Ok(self.next_late_event()),
+        }
+    }
+
+    /// Waits a moment longer for an event of the connection. Keys have no effect any more.
+    fn next_late_event(&self) -> Option<Event> {
+        let deadline = Instant::now() + DELIVERY_GRACE;
+        loop {
+            let time_left = deadline.saturating_duration_since(Instant::now());
+            match self.events.recv_timeout(time_left).ok()? {
+                Event::Keys(_) | Event::Input(_) => {}
+                event => return Some(event),
+            }
         }
     }
 
@@ -260,8 +275,6 @@ fn read_socket(mut connection: &Connection, events: &SyncSender<Event>) {
         match connection.read(&mut buffer) {
             Ok(0) => break Ok(()),
             Ok(n) => pending.extend_from_slice(&buffer[..n]),
-            // The user may pause for any time.
-            Err(error) if is_timeout(&error) => continue,
             Err(error) => break Err(error),
         }
         let newline = pending.iter().rposition(|byte| *byte == b'\n');

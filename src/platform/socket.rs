@@ -24,7 +24,7 @@ use socket2::{SockRef, TcpKeepalive};
 const BLOCKING: bool = cfg!(target_os = "linux");
 
 /// Whether a client's socket inherits the options of the listener that accepted it.
-pub(crate) const OPTIONS_INHERITED: bool = cfg!(target_os = "linux");
+pub(crate) const CLIENTS_HAVE_LISTENER_OPTIONS: bool = cfg!(target_os = "linux");
 
 /// How long `recv` and `accept` block at most, on Linux. A client that is slower than this costs
 /// its thread one more system call per message.

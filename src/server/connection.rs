@@ -206,7 +206,7 @@ impl Connection {
 
     /// Reads the client's address and applies the per-IP limit.
     fn admit(&mut self) -> ControlFlow<CloseReason> {
-        if !self.shared.options_inherited {
+        if !self.shared.clients_have_options {
             let options = SocketOptions::new(self.shared.config.idle_timeout);
             if let Err(error) = options.apply_to_client(&SockRef::from(&self.stream)) {
                 return Break(error.into());
@@ -281,7 +281,8 @@ impl Connection {
                 self.wait_or_close()?;
             }
             match self.receive_or_wait(None)? {
-                None => {} // Nothing has arrived yet.
+                // Nothing has arrived, so the client does not wait for room in the receive buffer.
+                None => self.drain.echoed_before_wait = self.bytes_echoed,
                 Some(0) => return Break(CloseReason::ClosedByClient),
                 Some(_) => {
                     self.busy_poll.record_arrival();

@@ -42,7 +42,7 @@ impl Limiter {
     }
 
     /// Takes a permit. Callers must make sure that one is [`available`](Self::available); only the
-    /// thread in `Server::run` takes permits.
+    /// thread that runs `Server::run` takes permits.
     pub(crate) fn acquire(self: &Arc<Self>) -> Permit {
         self.active.fetch_add(1, Relaxed);
         Permit(Arc::clone(self))
@@ -53,10 +53,10 @@ impl Limiter {
         self.available() > 0 || self.wait_while(timeout, |active| active >= self.limit)
     }
 
-    /// Blocks until a permit is released or `timeout` passes.
-    pub(crate) fn wait_for_release(&self, timeout: Duration) {
+    /// Blocks until a permit is released or `timeout` passes. Returns whether one was released.
+    pub(crate) fn wait_for_release(&self, timeout: Duration) -> bool {
         let before = self.active();
-        self.wait_while(timeout, |active| active >= before);
+        self.wait_while(timeout, |active| active >= before)
     }
 
     /// Blocks until all permits are released or `timeout` passes.

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::platform::socket::{OPTIONS_INHERITED, SocketOptions, accept};
+use crate::platform::socket::{CLIENTS_HAVE_LISTENER_OPTIONS, SocketOptions, accept};
 use crate::platform::wait::{Interest, Waker, wait_for_socket};
 
 /// The length of the listen backlog, the most that Linux allows by default
@@ -58,8 +58,8 @@ impl Listener {
     }
 
     /// Returns whether each client's socket has the listener's options from the start.
-    pub(crate) fn options_inherited(&self) -> bool {
-        OPTIONS_INHERITED && !self.inherited
+    pub(crate) fn clients_have_options(&self) -> bool {
+        CLIENTS_HAVE_LISTENER_OPTIONS && !self.inherited
     }
 
     /// Accepts a client. Returns `None` if no client is in the listen backlog: on Linux after a short
@@ -83,9 +83,9 @@ impl Listener {
         wait_for_socket(&self.socket, Interest::Read, None, Some(waker)).map(drop)
     }
 
-    /// Refuses new clients and returns those in the listen backlog. Of an inherited socket, it
-    /// returns `permits` clients at most: the next server can serve the others.
-    pub(crate) fn close(self, permits: usize) -> PendingConnections {
+    /// Returns the clients in the listen backlog. The listener is closed once they are accepted. Of an
+    /// inherited socket, it accepts `permits` clients at most: the next server can serve the others.
+    pub(crate) fn into_pending(self, permits: usize) -> PendingConnections {
         let remaining = if self.inherited {
             permits
         } else {
@@ -108,7 +108,7 @@ impl Listener {
 pub(crate) struct PendingConnections {
     /// Open until all clients in its backlog are accepted.
     listener: Option<Listener>,
-    /// How many more clients may be accepted. The listener is open only if it is above 0.
+    /// How many more clients may be accepted. Above 0 while the listener is open.
     remaining: usize,
     accepted: VecDeque<Accepted>,
 }
@@ -163,7 +163,7 @@ mod tests {
         let _client = TcpStream::connect(listener.local_addr()?)?;
         let (stream, _) = listener.accept()?.expect("a client has connected");
         let socket = SockRef::from(&stream);
-        if !listener.options_inherited() {
+        if !listener.clients_have_options() {
             options().apply_to_client(&socket)?;
         }
         assert!(socket.tcp_nodelay()?);
@@ -183,7 +183,7 @@ mod tests {
         let listener = Listener::bind(([127, 0, 0, 1], 0).into(), options())?;
         let address = listener.local_addr()?;
         let clients = [TcpStream::connect(address)?, TcpStream::connect(address)?];
-        let mut pending = listener.close(0);
+        let mut pending = listener.into_pending(0);
         for client in clients {
             let (_, peer) = pending
                 .accept_next()?
@@ -201,7 +201,7 @@ mod tests {
         let manager = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = manager.local_addr()?;
         let [_first, _second, third] = [(); 3].map(|()| TcpStream::connect(address));
-        let mut pending = Listener::inherit(manager.try_clone()?, options())?.close(2);
+        let mut pending = Listener::inherit(manager.try_clone()?, options())?.into_pending(2);
         assert!(pending.accept_next()?.is_some() && pending.accept_next()?.is_some());
         assert!(pending.accept_next()?.is_none());
         let (_, peer) = manager.accept()?;

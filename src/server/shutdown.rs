@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use crate::platform::tcp_info::TcpInfo;
 use crate::platform::wait::Waker;
 
-/// How long data in flight at the shutdown request has to arrive. A longer round trip replaces it, up
-/// to half the shutdown timeout.
+/// How long data in flight at the shutdown request has to arrive. If the round trip is longer, that
+/// applies instead. Both are capped at half the shutdown timeout.
 const MIN_QUIET_PERIOD: Duration = Duration::from_millis(100);
 
 /// The shortest retransmission timeout on Linux. It applies to all fast links.
@@ -132,6 +132,7 @@ impl Shutdown {
         let max_quiet_period = self.timeout / 2;
         let round_trip = MIN_QUIET_PERIOD.max(rtt);
         let earliest = match window_opened_at {
+            // Not capped: data that the client could not send before needs the whole round trip.
             Some(opened_at) => opened_at + round_trip,
             None => requested_at + round_trip.min(max_quiet_period),
         };

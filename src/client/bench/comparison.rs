@@ -136,7 +136,7 @@ fn median<T: Copy>(sorted: &[T]) -> Option<T> {
 /// Returns the ratio of the medians, unless the first server was not measured or echoed nothing.
 #[expect(
     clippy::cast_precision_loss,
-    reason = "a ratio is format_rate with two decimals"
+    reason = "a ratio is shown with two decimals"
 )]
 fn ratio(throughput: &[u64], first: &[u64]) -> Option<f64> {
     let (median, first) = (median(throughput)?, median(first)?);

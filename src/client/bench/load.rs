@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use super::payload::payload;
 use crate::cli::BenchOptions;
 
-/// Maximum number of bytes of one message that are in flight, and that one read receives. The buffers
-/// on the way hold that much, so the server can always write its echoes.
+/// Maximum number of bytes in flight of one message, and maximum size of one read. The buffers on the
+/// way hold that much, so the server can always write its echoes.
 pub(super) const MAX_IN_FLIGHT: usize = 65_536;
 
 pub(super) struct Load<'a> {

@@ -31,7 +31,7 @@ pub(super) struct Worker<'a> {
     outgoing: Cursor<'a>,
     incoming: Cursor<'a>,
     buffer: Vec<u8>,
-    /// The time since bytes last arrived, as a sum of read timeouts, which saves reading the clock.
+    /// The time since bytes last arrived: a sum of read timeouts, so that no clock is read.
     idle: Duration,
     tally: Tally,
 }

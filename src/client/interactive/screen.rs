@@ -21,8 +21,7 @@ use crate::platform::terminal::suspend;
 /// How long [`restore_terminal`] waits for the terminal to accept a newline.
 const NEWLINE_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Set once a signal handler has restored the terminal. The lock keeps [`enter_raw_mode`] from running
-/// after that.
+/// Set when a signal handler restores the terminal. [`enter_raw_mode`] does nothing from then on.
 static IS_ENDING: Mutex<bool> = Mutex::new(false);
 
 const CLEAR_BELOW: Clear = Clear(ClearType::FromCursorDown);

@@ -1,5 +1,5 @@
-//! How a connection ends during graceful shutdown: it keeps echoing until the client is quiet, then
-//! lingers until the client has received everything.
+//! How the server ends a connection. During graceful shutdown it keeps echoing until the client is
+//! quiet. Then, as after an idle timeout, it lingers until the client has received everything.
 
 use std::io::ErrorKind;
 use std::net;
@@ -31,8 +31,8 @@ pub(super) struct DrainProgress {
     /// When the server last emptied a receive buffer that may have been full. The client needs a round
     /// trip from then on to send more.
     window_opened_at: Option<Instant>,
-    /// How many bytes had been echoed when the drain last waited for this client to send.
-    echoed_before_wait: u64,
+    /// How many bytes had been echoed when this thread last waited for data.
+    pub(super) echoed_before_wait: u64,
 }
 
 impl Connection {
@@ -81,7 +81,7 @@ impl Connection {
     }
 
     /// Half-closes, then reads and discards until the client has acknowledged everything and has sent
-    /// FIN, for up to `timeout`. The FIN may come up to 0.3 s after the acknowledgement. Returns
+    /// FIN. Waits for up to `timeout`, and for the FIN up to 0.3 s after the acknowledgement. Returns
     /// whether everything was acknowledged, as far as the system reports it.
     ///
     /// Closing a socket with unread data sends RST, which destroys data in flight (RFC 1122,
