@@ -1,7 +1,41 @@
 //! A TCP echo server ([RFC 862]): sends back to each client what it receives, byte for byte.
 //!
-//! It uses blocking I/O and one thread per client. This map follows one connection; start with the
-//! first eight files:
+//! It uses blocking I/O and one thread per client. The binary `echo-server` serves from the command
+//! line. The library runs inside other programs, for example in their tests:
+//!
+//! ```
+//! use std::io::{Read, Write};
+//! use std::net::{Shutdown, TcpStream};
+//! use std::thread;
+//!
+//! use echo_server::{Config, Server};
+//!
+//! # fn main() -> std::io::Result<()> {
+//! let server = Server::bind(Config {
+//!     address: ([127, 0, 0, 1], 0).into(), // port 0: the system chooses a free port
+//!     ..Config::default()
+//! })?;
+//! let address = server.local_addr()?;
+//! let handle = server.shutdown_handle();
+//! let running = thread::spawn(move || server.run());
+//!
+//! let mut client = TcpStream::connect(address)?;
+//! client.write_all(b"hello")?;
+//! client.shutdown(Shutdown::Write)?;
+//! let mut echo = String::new();
+//! client.read_to_string(&mut echo)?;
+//! assert_eq!(echo, "hello");
+//!
+//! handle.shutdown();
+//! running.join().expect("the server does not panic");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Map of the source
+//!
+//! This map follows one connection. The first five files show how it begins and echoes, the next four
+//! how it ends and waits:
 //!
 //! | file | role |
 //! | --- | --- |
@@ -10,10 +44,11 @@
 //! | `server/listener.rs` | the listening socket and its backlog |
 //! | `server/limits.rs` | connection limit and per-IP limit: permits |
 //! | `server/connection.rs` | one connection: admission, echo loop, close |
-//! | `server/connection/faults.rs` | faults on request |
+//! | `server/connection/drain.rs` | how the server ends a connection: quiet clients, lingering close |
 //! | `server/shutdown.rs` | graceful shutdown: [`ShutdownHandle`], `AtomicBool`, deadline, quiet period |
 //! | `platform/wait.rs` | how a thread waits for a socket, in a way that shutdown can end |
 //! | `platform/socket.rs` | socket options, `recv` and `accept` |
+//! | `server/connection/faults.rs` | faults on request |
 //! | `server/config.rs` | [`Config`] |
 //! | `server/busy_poll.rs` | adaptive polling before a thread blocks |
 //! | `server/proxy_protocol.rs` | parser for the PROXY protocol header |
@@ -55,37 +90,6 @@
 //! | `client/bench/comparison.rs` | the report of servers that were measured in turns |
 //!
 //! The [`manual`] describes installation, operation and performance.
-//!
-//! The library also runs inside other programs, for example in their tests:
-//!
-//! ```
-//! use std::io::{Read, Write};
-//! use std::net::{Shutdown, TcpStream};
-//! use std::thread;
-//!
-//! use echo_server::{Config, Server};
-//!
-//! # fn main() -> std::io::Result<()> {
-//! let server = Server::bind(Config {
-//!     address: ([127, 0, 0, 1], 0).into(), // port 0: the system chooses a free port
-//!     ..Config::default()
-//! })?;
-//! let address = server.local_addr()?;
-//! let handle = server.shutdown_handle();
-//! let running = thread::spawn(move || server.run());
-//!
-//! let mut client = TcpStream::connect(address)?;
-//! client.write_all(b"hello")?;
-//! client.shutdown(Shutdown::Write)?;
-//! let mut echo = String::new();
-//! client.read_to_string(&mut echo)?;
-//! assert_eq!(echo, "hello");
-//!
-//! handle.shutdown();
-//! running.join().expect("the server does not panic");
-//! # Ok(())
-//! # }
-//! ```
 //!
 //! [RFC 862]: https://www.rfc-editor.org/rfc/rfc862
 

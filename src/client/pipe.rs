@@ -61,7 +61,7 @@ impl Pipe {
             }
         };
         // Set before the half-close, because the server answers that with FIN.
-        self.stdin_result.get_or_init(|| result);
+        let _ = self.stdin_result.set(result);
         self.connection.half_close();
     }
 

@@ -261,7 +261,7 @@ fn send_until_over(
             Err(_) => return,
         }
     }
-    total.get_or_init(|| sent);
+    let _ = total.set(sent);
 }
 
 /// Returns why a connection failed, in the words of the report.
