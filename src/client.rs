@@ -191,6 +191,18 @@ mod tests {
     }
 
     #[test]
+    fn only_ipv6_addresses_have_brackets() {
+        for (host, expected) in [("::1", "[::1]:7"), ("localhost", "localhost:7")] {
+            let target = Target {
+                host: host.to_owned(),
+                port: 7,
+                timeout: Duration::ZERO,
+            };
+            assert_eq!(target.to_string(), expected);
+        }
+    }
+
+    #[test]
     #[cfg(unix)]
     fn a_dead_path_is_not_a_timeout() {
         assert!(is_timeout(&ErrorKind::TimedOut.into()));
