@@ -281,8 +281,7 @@ impl Connection {
                 self.wait_or_close()?;
             }
             match self.receive_or_wait(None)? {
-                // Nothing has arrived, so the client does not wait for room in the receive buffer.
-                None => self.drain.echoed_before_wait = self.bytes_echoed,
+                None => {} // Nothing has arrived yet.
                 Some(0) => return Break(CloseReason::ClosedByClient),
                 Some(_) => {
                     self.busy_poll.record_arrival();

@@ -31,8 +31,8 @@ pub(super) struct DrainProgress {
     /// When the server last emptied a receive buffer that may have been full. The client needs a round
     /// trip from then on to send more.
     window_opened_at: Option<Instant>,
-    /// How many bytes had been echoed when this thread last waited for data.
-    pub(super) echoed_before_wait: u64,
+    /// How many bytes had been echoed when the drain last waited for this client to send.
+    echoed_before_wait: u64,
 }
 
 impl Connection {
