@@ -55,19 +55,19 @@ fn bench_command(mut command: Command, duration: &str, arguments: &str) -> Comma
 }
 
 /// Runs the command and returns its stdout. Nothing may be on stderr.
-fn report(command: Command, code: i32) -> String {
-    output_report(end(start(command)), code)
+fn run_text(command: Command, code: i32) -> String {
+    text_of(end(start(command)), code)
 }
 
-fn json_report(command: Command, code: i32) -> Value {
-    json(&report(command, code))
+fn run_json(command: Command, code: i32) -> Value {
+    parse_json(&run_text(command, code))
 }
 
 fn start(mut command: Command) -> Child {
     command.spawn().expect("the client starts")
 }
 
-fn output_report(output: Output, code: i32) -> String {
+fn text_of(output: Output, code: i32) -> String {
     let Output {
         status,
         stdout,
@@ -81,7 +81,7 @@ fn output_report(output: Output, code: i32) -> String {
     stdout.into_owned()
 }
 
-fn json(report: &str) -> Value {
+fn parse_json(report: &str) -> Value {
     serde_json::from_str(report).unwrap_or_else(|error| panic!("{error}: {report}"))
 }
 
@@ -156,11 +156,11 @@ fn notifying_server(count: usize, echoes: bool) -> (SocketAddr, mpsc::Receiver<(
 /// Starts a run, presses Ctrl+C at the event, and returns the report.
 ///
 /// A run of a fixed duration may measure nothing: a busy machine can delay a program for all of it.
-fn report_at(event: &mpsc::Receiver<()>, command: Command, code: i32) -> String {
+fn interrupt_at(event: &mpsc::Receiver<()>, command: Command, code: i32) -> String {
     let client = start(command);
     event.recv_timeout(PATIENCE).expect("the event occurs");
     signal::send(&client, Signal::INT);
-    output_report(end(client), code)
+    text_of(end(client), code)
 }
 
 #[test]
@@ -171,7 +171,7 @@ fn round_trips_are_counted_and_timed() {
     let (server, received) = notifying_server(50 * 64, true);
     let begin = Instant::now();
     let options = "--json --connections 3 --duration 1h";
-    let report = json(&report_at(&received, bench(server, options), 0));
+    let report = parse_json(&interrupt_at(&received, bench(server, options), 0));
     assert_eq!(report["server"], server.to_string());
     assert_eq!(
         (&report["mode"], &report["connections"]),
@@ -224,7 +224,7 @@ fn warm_up_precedes_the_measurement_and_is_not_counted() {
     });
     let begin = Instant::now();
     let options = "--json --warm-up 600ms --duration 300ms";
-    let report = json_report(bench(address, options), 0);
+    let report = run_json(bench(address, options), 0);
     assert!(begin.elapsed() >= WHOLE_RUN, "{:?}", begin.elapsed());
     assert!(
         (0.299..0.301).contains(&number(&report, "measured_s")),
@@ -255,7 +255,7 @@ fn messages_may_have_any_size() {
         let server = Server::start(&[]);
         let options = &format!("--json --connections 2 --size {size}");
         // A long message may take longer than the run. It is measured all the same.
-        let report = json_report(bench(server.address, options), 0);
+        let report = run_json(bench(server.address, options), 0);
         assert!(number(&report, "max_us") > 0.0, "{report}");
         assert_eq!(failures(&report), []);
         for line in server.wait_for_logs(2, " disconnected: closed by client, ") {
@@ -280,7 +280,7 @@ fn bulk_has_throughput_and_no_latency() {
         // More than the buffers hold, so the client has received some.
         let (server, received) = notifying_server(500_000, true);
         let options = &format!("--json --mode bulk --size {size} --duration 1h");
-        let report = json(&report_at(&received, bench(server, options), 0));
+        let report = parse_json(&interrupt_at(&received, bench(server, options), 0));
         assert!(number(&report, "bytes") > 0.0 && number(&report, "bytes_per_s") > 0.0);
         assert!(
             report["p50_us"].is_null() && report["messages"].is_null(),
@@ -297,7 +297,7 @@ fn connections_are_counted_and_timed() {
     }
     let (server, received) = notifying_server(10 * 64, true);
     let options = "--json --mode connect --connections 2 --duration 1h";
-    let report = json(&report_at(&received, bench(server, options), 0));
+    let report = parse_json(&interrupt_at(&received, bench(server, options), 0));
     // The echoes of the last messages may not have arrived.
     assert!(
         number(&report, "messages") >= 8.0 && number(&report, "max_us") > 0.0,
@@ -312,7 +312,7 @@ fn no_connection_is_closed_with_rst() {
         let Some(mut server) = Server::start_to_signal(&[]) else {
             return;
         };
-        report(bench(server.address, &format!("--mode {mode}")), 0);
+        run_text(bench(server.address, &format!("--mode {mode}")), 0);
         assert_eq!(server.shut_down().code(), Some(0));
         let log = server.rest_of_log().join("\n");
         assert!(
@@ -342,7 +342,7 @@ fn report_has_its_rows() {
         ("bulk", &["/s", "not measured in bulk"]),
         ("connect", &["connected ", "/s", "p50 ", "max ", "█"]),
     ] {
-        let report = report(bench(server.address, &format!("--mode {mode}")), 0);
+        let report = run_text(bench(server.address, &format!("--mode {mode}")), 0);
         assert!(
             report.starts_with(&format!("{mode} on {}: ", server.address)),
             "{report}"
@@ -394,7 +394,7 @@ fn wrong_byte_is_counted_and_other_connections_go_on() {
         });
     });
     let options = "--json --connections 3 --duration 1h";
-    let report = json(&report_at(&others_go_on, bench(server, options), 1));
+    let report = parse_json(&interrupt_at(&others_go_on, bench(server, options), 1));
     assert_eq!(failures(&report), [("wrong bytes", 1)]);
     assert!(number(&report, "messages") >= 3.0 + 9.0, "{report}");
 }
@@ -422,7 +422,7 @@ fn stale_or_shifted_echo_is_wrong_in_every_mode() {
             "--mode connect",
         ] {
             let options = &format!("--json {options}");
-            let report = json_report(bench(server, options), 1);
+            let report = run_json(bench(server, options), 1);
             assert_eq!(failures(&report)[0].0, "wrong bytes", "{report}");
         }
     }
@@ -441,7 +441,7 @@ fn lost_connections_are_counted_and_others_go_on() {
         // All bytes have been read, so the system sends FIN instead of RST on the others.
     });
     let options = "--connections 5 --duration 1h";
-    let report = report_at(&others_go_on, bench(server, options), 1);
+    let report = interrupt_at(&others_go_on, bench(server, options), 1);
     let failures = report
         .split_once("\nfailures\n")
         .expect("the report has the failures")
@@ -462,7 +462,7 @@ fn reset_in_bulk_mode_is_reported_as_a_reset() {
     });
     // The run ends earlier, when all connections are lost.
     let options = "--json --mode bulk --connections 20 --duration 1h";
-    let report = json_report(bench(server, options), 1);
+    let report = run_json(bench(server, options), 1);
     assert_eq!(failures(&report), [("reset", 20)]);
 }
 
@@ -471,7 +471,7 @@ fn run_ends_when_all_connections_are_lost() {
     let server = server(|_, _| {});
     for mode in ["rtt", "bulk"] {
         let options = &format!("--json --connections 4 --duration 1h --mode {mode}");
-        let report = json_report(bench(server, options), 1);
+        let report = run_json(bench(server, options), 1);
         assert_eq!(
             failures(&report)
                 .iter()
@@ -496,7 +496,7 @@ fn connect_mode_counts_a_failure_and_tries_again() {
         echo(&mut stream, |_, _| connection % 2 == 0);
     });
     let options = "--json --mode connect --duration 1h";
-    let report = json(&report_at(&tried_again, bench(server, options), 1));
+    let report = parse_json(&interrupt_at(&tried_again, bench(server, options), 1));
     assert!(number(&report, "messages") > 0.0, "{report}");
     assert_eq!(failures(&report)[0].0, "closed", "{report}");
 }
@@ -522,7 +522,7 @@ fn connect_mode_has_a_timeout_for_each_connection() {
         });
     });
     let options = "--json --mode connect --timeout 2500ms --duration 1h";
-    let report = json(&report_at(&tried_again, bench(server, options), 1));
+    let report = parse_json(&interrupt_at(&tried_again, bench(server, options), 1));
     assert_eq!(failures(&report), [("timeout", 1)]);
     assert!(number(&report, "messages") >= 2.0, "{report}");
 }
@@ -538,7 +538,7 @@ fn slow_server_that_keeps_echoing_is_no_timeout() {
         }
     });
     let options = "--json --mode bulk --timeout 2500ms --duration 2500ms";
-    let report = json_report(bench(server, options), 0);
+    let report = run_json(bench(server, options), 0);
     assert!(number(&report, "bytes") > 0.0, "{report}");
 }
 
@@ -563,7 +563,7 @@ fn silent_server_is_a_timeout() {
     ];
     for_each_at_once(&options, |options| {
         let options = &format!("--json --timeout 2500ms {options}");
-        let report = json_report(bench(server, options), 1);
+        let report = run_json(bench(server, options), 1);
         assert_eq!(failures(&report)[0].0, "timeout", "{report}");
     });
 }
@@ -591,7 +591,7 @@ fn each_round_measures_every_server_in_the_same_order() {
         });
         address.to_string()
     });
-    report(bench_addresses(&addresses, "--rounds 2"), 0);
+    run_text(bench_addresses(&addresses, "--rounds 2"), 0);
     drop(connected);
     let order: Vec<&str> = connections.try_iter().collect();
     assert_eq!(
@@ -610,7 +610,7 @@ fn json_has_the_ratio_and_the_figures_of_each_round() {
         ("connect", "messages_per_s"),
     ] {
         let options = &format!("--json --rounds 3 --mode {mode}");
-        let report = json_report(bench_addresses(&addresses, options), 0);
+        let report = run_json(bench_addresses(&addresses, options), 0);
         assert_eq!(report["rounds"], 3);
         let medians: Vec<f64> = servers(&report)
             .iter()
@@ -649,9 +649,9 @@ fn json_has_the_ratio_and_the_figures_of_each_round() {
 fn a_round_has_the_fields_of_the_report_of_one_server() {
     let server = Server::start(&["-q"]);
     let address = [server.address.to_string()];
-    let alone = json_report(bench_addresses(&address, "--json"), 0);
+    let alone = run_json(bench_addresses(&address, "--json"), 0);
     let options = "--json --rounds 1";
-    let in_turns = json_report(bench_addresses(&address, options), 0);
+    let in_turns = run_json(bench_addresses(&address, options), 0);
     let keys = |report: &Value| -> Vec<String> {
         let fields = report.as_object().expect("an object");
         fields.keys().cloned().collect()
@@ -670,7 +670,7 @@ fn text_report_has_a_row_for_each_server() {
         ("connect", "connections/s"),
     ] {
         let options = &format!("--mode {mode} --rounds 3");
-        let report = report(bench_addresses(&addresses, options), 0);
+        let report = run_text(bench_addresses(&addresses, options), 0);
         let lines: Vec<&str> = report.lines().collect();
         assert!(
             lines[0].starts_with(&format!("{mode} in turns, 50ms each: ")),
@@ -724,7 +724,7 @@ fn other_servers_are_measured_if_one_fails() {
     ];
 
     let options = "--json --rounds 3";
-    let object = json_report(bench_addresses(&addresses, options), 1);
+    let object = run_json(bench_addresses(&addresses, options), 1);
     let reasons = servers(&object).iter().map(|server| {
         assert_eq!(measurements(server).len(), 3, "{object}");
         failures(&measurements(server)[1])
@@ -747,7 +747,7 @@ fn other_servers_are_measured_if_one_fails() {
         assert!(number(round, "max_us") > 0.0, "{object}");
     }
 
-    let text = report(bench_addresses(&addresses, "--rounds 3"), 1);
+    let text = run_text(bench_addresses(&addresses, "--rounds 3"), 1);
     let row = text
         .lines()
         .find(|line| line.starts_with(&refusing.to_string()));
@@ -771,7 +771,7 @@ fn ratio_is_null_if_the_first_server_fails() {
     let (_socket, refusing) = closed_port();
     let addresses = [refusing.to_string(), good.address.to_string()];
     let options = "--json --rounds 1";
-    let report = json_report(bench_addresses(&addresses, options), 1);
+    let report = run_json(bench_addresses(&addresses, options), 1);
     for server in servers(&report) {
         assert!(server["ratio"].is_null(), "{report}");
     }
@@ -782,7 +782,7 @@ fn ratio_is_null_if_the_first_server_fails() {
 fn one_address_replaces_host_and_port() {
     let server = Server::start(&["-q"]);
     let address = [format!("localhost:{}", server.address.port())];
-    let report = report(bench_addresses(&address, ""), 0);
+    let report = run_text(bench_addresses(&address, ""), 0);
     assert!(
         report.starts_with(&format!("rtt on {}: ", server.address)),
         "{report}"
@@ -799,7 +799,7 @@ fn ctrl_c_ends_all_rounds_with_a_report() {
     let unused = server(|_, _| panic!("this server is measured last"));
     let addresses = [slow, fast.address, unused].map(|address| address.to_string());
     let command = bench_addresses(&addresses, "--json --duration 1h");
-    let report = json(&report_at(&received, command, 0));
+    let report = parse_json(&interrupt_at(&received, command, 0));
     assert_eq!(report["rounds"], 5);
     let [first, others @ ..] = servers(&report) else {
         panic!("there are three servers: {report}");
@@ -826,7 +826,7 @@ fn closed_stdout_ends_the_run_without_a_message() {
     for format in ["--json", "--mode=rtt"] {
         let mut client = start(bench(server.address, format));
         drop(client.stdout.take());
-        assert_eq!(output_report(end(client), 1), "");
+        assert_eq!(text_of(end(client), 1), "");
     }
 }
 
@@ -838,7 +838,7 @@ fn ctrl_c_does_not_wait_for_a_missing_echo() {
     for mode in ["rtt", "bulk", "connect"] {
         let (server, received) = notifying_server(1, false);
         let options = &format!("--duration 1h --timeout 1h --mode {mode}");
-        let report = report_at(&received, bench(server, options), 0);
+        let report = interrupt_at(&received, bench(server, options), 0);
         assert!(report.contains("not measured"), "{report}");
     }
 }
@@ -865,7 +865,7 @@ fn ctrl_c_does_not_wait_for_a_message_that_arrives_slowly() {
     for mode in ["rtt", "connect"] {
         let (server, first_byte) = byte_by_byte_server();
         let options = &format!("--size 64KiB --duration 1h --mode {mode}");
-        let report = report_at(&first_byte, bench(server, options), 0);
+        let report = interrupt_at(&first_byte, bench(server, options), 0);
         assert!(report.contains("not measured"), "{report}");
     }
 }
@@ -874,7 +874,7 @@ fn run_ends_in_time_if_a_message_arrives_slowly() {
     let (server, _first_byte) = byte_by_byte_server();
     for_each_at_once(&["rtt", "connect"], |mode| {
         let options = &format!("--json --size 64KiB --timeout 2500ms --mode {mode}");
-        let report = json_report(bench(server, options), 1);
+        let report = run_json(bench(server, options), 1);
         assert_eq!(failures(&report), [("timeout", 1)]);
     });
 }
@@ -902,7 +902,7 @@ fn first_ctrl_c_after_the_run_ends_the_client() {
         threads.count() == 2 && stat.contains(") S ")
     });
     signal::send(&client, Signal::INT);
-    assert_eq!(output_report(end(client), 130), "");
+    assert_eq!(text_of(end(client), 130), "");
 }
 
 /// Clients that connect to a full listen backlog delay the end of the run: the kernel drops their
@@ -923,7 +923,7 @@ fn second_ctrl_c_ends_the_run_at_once() {
         signal::send(&client, Signal::INT);
         thread::sleep(Duration::from_millis(20));
     }
-    assert_eq!(output_report(end(client), 130), "");
+    assert_eq!(text_of(end(client), 130), "");
 }
 
 /// Only Unix lets a test limit the open files of a program.
@@ -941,7 +941,7 @@ fn connections_without_a_file_are_counted_and_others_go_on() {
         &server.address.port().to_string(),
     ]);
     let client = bench_command(shell, "200ms", "--json --connections 60");
-    let report = json_report(client, 1);
+    let report = run_json(client, 1);
     // A busy machine may delay all echoes until after the run.
     assert!(number(&report, "max_us") > 0.0, "{report}");
     assert!(
