@@ -145,6 +145,7 @@ fn error_for_a_bad_argument_has_the_option_and_advice() {
         ("--timeout 0s", "from 1ms to 24h"),
         ("--timeout 25h", "from 1ms to 24h"),
         ("--timeout 5", "such as 500ms, 30s or 5m"),
+        ("127.0.0.1", "given with '--host' and '--port'"),
         ("tset", "test"),
         ("test --jsno", "--json"),
         ("bench --connections 0", "not in 1..=65535"),
