@@ -418,6 +418,7 @@ const FAULTS: [(&str, &str, &str, &str); 2] = [
     ),
 ];
 
+/// Takes one to two seconds: each check sends megabytes, in a debug build.
 #[test]
 fn faults_on_request_fail_the_right_check() {
     for (fault, check, expected, got) in FAULTS {

@@ -68,6 +68,7 @@ fn idle_timeout_is_on_time_after_an_echo() {
     panic!("most clients are closed late");
 }
 
+/// Takes two to three seconds: filling the buffers, and then the timeout.
 #[test]
 fn client_that_never_reads_is_idle() {
     run_at_once(&[

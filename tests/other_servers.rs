@@ -83,6 +83,7 @@ fn socat_passes_the_suite() {
 }
 
 /// Runs the commands with other ports, shorter, and with a wait that does not depend on the machine.
+/// Takes two seconds: three modes, with five rounds of three servers each.
 #[test]
 fn commands_of_the_manual_compare_three_servers() {
     if Tool::start(Command::new("socat").arg("-V").stdout(Stdio::null())).is_none() {

@@ -24,6 +24,7 @@ fn stderr_without_a_reader_does_not_stop_the_service() {
     check_service(&mut Server::spawn_as_is(&mut command));
 }
 
+/// Takes one to two seconds: the server waits for the reader of stderr for a second before it exits.
 #[test]
 fn unread_log_stops_neither_the_service_nor_the_shutdown() {
     let (_reader, stderr) = pipe().expect("a pipe can be created");
