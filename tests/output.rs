@@ -174,6 +174,7 @@ pub mod unix {
                 .stderr(stderr)
                 .spawn()
                 .expect("the program can be spawned");
+            // Long enough for the server to find the pipe full.
             thread::sleep(Duration::from_millis(200));
             // One read empties the pipe.
             let mut output = vec![0; 1_000_000];

@@ -34,9 +34,9 @@ const MMAP_THRESHOLD: usize = 131_072;
 /// How many connections the system can hold.
 #[derive(Debug)]
 pub(crate) struct Capacity {
-    /// At least 1; `usize::MAX` if no limit is known.
+    /// How many connections fit.
     pub(crate) connections: usize,
-    /// The lowest limit, and what to do about it.
+    /// The limit, and what to do about it.
     pub(crate) reason: String,
 }
 
@@ -66,7 +66,8 @@ pub fn raise_file_limit() -> io::Result<()> {
     Ok(())
 }
 
-/// Returns how many connections with buffers of this size the system can hold.
+/// Returns how many connections with buffers of this size the system can hold: at least 1, or
+/// `usize::MAX` if no limit is known.
 pub(crate) fn capacity(buffer_size: usize) -> Capacity {
     let mut lowest = Capacity {
         connections: usize::MAX,

@@ -62,10 +62,10 @@ fn threads() -> Option<Capacity> {
 /// Returns how many connections the limits on this process's memory allow.
 fn memory(buffer_size: usize) -> Option<Capacity> {
     let (limit, in_use, setting) = memory_limits().min_by_key(available)?;
-    let available = usize::try_from(available(&(limit, in_use, setting))).ok()?;
+    let left = usize::try_from(available(&(limit, in_use, setting))).ok()?;
     let mebibytes = limit / 1_048_576;
     Some(Capacity {
-        connections: available / connection_size(buffer_size),
+        connections: left / connection_size(buffer_size),
         reason: format!("memory is limited to {mebibytes} MiB (raise {setting})"),
     })
 }
