@@ -37,6 +37,12 @@ fn clients_over_the_limit_are_rejected_and_logged_once() {
         "rejected clients have no lines of their own: {:#?}",
         server.log()
     );
+    assert_eq!(
+        server.count_in_log(" disconnected"),
+        0,
+        "a flood of rejected clients must not fill the log: {:#?}",
+        server.log()
+    );
 }
 
 #[test]

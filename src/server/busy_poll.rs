@@ -179,6 +179,13 @@ mod tests {
     }
 
     #[test]
+    fn one_cpu_is_left_to_threads_that_have_work() {
+        let cpus = thread::available_parallelism().map_or(1, |cpus| cpus.get());
+        assert_eq!(max_spinning_clients(QUICK), cpus - 1);
+        assert_eq!(max_spinning_clients(Duration::ZERO), 0);
+    }
+
+    #[test]
     fn almost_all_messages_spin_if_it_pays() {
         assert!(count_spins(&mut new_busy_poll(), MIDDLING, QUICK) > 99_000);
     }

@@ -248,6 +248,7 @@ mod tests {
     fn letters_without_ctrl_are_inserted() {
         let letters = "abcdefghijklmnopqrstuvwxyz";
         assert_eq!(recalled(letters), letters);
+        assert_eq!(recalled("aXb"), "ab", "Ctrl+X has no effect");
     }
 
     #[test]
@@ -294,6 +295,17 @@ mod tests {
             row(&("👩‍👩‍👧".repeat(20) + "END"), 12),
             ("> 👩‍👩‍👧👩‍👩‍👧👩‍👩‍👧END".to_owned(), 11)
         );
+    }
+
+    #[test]
+    fn text_after_the_cursor_is_shown_as_far_as_it_fits() {
+        let prompt = Prompt {
+            before: "01".into(),
+            after: "23456789".into(),
+            ..Prompt::default()
+        };
+        assert_eq!(prompt.row(80), ("> 0123456789".to_owned(), 4));
+        assert_eq!(prompt.row(10), ("> 0123456".to_owned(), 4));
     }
 
     #[test]
