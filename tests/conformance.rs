@@ -147,14 +147,16 @@ fn junit_report_has_the_failures_beside_json() {
 #[test]
 fn junit_file_that_cannot_be_created_is_an_error() {
     let server = Server::start(&[]);
-    let path = temporary_path("missing").join("report.xml");
+    let path = temporary_path("missing").join("line\nbreak.xml");
     let output = run(echo_client(server.address)
         .arg("test")
         .arg("--junit")
         .arg(&path));
     let message = String::from_utf8(output.stderr).expect("the message is text");
-    let expected = format!("cannot write the JUnit report {}: ", path.display());
+    let shown = path.display().to_string().replace('\n', "?");
+    let expected = format!("cannot write the JUnit report {shown}: ");
     assert!(message.contains(&expected), "{message}");
+    assert_eq!(message.lines().count(), 1, "{message}");
     // No check has run.
     assert_eq!((output.status.code(), output.stdout), (Some(1), vec![]));
 }

@@ -103,7 +103,7 @@ fn connection_limit_that_fits_is_not_lowered() {
 #[test]
 fn connection_limit_is_lowered_to_the_address_space() {
     let server = start_under("ulimit -v 204800", "");
-    lowered_limit(&server, 10_000, "ulimit -v");
+    lowered_limit(&server, 10_000, "limited to 200 MiB (raise ulimit -v)");
     exchange(&server.connect(), b"hello");
 }
 

@@ -98,7 +98,9 @@ fn check_can_be_written(path: &Path) -> io::Result<()> {
 }
 
 fn junit_error(path: &Path, error: impl Display) -> String {
-    format!("cannot write the JUnit report {}: {error}", path.display())
+    // An error is one line, whatever the path contains.
+    let path = path.display().to_string().replace(char::is_control, "?");
+    format!("cannot write the JUnit report {path}: {error}")
 }
 
 /// Returns the checks whose names contain `name`.
