@@ -155,6 +155,7 @@ impl BusyPoll {
 mod tests {
     use std::io::Write;
     use std::net::{Ipv4Addr, TcpListener};
+    use std::num::NonZeroUsize;
 
     use super::*;
 
@@ -180,7 +181,7 @@ mod tests {
 
     #[test]
     fn one_cpu_is_left_to_threads_that_have_work() {
-        let cpus = thread::available_parallelism().map_or(1, |cpus| cpus.get());
+        let cpus = thread::available_parallelism().map_or(1, NonZeroUsize::get);
         assert_eq!(max_spinning_clients(QUICK), cpus - 1);
         assert_eq!(max_spinning_clients(Duration::ZERO), 0);
     }
