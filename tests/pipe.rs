@@ -180,6 +180,30 @@ fn server_that_adds_bytes_is_an_error() {
 }
 
 #[test]
+fn server_that_adds_a_byte_after_the_echo_is_an_error() {
+    let address = server(|mut stream| {
+        stream.read_exact(&mut [0; 3]).expect("the client sends");
+        stream.write_all(b"abc").expect("the client reads");
+        read_until_fin(&stream);
+        stream.write_all(b"!").expect("the client reads");
+    });
+    let mut client = pipe(address, &[]);
+    let mut stdin = client.stdin.take().expect("stdin is piped");
+    let mut stdout = client.stdout.take().expect("stdout is piped");
+    stdin.write_all(b"abc").expect("the client reads");
+    let mut echo = [0; 3];
+    stdout.read_exact(&mut echo).expect("the echo comes back");
+    drop(stdin);
+    let message = failure(&end(client));
+    let expected =
+        format!("{address} is not an echo server: it returned 4 bytes after receiving 3");
+    assert!(message.contains(&expected), "{message}");
+    let mut rest = Vec::new();
+    stdout.read_to_end(&mut rest).expect("stdout ends");
+    assert_eq!((echo, rest), (*b"abc", Vec::new()));
+}
+
+#[test]
 fn server_that_floods_is_an_error_before_stdin_ends() {
     let address = server(|mut stream| while stream.write_all(b"chargen").is_ok() {});
     let mut client = pipe(address, &[]);
