@@ -5,7 +5,7 @@
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Barrier, LazyLock, Mutex};
 use std::thread;
@@ -168,6 +168,25 @@ fn server_that_cannot_be_reached_leaves_no_junit_file() {
     let output = run(echo_client(address).arg("test").arg("--junit").arg(&path));
     assert_eq!(output.status.code(), Some(1));
     assert!(!path.exists());
+}
+
+#[test]
+#[cfg(unix)]
+fn named_pipe_receives_the_whole_junit_report() {
+    let server = Server::start(&[]);
+    let path = temporary_path("pipe");
+    let created = Command::new("mkfifo").arg(&path).status();
+    assert!(created.is_ok_and(|status| status.success()));
+    let pipe = path.clone();
+    let reader = thread::spawn(|| std::fs::read_to_string(pipe));
+    let output = run(echo_client(server.address)
+        .args(["test", "NUL", "--junit"])
+        .arg(&path));
+    assert_eq!(output.status.code(), Some(0));
+    let xml = reader.join().expect("it does not panic");
+    std::fs::remove_file(&path).expect("the pipe can be removed");
+    let report = Report::deserialize_from_str(&xml.expect("the report is text"));
+    assert_eq!(report.expect("it is a report").tests, 1);
 }
 
 /// Linux's `/dev/full` acts as a full disk.
