@@ -238,6 +238,24 @@ mod tests {
     }
 
     #[test]
+    fn a_character_of_several_bytes_is_one_step() {
+        for (keys, line) in [
+            ("←⌦", "世👩‍👩‍👧"),
+            ("←←→⌦", "世👩‍👩‍👧"),
+            ("↖→⌦", "世界"),
+            ("↖⌦", "👩‍👩‍👧界"),
+            ("←⌫", "世界"),
+            ("⌫", "世👩‍👩‍👧"),
+        ] {
+            let prompt = Prompt {
+                before: "世👩‍👩‍👧界".into(),
+                ..Prompt::default()
+            };
+            assert_eq!(press(prompt, keys), line, "{keys}");
+        }
+    }
+
+    #[test]
     fn ctrl_d_disconnects_only_if_the_line_is_empty() {
         let control_d = KeyEvent::new(KeyCode::Char('d'), KeyModifiers::CONTROL);
         assert_eq!(Prompt::default().press(control_d), Some(Input::Disconnect));
