@@ -118,7 +118,6 @@ impl Server {
             per_ip_limiter: per_ip_limiter.map(Arc::new),
             max_spinning_clients: max_spinning_clients(config.busy_poll),
             shutdown: Arc::new(Shutdown::new(config.shutdown_timeout)?),
-            clients_have_options: listener.clients_have_options(),
             clients_served: AtomicU64::new(0),
             forcibly_closed: AtomicU64::new(0),
             bytes_echoed: AtomicU64::new(0),
@@ -182,8 +181,6 @@ struct Shared {
     /// Maximum number of connected clients at which threads may busy-poll.
     max_spinning_clients: usize,
     shutdown: Arc<Shutdown>,
-    /// Whether a client's socket inherits the listener's options.
-    clients_have_options: bool,
     /// How many clients were admitted.
     clients_served: AtomicU64,
     /// How many clients were forcibly closed, in the listen backlog too.

@@ -4,11 +4,11 @@
 //! | --- | --- | --- | --- |
 //! | `recv`, `send` or `accept` with nothing to do | blocks for a short time | returns at once | returns at once |
 //! | shutdown wakes a thread | at once in `poll`, within 0.25 s in a call | at once | within 0.1 s |
-//! | options of a client's socket | inherited from the listener | set by its thread | set by its thread |
+//! | options of a client's socket | inherited from the listener | set after `accept` | set after `accept` |
 //! | client that reset in the backlog | is accepted; `recv` fails | `accept` fails | `accept` fails |
 //! | restart on the same port | `SO_REUSEADDR` | `SO_REUSEADDR` | needs no option |
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use socket2::{SockRef, TcpKeepalive};
 const BLOCKING: bool = cfg!(target_os = "linux");
 
 /// Whether a client's socket inherits the options of the listener that accepted it.
-pub(crate) const CLIENTS_HAVE_LISTENER_OPTIONS: bool = cfg!(target_os = "linux");
+pub(crate) const CLIENTS_INHERIT_OPTIONS: bool = cfg!(target_os = "linux");
 
 /// How long `recv` and `accept` block at most, on Linux. A client that is slower than this costs
 /// its thread one more system call per message.
@@ -71,25 +71,11 @@ impl SocketOptions {
         self.apply(listener)
     }
 
-    /// Sets the options of a client's socket that has not inherited them.
-    pub(crate) fn apply_to_client(self, client: &SockRef<'_>) -> io::Result<()> {
-        match self.apply(client) {
-            // If the client has reset the connection, macOS rejects every option. The first `recv`
-            // reports the reset.
-            Err(error)
-                if cfg!(target_vendor = "apple") && error.kind() == ErrorKind::InvalidInput =>
-            {
-                Ok(())
-            }
-            result => result,
-        }
-    }
-
-    /// Sets what the listener and its clients share:
+    /// Sets the options that the listener and its clients have:
     /// - `TCP_NODELAY`: an echo is complete, so it need not wait for more data.
     /// - `SO_OOBINLINE`: urgent bytes are echoed in order with the others (RFC 6093, section 6).
     /// - keepalive: a dead peer frees its thread in two to three minutes.
-    fn apply(self, socket: &SockRef<'_>) -> io::Result<()> {
+    pub(crate) fn apply(self, socket: &SockRef<'_>) -> io::Result<()> {
         let keepalive = TcpKeepalive::new()
             .with_time(Duration::from_secs(60))
             .with_interval(Duration::from_secs(10));
@@ -141,6 +127,8 @@ pub(crate) fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAdd
 /// Returns `ConnectionAborted` for such a client, or any other error of `accept(2)`.
 #[cfg(target_vendor = "apple")]
 pub(crate) fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    use std::io::ErrorKind;
+
     loop {
         match SockRef::from(listener).accept() {
             Ok((client, address)) => {

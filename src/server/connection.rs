@@ -20,13 +20,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use log::{Level, debug, info, log, trace};
-use socket2::SockRef;
 
 use super::Shared;
 use super::busy_poll::BusyPoll;
 use super::limits::{PerIpPermit, Permit};
 use super::proxy_protocol::{self, MAX_LENGTH, Parsed};
-use crate::platform::socket::{SocketOptions, receive};
+use crate::platform::socket::receive;
 use crate::platform::wait::{Interest, wait_for_socket};
 use crate::plural::plural;
 use drain::{DrainProgress, LINGER_TIMEOUT};
@@ -206,12 +205,6 @@ impl Connection {
 
     /// Reads the client's address and applies the per-IP limit.
     fn admit(&mut self) -> ControlFlow<CloseReason> {
-        if !self.shared.clients_have_options {
-            let options = SocketOptions::new(self.shared.config.idle_timeout);
-            if let Err(error) = options.apply_to_client(&SockRef::from(&self.stream)) {
-                return Break(error.into());
-            }
-        }
         let mut load_balancer = None;
         if self.shared.config.proxy_protocol
             && let Some(client) = self.read_proxy_header()?

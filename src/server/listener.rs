@@ -5,9 +5,10 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 
+use log::warn;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::platform::socket::{CLIENTS_HAVE_LISTENER_OPTIONS, SocketOptions, accept};
+use crate::platform::socket::{CLIENTS_INHERIT_OPTIONS, SocketOptions, accept};
 use crate::platform::wait::{Interest, Waker, wait_for_socket};
 
 /// The length of the listen backlog, the most that Linux allows by default
@@ -22,6 +23,7 @@ pub(crate) type Accepted = (TcpStream, SocketAddr);
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: TcpListener,
+    options: SocketOptions,
     /// Whether the socket is inherited from another process, which may still hold it. Clients may
     /// have connected before the socket had our options.
     inherited: bool,
@@ -40,6 +42,7 @@ impl Listener {
         socket.listen(BACKLOG.into())?;
         Ok(Self {
             socket: socket.into(),
+            options,
             inherited: false,
         })
     }
@@ -49,6 +52,7 @@ impl Listener {
         options.apply_to_listener(&SockRef::from(&socket))?;
         Ok(Self {
             socket,
+            options,
             inherited: true,
         })
     }
@@ -57,24 +61,25 @@ impl Listener {
         self.socket.local_addr()
     }
 
-    /// Returns whether each client's socket has the listener's options from the start.
-    pub(crate) fn clients_have_options(&self) -> bool {
-        CLIENTS_HAVE_LISTENER_OPTIONS && !self.inherited
-    }
-
-    /// Accepts a client. Returns `None` if no client is in the listen backlog: on Linux after a short
-    /// time, elsewhere at once.
+    /// Accepts a client and sets its socket's options. Returns `None` if no client is in the listen
+    /// backlog: on Linux after a short time, elsewhere at once.
     pub(crate) fn accept(&self) -> io::Result<Option<Accepted>> {
         loop {
-            match accept(&self.socket) {
-                Ok((stream, peer)) => return Ok(Some((stream, canonical(peer)))),
+            let (stream, peer) = match accept(&self.socket) {
+                Ok((stream, peer)) => (stream, canonical(peer)),
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock => return Ok(None),
                     // The client gave up while it was in the listen backlog.
-                    ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset => {}
+                    ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset => continue,
                     _ => return Err(error),
                 },
+            };
+            let has_options = CLIENTS_INHERIT_OPTIONS && !self.inherited;
+            if !has_options && let Err(error) = self.options.apply(&SockRef::from(&stream)) {
+                warn!("{peer} rejected: cannot set its socket options ({error})");
+                continue;
             }
+            return Ok(Some((stream, peer)));
         }
     }
 
@@ -163,9 +168,6 @@ mod tests {
         let _client = TcpStream::connect(listener.local_addr()?)?;
         let (stream, _) = listener.accept()?.expect("a client has connected");
         let socket = SockRef::from(&stream);
-        if !listener.clients_have_options() {
-            options().apply_to_client(&socket)?;
-        }
         assert!(socket.tcp_nodelay()?);
         assert!(socket.keepalive()?);
         Ok(())
