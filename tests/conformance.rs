@@ -403,24 +403,30 @@ broken_servers! {
     relays_without_half_close: "half-close with megabytes pending", "8388608 bytes", " bytes, then ";
     mixes_up_its_clients: "64 clients at once", "message 1 of client ", "message 1 of client ";
     stops_serving_after_a_reset: "a client that resets", "one that was there", "FIN";
+    resets_a_client_that_never_reads: "a client that never reads", "room to send", "a reset";
     leaks_the_permits_of_silent_clients: "100 connections closed at once", "the next one", "FIN";
 }
 
 const SILENCE: &str = "silence until the client speaks";
 
-/// The check lasts 0.2 s. On a busy machine the greeting may come later, so the test tries again.
-#[test]
-fn sends_a_greeting() {
-    let address = serve(|mut stream, _| {
-        if stream.write_all(b"Welcome!\n").is_ok() {
-            echo(stream, |_| {});
-        }
-    });
+/// The check lasts 0.2 s. On a busy machine the server may be later, so the check is tried again.
+fn check_silence_fails(serve: Serve, got: &str) {
+    let address = self::serve(serve);
     let is_detected = || {
         let (report, _) = run_checks(SILENCE, address, LONG);
-        failures(&report) == [[SILENCE, "nothing", r#""Welcome!\n""#]]
+        failures(&report) == [[SILENCE, "nothing", got]]
     };
     assert!((0..20).any(|_| is_detected()), "the check passes");
+}
+
+#[test]
+fn sends_a_greeting() {
+    check_silence_fails(servers::sends_a_greeting, r#""Welcome!\n""#);
+}
+
+#[test]
+fn resets_silent_clients() {
+    check_silence_fails(servers::resets_silent_clients, "a reset");
 }
 
 /// Our server with a fault, in columns as above.
@@ -521,6 +527,22 @@ mod servers {
 
     pub fn repeats_the_last_byte(stream: &TcpStream, _: &State) {
         echo(stream, |piece| piece.extend(piece.last().copied()));
+    }
+
+    pub fn sends_a_greeting(mut stream: &TcpStream, _: &State) {
+        if stream.write_all(b"Welcome!\n").is_ok() {
+            echo(stream, |_| {});
+        }
+    }
+
+    pub fn resets_silent_clients(stream: &TcpStream, _: &State) {
+        let timeout = Some(Duration::from_millis(20));
+        stream.set_read_timeout(timeout).expect("it is not zero");
+        if stream.peek(&mut [0]).is_err() {
+            reset_on_close(stream);
+        } else {
+            echo(stream, |_| {});
+        }
     }
 
     pub fn resets_at_the_end(stream: &TcpStream, _: &State) {
@@ -640,6 +662,13 @@ mod servers {
                 return;
             }
         }
+    }
+
+    pub fn resets_a_client_that_never_reads(stream: &TcpStream, _: &State) {
+        let timeout = Some(Duration::from_millis(100));
+        stream.set_write_timeout(timeout).expect("it is not zero");
+        echo(stream, |_| {});
+        reset_on_close(stream);
     }
 
     pub fn stops_serving_after_a_reset(mut stream: &TcpStream, state: &State) {
