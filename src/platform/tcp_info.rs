@@ -19,7 +19,7 @@ pub(crate) struct TcpInfo {
     /// Whether the peer has acknowledged everything, FIN included, or has reset the connection. Only
     /// valid after a half-close.
     pub(crate) fin_acknowledged: bool,
-    /// How many bytes the peer has acknowledged. Linux reports it since version 4.1.
+    /// How many bytes the peer has acknowledged.
     pub(crate) bytes_acknowledged: u64,
     /// Whether the connection no longer exists.
     pub(crate) closed: bool,
@@ -61,7 +61,8 @@ mod linux {
     use nix::libc; // the macro below expects it in scope
 
     /// The beginning of the kernel's `struct tcp_info`. Newer kernels only append to it, and
-    /// return as much as is asked for.
+    /// return as much as is asked for. Kernels before 4.1 return less, which `nix` does not expect;
+    /// the manual requires 4.1.
     #[repr(C)]
     #[derive(Clone, Copy, Debug)]
     pub(super) struct RawTcpInfo {
