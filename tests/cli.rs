@@ -282,6 +282,7 @@ fn verbosity_ranges_from_silence_to_the_bytes() {
                 "{flag}: {text:?} in {log}"
             );
         }
+        assert!(!log.contains("sent 0 bytes"), "FIN is no data: {log}");
     };
     thread::scope(|scope| {
         for (flag, shown) in [
