@@ -143,13 +143,12 @@ fn is_reset(error: &io::Error) -> bool {
     )
 }
 
-/// Returns whether a connection attempt, a read or a write took longer than its timeout. Unix and
-/// Windows name that error differently. On Unix, `TimedOut` from the system means that the connection
-/// has failed.
+/// Returns whether a connection attempt, a read or a write took longer than its timeout. `TimedOut`
+/// from the system itself means that the connection has failed.
 fn is_timeout(error: &io::Error) -> bool {
     match error.kind() {
         ErrorKind::WouldBlock => true,
-        ErrorKind::TimedOut => cfg!(windows) || error.raw_os_error().is_none(),
+        ErrorKind::TimedOut => error.raw_os_error().is_none(),
         _ => false,
     }
 }
@@ -203,7 +202,6 @@ mod tests {
     }
 
     #[test]
-    #[cfg(unix)]
     fn a_dead_path_is_not_a_timeout() {
         assert!(is_timeout(&ErrorKind::TimedOut.into()));
         assert!(is_timeout(&rustix::io::Errno::WOULDBLOCK.into()));

@@ -4,18 +4,21 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
 use super::is_timeout;
+use crate::platform::socket::TIMEOUTS_LOSE_NO_BYTE;
+use crate::platform::wait::{Interest, POLL_INTERVAL, wait_for_socket};
 
 /// A connection whose reads report a reset as a reset, even if a write met it first.
 ///
 /// Linux reports a socket's error once, to whichever call comes first. If that is a write, the next
 /// read returns 0, as it does after FIN. So a write stores its error for the next read.
 ///
-/// Calls that a signal interrupts are retried.
+/// Calls that a signal interrupts are retried. The timeouts of reads and writes are options of the
+/// socket, on Windows too, where the socket is non-blocking.
 pub(super) struct Connection {
     pub(super) stream: TcpStream,
     pub(super) address: SocketAddr,
@@ -38,6 +41,7 @@ impl Connection {
             return Err(ErrorKind::ConnectionRefused.into());
         }
         stream.set_nodelay(true)?;
+        stream.set_nonblocking(!TIMEOUTS_LOSE_NO_BYTE)?;
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
         Ok(Self {
@@ -65,9 +69,40 @@ impl Connection {
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
-    /// Closes both directions, which wakes a thread that is blocked in a read or a write.
+    /// Closes both directions, which wakes a thread that is blocked in a read or a write: on Windows
+    /// within 0.1 s.
     pub(super) fn close(&self) {
         let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
+    /// Calls `call`, and again if a signal interrupts it. If the socket is non-blocking, waits until the
+    /// call can succeed or the socket's timeout has passed.
+    fn retry<T>(
+        &self,
+        interest: Interest,
+        mut call: impl FnMut() -> io::Result<T>,
+    ) -> io::Result<T> {
+        let mut blocked_since = None;
+        loop {
+            match call() {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock && !TIMEOUTS_LOSE_NO_BYTE => {
+                    let timeout = match interest {
+                        Interest::Read => self.stream.read_timeout()?,
+                        Interest::Write => self.stream.write_timeout()?,
+                    };
+                    let elapsed = blocked_since.get_or_insert_with(Instant::now).elapsed();
+                    let time_left = timeout.unwrap_or(Duration::MAX).saturating_sub(elapsed);
+                    if time_left.is_zero() {
+                        return Err(ErrorKind::TimedOut.into());
+                    }
+                    // On Windows, `close` does not wake a thread that polls.
+                    let deadline = Instant::now() + time_left.min(POLL_INTERVAL);
+                    wait_for_socket(&self.stream, interest, Some(deadline), None)?;
+                }
+                result => return result,
+            }
+        }
     }
 
     fn lock_write_error(&self) -> MutexGuard<'_, Option<io::Error>> {
@@ -80,7 +115,7 @@ impl Connection {
 impl Read for &Connection {
     /// Reads from the socket. Returns 0 only if the peer has sent FIN.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match retry_if_interrupted(|| (&self.stream).read(buffer)) {
+        match self.retry(Interest::Read, || (&self.stream).read(buffer)) {
             // On a socket that is no longer connected, a write returns at once and unlocks.
             Ok(0) if self.stream.peer_addr().is_err() => {
                 self.lock_write_error().take().map_or(Ok(0), Err)
@@ -95,7 +130,7 @@ impl Write for &Connection {
     /// connection ended.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut write_error = self.lock_write_error();
-        match retry_if_interrupted(|| (&self.stream).write(bytes)) {
+        match self.retry(Interest::Write, || (&self.stream).write(bytes)) {
             // EPIPE only says that the connection has ended; the next read returns how.
             Err(error) if !is_timeout(&error) && error.kind() != ErrorKind::BrokenPipe => {
                 let kind = error.kind();
@@ -108,15 +143,6 @@ impl Write for &Connection {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-fn retry_if_interrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    loop {
-        match call() {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            result => return result,
-        }
     }
 }
 
