@@ -6,9 +6,10 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use socket2::{Domain, Socket, Type};
 
-use super::PATIENCE;
+use super::{PATIENCE, skip};
 
 /// Connects to `address`.
 pub fn connect(address: SocketAddr) -> TcpStream {
@@ -180,6 +181,20 @@ pub fn reset(stream: TcpStream) {
 pub fn reset_on_close(stream: &TcpStream) {
     let set = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
     set.expect("SO_LINGER can be set");
+}
+
+/// Returns whether a read reports a reset although a `poll` has met it first, and reports a skipped
+/// test if not. Wine 8 reports FIN.
+pub fn reset_can_be_read() -> bool {
+    let (listener, address) = listen();
+    let mut client = connect(address);
+    reset(listener.accept().expect("the client has connected").0);
+    poll(&mut [PollFd::new(&client, PollFlags::IN)], None).expect("a socket can be polled");
+    let is_reported = client.read(&mut [0]).is_err();
+    if !is_reported {
+        skip(format_args!("after poll, a reset is reported as FIN"));
+    }
+    is_reported
 }
 
 /// Returns `len` pseudo-random bytes (xorshift, starting from `seed`), in which no part looks like
