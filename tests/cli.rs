@@ -345,22 +345,3 @@ fn info_log_has_two_lines_per_client_and_the_totals() {
         "{last}"
     );
 }
-
-#[test]
-fn help_and_version_go_to_stdout_with_exit_code_0() {
-    for (flag, text) in [
-        ("--help", "Usage: echo-server"),
-        ("-V", env!("CARGO_PKG_VERSION")),
-    ] {
-        let output = echo_server()
-            .arg(flag)
-            .stderr(Stdio::piped())
-            .output()
-            .expect("the server can be spawned");
-        assert!(output.status.success() && output.stderr.is_empty());
-        assert!(
-            String::from_utf8_lossy(&output.stdout).contains(text),
-            "{flag}"
-        );
-    }
-}

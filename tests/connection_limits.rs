@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use crate::common::{self, Server, exchange, local_address, local_server, read_until_fin};
+use crate::common::{Server, exchange, local_address, local_server};
 
 /// Connects and sends a byte, which is echoed once the client is admitted.
 fn connect_and_send(server: &Server) -> TcpStream {
@@ -52,24 +52,6 @@ fn connection_limit_can_come_from_the_environment() {
     let server = Server::spawn(local_server().env("ECHO_SERVER_MAX_CONNECTIONS", "1"));
     wait_until_admitted(&connect_and_send(&server));
     server.wait_for_log("connection limit reached (1)");
-}
-
-#[test]
-fn full_server_shuts_down_and_serves_waiting_clients() {
-    let flags = ["--max-connections", "1", "--shutdown-timeout", "1h"];
-    let Some(mut server) = Server::start_to_signal(&flags) else {
-        return;
-    };
-    let admitted = connect_and_send(&server);
-    wait_until_admitted(&admitted);
-    let waiting: Vec<TcpStream> = (0..3).map(|_| connect_and_send(&server)).collect();
-    server.signal(common::signal::Signal::TERM);
-    for client in waiting {
-        wait_until_admitted(&client);
-        assert_eq!(read_until_fin(&client), b"");
-    }
-    assert_eq!(server.wait().code(), Some(0));
-    server.wait_for_log("shut down: 4 clients served, 0 forcibly closed, 4 bytes echoed");
 }
 
 /// Linux lists the threads of a process.

@@ -50,7 +50,10 @@ fn all_options(program: &str) -> BTreeSet<String> {
 #[test]
 fn help_ends_with_examples_and_fits_a_terminal() {
     for program in BINARIES {
+        let version = stdout(command(program).arg("-V"));
+        assert!(version.contains(env!("CARGO_PKG_VERSION")), "{version}");
         let help = stdout(command(program).arg("--help"));
+        assert!(help.contains("Usage: echo-"), "{help}");
         let (_, examples) = help
             .split_once("\nExamples:\n")
             .expect("the help has examples");

@@ -184,7 +184,7 @@ fn check_exit(server: &mut Server) {
 }
 
 /// Replaces `from`, which must occur once.
-pub fn replace(config: &mut String, from: &str, to: &str) {
+fn replace(config: &mut String, from: &str, to: &str) {
     assert_eq!(config.matches(from).count(), 1, "{from} in {config}");
     *config = config.replace(from, to);
 }

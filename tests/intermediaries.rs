@@ -117,6 +117,11 @@ fn failed_half_closes(intermediary: &str, setup: &Setup, filters: &[&str]) -> us
 }
 
 fn haproxy(setup: &Setup) -> Option<Vec<Running>> {
+    let example = manual_block("client", "### Testing an intermediary", "haproxy");
+    assert_eq!(
+        example,
+        manual_block("intermediaries", "## HAProxy", "haproxy")
+    );
     setup.write("haproxy.cfg", &setup.block("## HAProxy", "haproxy"));
     let haproxy = setup.start("haproxy -db -f haproxy.cfg", setup.front())?;
     Some(vec![haproxy])

@@ -7,16 +7,15 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::common::conformance::{failures, run_checks, run_suite};
-use crate::common::tools::{Haproxy, Tool, wait_until_listening};
+use crate::common::tools::{Tool, wait_until_listening};
 use crate::common::{Log, Server, command, manual_block, reserve_port, run_at_once};
-use crate::haproxy::{Cluster, replace};
+use crate::haproxy::Cluster;
 
 /// Takes six seconds: the whole suite takes five on any server.
 #[test]
 fn ours_behind_haproxy_and_socat_pass_and_ncat_fails_as_known() {
     run_at_once(&[
         three_servers_behind_haproxy_pass_the_suite,
-        one_server_behind_haproxy_passes_the_suite,
         socat_passes_the_suite,
         ncat_fails_only_checks_with_megabytes_pending,
     ]);
@@ -26,31 +25,10 @@ fn three_servers_behind_haproxy_pass_the_suite() {
     let Some(cluster) = Cluster::start() else {
         return;
     };
-    check_suite(&cluster.haproxy, &cluster.servers);
-}
-
-/// The configuration is the manual's example of a test through a load balancer.
-fn one_server_behind_haproxy_passes_the_suite() {
-    let server = Server::start(&[]);
-    let mut config = manual_block("client", "### Testing an intermediary", "haproxy").to_owned();
-    replace(
-        &mut config,
-        "bind 127.0.0.1:54001",
-        &format!("bind {}", Haproxy::BIND),
-    );
-    replace(&mut config, "127.0.0.1:54000", &server.address.to_string());
-    let Some(haproxy) = Haproxy::start(&config) else {
-        return;
-    };
-    check_suite(&haproxy, &[server]);
-}
-
-/// Runs the whole suite through haproxy.
-fn check_suite(haproxy: &Haproxy, servers: &[Server]) {
-    let (report, code) = run_suite(haproxy.address, "20s");
+    let (report, code) = run_suite(cluster.haproxy.address, "20s");
     // The log lines that may explain a failure.
     let log = || -> Vec<String> {
-        let lines = servers.iter().flat_map(Server::log);
+        let lines = cluster.servers.iter().flat_map(Server::log);
         lines
             .filter(|line| !line.contains("closed by client, "))
             .collect()
