@@ -18,7 +18,7 @@ use crate::platform::wait::{Interest, POLL_INTERVAL, wait_for_socket};
 /// read returns 0, as it does after FIN. So a write stores its error for the next read.
 ///
 /// Calls that a signal interrupts are retried. The timeouts of reads and writes are options of the
-/// socket, on Windows too, where the socket is non-blocking.
+/// socket. On Windows the socket is non-blocking, and the methods apply them.
 pub(super) struct Connection {
     pub(super) stream: TcpStream,
     pub(super) address: SocketAddr,
