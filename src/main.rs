@@ -8,10 +8,11 @@
 )]
 
 use std::env;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::process::{self, ExitCode};
 use std::time::{Duration, Instant};
 
+use anstream::{AutoStream, ColorChoice};
 use echo_server::cli::{self, ServerArgs, explain_bind_error};
 use echo_server::log_writer::LogWriter;
 use echo_server::platform::{console, raise_file_limit, systemd};
@@ -66,18 +67,17 @@ fn fail(mut stderr: impl Write, message: &str) -> ExitCode {
 }
 
 fn init_logger(args: &ServerArgs, log: &LogWriter) {
-    let is_coloured =
-        io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
+    // Not in a Windows console that would show the escape sequences.
+    let colours = AutoStream::auto(io::stderr()).current_choice();
     let filters = env::var("RUST_LOG").unwrap_or_default();
     // env_logger prints filter errors directly to stderr, which may be closed or full.
     let error = env_filter::Builder::new().try_parse(&filters).err();
     env_logger::Builder::new()
         .filter_level(args.verbosity.log_level_filter())
         .format_target(false)
-        .write_style(if is_coloured {
-            WriteStyle::Always
-        } else {
-            WriteStyle::Never
+        .write_style(match colours {
+            ColorChoice::AlwaysAnsi => WriteStyle::Always,
+            _ => WriteStyle::Never,
         })
         .parse_filters(if error.is_none() { &filters } else { "" })
         .target(Target::Pipe(Box::new(log.clone())))

@@ -1,5 +1,5 @@
-//! Output that cannot be written: a closed, broken or unread stdout or stderr never stops the
-//! service, and neither does a full disk.
+//! The log and the ready line: a closed, broken or unread stdout or stderr never stops the service,
+//! and neither does a full disk. The log has colours only if they are wanted.
 
 use std::io::pipe;
 use std::process::Stdio;
@@ -264,4 +264,19 @@ fn limit_file_size(server: &Server, limit: Option<u64>) {
     };
     prlimit(Some(Pid::from_child(&server.child)), Resource::Fsize, limit)
         .expect("the limit can be set");
+}
+
+#[test]
+fn log_has_colours_only_if_they_are_wanted() {
+    let log = |environment: &[(&str, &str)]| {
+        let mut command = local_server();
+        let mut server = Server::spawn(command.envs(environment.iter().copied()));
+        exchange(&server.connect(), b"hello");
+        server.wait_for_log("disconnected");
+        assert_eq!(server.shut_down().code(), Some(0));
+        server.log().join("\n")
+    };
+    assert!(!log(&[]).contains('\x1b'), "stderr is not a terminal");
+    assert!(log(&[("CLICOLOR_FORCE", "1")]).contains("\x1b["));
+    assert!(!log(&[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")]).contains('\x1b'));
 }
