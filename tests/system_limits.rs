@@ -268,6 +268,26 @@ fn connection_limit_is_lowered_to_the_threads() {
     exchange(&server.connect(), b"hello");
 }
 
+/// In a rootless container, root is a user of the host like any other.
+#[test]
+fn root_of_a_user_namespace_has_the_limit_on_threads() {
+    let namespace = ["--user", "--map-root-user"];
+    let probe = common::command("unshare")
+        .args(namespace)
+        .arg("true")
+        .status();
+    if !probe.is_ok_and(|status| status.success()) {
+        return common::skip(format_args!("no user namespace can be made"));
+    }
+    let binary = env!("CARGO_BIN_EXE_echo-server");
+    let script = r#"{ ulimit -u 512 || ulimit -p 512; } 2>/dev/null
+        exec "$0" --host 127.0.0.1 --port 0"#;
+    let mut unshare = common::command("unshare");
+    unshare.args(namespace).args(["sh", "-c", script, binary]);
+    let server = Server::spawn(&mut unshare);
+    assert_eq!(lowered_limit(&server, 10_000, "raise ulimit -u"), 462);
+}
+
 /// Depending on the limit, different things fail first: a new thread's stack, what it maps before it
 /// serves its client, or the client's buffer. So this test takes seconds to try several limits.
 #[test]

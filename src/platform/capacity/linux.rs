@@ -37,7 +37,7 @@ fn threads() -> Option<Capacity> {
     /// Threads that do not serve a client, here and in other processes.
     const RESERVE: usize = 50;
     let per_user = match Resource::NPROC.get() {
-        Ok((limit, _)) if !ignores_resource_limits() => usize::try_from(limit).ok(),
+        Ok((limit, _)) if !is_root_of_the_host() => usize::try_from(limit).ok(),
         _ => None,
     };
     let limits = [
@@ -123,17 +123,13 @@ fn pids_max() -> Option<usize> {
     lowest
 }
 
-/// Returns whether this process belongs to root, or has `CAP_SYS_RESOURCE` or `CAP_SYS_ADMIN`:
-/// to it the kernel does not apply the limit on threads.
-fn ignores_resource_limits() -> bool {
-    const CAPABILITIES: u64 = 1 << 24 | 1 << 21;
-    if status_field::<u32>("Uid:") == Some(0) {
-        return true;
-    }
-    let Some(effective) = status_field::<String>("CapEff:") else {
-        return false;
-    };
-    u64::from_str_radix(&effective, 16).is_ok_and(|effective| effective & CAPABILITIES != 0)
+/// Returns whether this process belongs to root, outside a user namespace: the kernel does not apply
+/// the limit on threads to it. Root of a rootless container is another user of the host.
+fn is_root_of_the_host() -> bool {
+    let all_users_of_the_host = ["0", "0", "4294967295"];
+    status_field::<u32>("Uid:") == Some(0)
+        && fs::read_to_string("/proc/self/uid_map")
+            .is_ok_and(|map| map.split_whitespace().eq(all_users_of_the_host))
 }
 
 /// Returns the first word after `name` in `/proc/self/status`.
