@@ -10,6 +10,8 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::common::tools::{Tool, wait_until_listening};
 use crate::common::{
@@ -237,8 +239,21 @@ fn manager_that_does_not_read_does_not_block_the_service() {
         .collect();
     let mut server = Server::spawn(local_server().env("NOTIFY_SOCKET", &manager.path));
     server.wait_for_log("cannot send READY=1 to the service manager");
-    exchange(&server.connect(), b"hello");
-    assert_eq!(server.shut_down().code(), Some(0));
+    let client = server.connect();
+    exchange(&client, b"hello");
+    common::fill(&client);
+    server.signal(Signal::TERM);
+    server.wait_for_log("shutting down: ");
+    // Far below the second that the manager gets at the start.
+    thread::sleep(Duration::from_millis(100));
+    let begin = Instant::now();
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait().code(), Some(130));
+    assert!(
+        begin.elapsed() < Duration::from_millis(500),
+        "{:?}",
+        begin.elapsed()
+    );
     drop(fillers);
 }
 

@@ -21,8 +21,12 @@ use listenfd::ListenFd;
 use log::{info, warn};
 use socket2::SockRef;
 
-/// How long a notification may block if the service manager does not read it: shutdown must not hang.
-const NOTIFY_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the notification of readiness may block if the service manager does not read it.
+const READY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long the notification of shutdown may block: the thread that sends it also handles the second
+/// signal, which must end the server at once.
+const STOPPING_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// Returns the inherited listening socket, if there is one.
 ///
@@ -68,29 +72,29 @@ fn inherited_sockets() -> u64 {
 
 /// Notifies the service manager that clients can connect.
 pub fn ready() {
-    notify("READY=1");
+    notify("READY=1", READY_TIMEOUT);
 }
 
 /// Notifies the service manager that graceful shutdown has begun.
 pub fn stopping() {
-    notify("STOPPING=1");
+    notify("STOPPING=1", STOPPING_TIMEOUT);
 }
 
 /// Notifies the service manager, if there is one.
-fn notify(state: &str) {
+fn notify(state: &str, timeout: Duration) {
     if let Some(manager) = env::var_os("NOTIFY_SOCKET")
-        && let Err(error) = send(&manager, state)
+        && let Err(error) = send(&manager, state, timeout)
     {
         warn!("cannot send {state} to the service manager: {error}");
     }
 }
 
-fn send(manager: &OsStr, state: &str) -> io::Result<()> {
+fn send(manager: &OsStr, state: &str, timeout: Duration) -> io::Result<()> {
     let address = match manager.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
         path => SocketAddr::from_pathname(OsStr::from_bytes(path))?,
     };
     let socket = UnixDatagram::unbound()?;
-    socket.set_write_timeout(Some(NOTIFY_TIMEOUT))?;
+    socket.set_write_timeout(Some(timeout))?;
     socket.send_to_addr(state.as_bytes(), &address).map(drop)
 }
