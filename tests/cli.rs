@@ -104,11 +104,7 @@ fn error_for_a_bad_argument_has_the_option_and_advice() {
             "such as 500ms, 30s or 5m; did you mean 30s?",
         ),
         ("--shutdown-timeout", "soon", "such as 500ms, 30s or 5m"),
-        (
-            "--busy-poll",
-            "50",
-            "from 0s to 10ms, such as 50us; did you mean 50us?",
-        ),
+        ("--busy-poll", "50", "from 0s to 10ms, such as 50us"),
         ("--busy-poll", "11ms", "from 0s to 10ms, such as 50us"),
     ] {
         let message = fails(echo_server().arg(format!("{flag}={value}")), 2);
