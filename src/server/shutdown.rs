@@ -112,7 +112,7 @@ impl Shutdown {
     ///
     /// - `info` reports these times, if the system knows them. Otherwise fixed times apply.
     /// - `last_arrival` is used without `info`: when data of this client last arrived during the
-    ///   drain.
+    ///   drain. Before that, every client counts as active at the request.
     /// - `window_opened_at` is when the server last made room for data that the client could not
     ///   send before.
     pub(crate) fn quiet_at(
@@ -122,11 +122,11 @@ impl Shutdown {
         window_opened_at: Option<Instant>,
     ) -> Instant {
         let now = Instant::now();
+        let requested_at = self.requested_at.get().copied().unwrap_or(now);
         let (rtt, rto, last_arrival) = match info {
             Some(info) => (info.rtt, info.rto, now.checked_sub(info.last_received)),
-            None => (Duration::ZERO, MIN_RTO, last_arrival),
+            None => (Duration::ZERO, MIN_RTO, last_arrival.or(Some(requested_at))),
         };
-        let requested_at = self.requested_at.get().copied().unwrap_or(now);
         // A quiet client must not be kept until it is forcibly closed. Slow links and delays that vary
         // much would keep it that long.
         let max_quiet_period = self.timeout / 2;
@@ -200,6 +200,16 @@ mod tests {
                 requested_at + quiet_after
             );
         }
+    }
+
+    #[test]
+    fn without_tcp_info_every_client_counts_as_active() {
+        let (shutdown, requested_at) = requested();
+        let quiet_at = shutdown.quiet_at(None, None, None);
+        assert_eq!(quiet_at, requested_at + 2 * MIN_RTO);
+        let last_arrival = requested_at + SECOND;
+        let quiet_at = shutdown.quiet_at(None, Some(last_arrival), None);
+        assert_eq!(quiet_at, last_arrival + 2 * MIN_RTO);
     }
 
     #[test]

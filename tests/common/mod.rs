@@ -199,8 +199,8 @@ pub fn manual_block(page: &str, heading: &str, language: &str) -> &'static str {
         .unwrap_or_else(|| panic!("{page}.md has no such block under {heading:?}"))
 }
 
-/// Checks that a server disconnects an idle client and exits within half a second of the signal. A
-/// busy machine may delay that, so the check tries again.
+/// Checks that a server disconnects an idle client and exits within half a second of the signal, and
+/// a little later elsewhere than on Linux. A busy machine may delay that, so the check tries again.
 pub fn check_that_idle_client_is_closed_at_once() {
     let closes_at_once = || {
         let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else {
@@ -215,7 +215,9 @@ pub fn check_that_idle_client_is_closed_at_once() {
         assert_eq!(read_until_fin(&client), b"");
         drop(client);
         assert_eq!(server.wait().code(), Some(0));
-        begin.elapsed() < Duration::from_millis(500)
+        // Without `TCP_INFO` the server cannot know that the client is idle.
+        let limit = if cfg!(target_os = "linux") { 500 } else { 900 };
+        begin.elapsed() < Duration::from_millis(limit)
     };
     assert!((0..20).any(|_| closes_at_once()), "the server exits late");
 }
