@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
-use crate::platform::capacity::{MemoryLimit, STACK_SIZE, capacity};
+use crate::platform::capacity::{MemoryCheck, STACK_SIZE, capacity};
 use crate::platform::socket::SocketOptions;
 use crate::platform::wait::POLL_INTERVAL;
 use crate::plural::plural;
@@ -114,7 +114,7 @@ impl Server {
         let shared = Shared {
             client_limiter: Arc::new(Limiter::new(config.max_connections)),
             thread_limiter: Arc::new(Limiter::new(capacity.connections)),
-            memory_limit: MemoryLimit::find(config.buffer_size),
+            memory_check: MemoryCheck::if_limited(config.buffer_size),
             per_ip_limiter: per_ip_limiter.map(Arc::new),
             max_spinning_clients: max_spinning_clients(config.busy_poll),
             shutdown: Arc::new(Shutdown::new(config.shutdown_timeout)?),
@@ -176,7 +176,7 @@ struct Shared {
     /// lingering close releases its client's permit first.
     thread_limiter: Arc<Limiter>,
     /// Checked before each new connection. `None` if memory is not limited.
-    memory_limit: Option<MemoryLimit>,
+    memory_check: Option<MemoryCheck>,
     per_ip_limiter: Option<Arc<PerIpLimiter>>,
     /// Maximum number of connected clients at which threads may busy-poll.
     max_spinning_clients: usize,
@@ -236,8 +236,8 @@ impl Shared {
         }
     }
 
-    /// Blocks for `delay`, until a connection ends, which may free what was lacking, or until
-    /// shutdown is requested.
+    /// Blocks for `delay`. Returns early if a connection ends, because that may free what was
+    /// lacking, or if shutdown is requested.
     fn back_off(&self, delay: Duration) {
         let retry_at = Instant::now() + delay;
         while !self.shutdown.is_requested() && Instant::now() < retry_at {
@@ -252,7 +252,7 @@ impl Shared {
 
     /// Returns an error if the memory may not suffice for one more client.
     fn check_memory(&self) -> io::Result<()> {
-        match &self.memory_limit {
+        match &self.memory_check {
             Some(limit) => limit.check(self.thread_limiter.active()),
             None => Ok(()),
         }
@@ -290,7 +290,7 @@ impl Shared {
                 connection.serve();
             })
             .inspect_err(|error| warn!("{peer} rejected: cannot spawn a thread ({error})"))?;
-        if let Some(limit) = &self.memory_limit {
+        if let Some(limit) = &self.memory_check {
             // The next check for memory must see what this thread takes, so wait until it has
             // started: then it drops its end of the channel.
             let _ = has_started.recv();

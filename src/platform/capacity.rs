@@ -107,20 +107,19 @@ fn open_files() -> Option<Capacity> {
     None
 }
 
-/// A limit on this process's memory. How much memory is in use does not follow from the number of
-/// connections, because `malloc` reserves address space as it sees fit. So it is measured before each
-/// new connection.
+/// Checks before each new connection whether the memory suffices. That does not follow from the number
+/// of connections, because `malloc` reserves address space as it sees fit.
 #[derive(Debug)]
-pub(crate) struct MemoryLimit {
+pub(crate) struct MemoryCheck {
     buffer_size: usize,
     /// The largest number of connections so far. The memory that they have used stays with the
     /// process, except for large buffers, and is used again.
     peak: AtomicUsize,
 }
 
-impl MemoryLimit {
-    /// Returns the limit, if there is one.
-    pub(crate) fn find(buffer_size: usize) -> Option<Self> {
+impl MemoryCheck {
+    /// Returns the check, or `None` if the memory of this process is not limited.
+    pub(crate) fn if_limited(buffer_size: usize) -> Option<Self> {
         system::available_memory().map(|_| Self {
             buffer_size,
             peak: AtomicUsize::new(0),

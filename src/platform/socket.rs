@@ -35,8 +35,8 @@ pub(crate) const CLIENTS_INHERIT_OPTIONS: bool = cfg!(target_os = "linux");
 /// its thread one more system call per message.
 const RECEIVE_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// How long `send` blocks at most, on Linux. Shorter than [`RECEIVE_TIMEOUT`]: the idle timeout
-/// starts when a `send` that could place only a part of its bytes returns.
+/// How long `send` blocks at most, on Linux. Shorter than [`RECEIVE_TIMEOUT`]: a `send` with room for
+/// only a part of its bytes returns that much later, and the idle timeout starts only then.
 const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// How many unsent bytes a client's socket accepts, on Linux. The kernel's own limit is 4 MiB, and

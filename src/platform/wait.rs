@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 pub(crate) use waker::Waker;
 
-/// How often a thread checks for shutdown, and for what it waits for, if no event can wake it.
+/// How long a thread waits before it checks again, if no event can wake it.
 pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The event that a thread waits for.

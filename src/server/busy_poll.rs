@@ -114,15 +114,15 @@ impl BusyPoll {
 
     /// Records how long a message was waited for, and decides how to wait for the next one.
     fn record_wait(&mut self, waited: Duration) {
+        let slow = self.max_spin + MAX_WAKE_LATENCY;
         // One long pause must not outweigh the other messages.
-        let longest = (self.max_spin + MAX_WAKE_LATENCY) * 2;
-        self.waited += waited.min(longest);
+        self.waited += waited.min(slow * 2);
         self.remaining -= 1;
         let sample_is_complete = self.remaining.is_multiple_of(SAMPLE_SIZE);
         match self.phase {
             Phase::Spinning if self.waited >= self.budget => self.back_off(),
             _ if !sample_is_complete => {}
-            Phase::Baseline if self.waited >= longest * SAMPLE_SIZE / 2 => self.back_off(),
+            Phase::Baseline if self.waited >= slow * SAMPLE_SIZE => self.back_off(),
             Phase::Baseline => {
                 self.budget = self.waited * 3 / 4;
                 self.enter(Phase::Spinning, SPINNING_SAMPLES);

@@ -10,7 +10,7 @@ use super::connection::Faults;
 /// The largest buffer of a connection, in bytes: 16 MiB. Thousands of buffers must fit into memory.
 pub const MAX_BUFFER_SIZE: usize = 16_777_216;
 
-/// The longest time to busy-poll: a spinning thread does not notice shutdown.
+/// The longest time to busy-poll. Meanwhile, a thread does not notice shutdown.
 pub const MAX_BUSY_POLL: Duration = Duration::from_millis(10);
 
 /// The configuration of a [`Server`](crate::Server).

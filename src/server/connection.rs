@@ -42,14 +42,13 @@ const TRACE_LIMIT: usize = 64;
 /// What ended a connection.
 #[derive(Debug)]
 pub(crate) enum CloseReason {
-    /// The client sent FIN, and everything is echoed, except by the fault `stall`.
+    /// The client sent FIN, and everything is echoed.
     ClosedByClient,
     /// The client, or an intermediary, sent RST.
     ResetByClient,
     /// No byte moved for the idle timeout.
     IdleTimeout,
-    /// Graceful shutdown: the client was quiet, and everything is echoed, except by the fault
-    /// `stall`.
+    /// Graceful shutdown: the client was quiet, and everything is echoed.
     ServerShuttingDown,
     /// The shutdown timeout passed before everything was echoed and acknowledged.
     ForciblyClosed,
@@ -240,7 +239,7 @@ impl Connection {
                 None => continue,
                 Some(0) => {
                     return Break(CloseReason::InvalidProxyHeader(
-                        "the client closed the connection before its end",
+                        "the client closed the connection before the header was complete",
                     ));
                 }
                 Some(_) => {}
@@ -262,7 +261,7 @@ impl Connection {
                 }
             }
         }
-        Break(CloseReason::InvalidProxyHeader("none arrived within 5s"))
+        Break(CloseReason::InvalidProxyHeader("incomplete after 5s"))
     }
 
     /// Echoes until the connection is over.
@@ -364,8 +363,8 @@ impl Connection {
         if is_idle() {
             return Break(CloseReason::IdleTimeout);
         }
-        // A `recv` returns to the loop of its caller when shutdown is requested, also if that
-        // happened during the call. A `send` must go on.
+        // Shutdown ends the wait for data: `echo` decides what to do then. It does not end the wait
+        // for room, because a `send` must go on.
         let shutdown = &self.shared.shutdown;
         let waker = match interest {
             Interest::Write if shutdown.is_requested() => None,

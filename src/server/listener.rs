@@ -61,7 +61,7 @@ impl Listener {
         self.socket.local_addr()
     }
 
-    /// Accepts a client and sets its socket's options. Returns `None` if no client is in the listen
+    /// Accepts a client, whose socket has all options. Returns `None` if no client is in the listen
     /// backlog: on Linux after a short time, elsewhere at once.
     pub(crate) fn accept(&self) -> io::Result<Option<Accepted>> {
         loop {
@@ -88,8 +88,8 @@ impl Listener {
         wait_for_socket(&self.socket, Interest::Read, None, Some(waker)).map(drop)
     }
 
-    /// Returns the clients in the listen backlog. The listener is closed once they are accepted. Of an
-    /// inherited socket, it accepts `permits` clients at most: the next server can serve the others.
+    /// Stops listening, but not before the clients in the listen backlog are accepted. From an
+    /// inherited socket, at most `permits` clients are: the next server can serve the others.
     pub(crate) fn into_pending(self, permits: usize) -> PendingConnections {
         let remaining = if self.inherited {
             permits

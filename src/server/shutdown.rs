@@ -9,18 +9,19 @@ use std::time::{Duration, Instant};
 use crate::platform::tcp_info::TcpInfo;
 use crate::platform::wait::Waker;
 
-/// How long data in flight at the shutdown request has to arrive. If the round trip is longer, that
-/// applies instead. Both are capped at half the shutdown timeout.
-const MIN_QUIET_PERIOD: Duration = Duration::from_millis(100);
+/// The shortest round trip that the drain assumes. Data in flight at the shutdown request has one
+/// round trip to arrive.
+const MIN_ROUND_TRIP: Duration = Duration::from_millis(100);
 
 /// The shortest retransmission timeout on Linux. It applies to all fast links.
 const MIN_RTO: Duration = Duration::from_millis(200);
 
-/// A client that has sent data this shortly before the shutdown request is active.
+/// A client whose last data is at most this much older than the shutdown request is active: data of
+/// other clients extends its drain.
 const ACTIVE_PERIOD: Duration = Duration::from_secs(1);
 
-/// Data from other clients extends the drain of an active client until this long after the shutdown
-/// request: enough for three retransmissions (RFC 6298).
+/// How long after the shutdown request data of other clients extends the drain of an active client:
+/// enough for three retransmissions (RFC 6298).
 const SHARED_LINK_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Shuts a running [`Server`](super::Server) down, from a signal handler or any other thread.
@@ -130,7 +131,7 @@ impl Shutdown {
         // A quiet client must not be kept until it is forcibly closed. Slow links and delays that vary
         // much would keep it that long.
         let max_quiet_period = self.timeout / 2;
-        let round_trip = MIN_QUIET_PERIOD.max(rtt);
+        let round_trip = MIN_ROUND_TRIP.max(rtt);
         let earliest = match window_opened_at {
             // Not capped: data that the client could not send before needs the whole round trip.
             Some(opened_at) => opened_at + round_trip,
@@ -156,7 +157,7 @@ impl Shutdown {
     }
 }
 
-/// Returns how long an active client must have sent nothing to count as quiet.
+/// Returns for how long a client must have sent nothing to count as quiet.
 ///
 /// It is 6 × RTO − 0.8 s. On slow links that is up to six retransmission timeouts: time to lose a
 /// segment and its first retransmissions, since RFC 6298 doubles the timeout. On fast links the
@@ -193,7 +194,7 @@ mod tests {
     #[test]
     fn idle_client_is_quiet_after_a_round_trip() {
         let (shutdown, requested_at) = requested();
-        for (rtt, quiet_after) in [(SECOND / 1000, MIN_QUIET_PERIOD), (SECOND / 3, SECOND / 3)] {
+        for (rtt, quiet_after) in [(SECOND / 1000, MIN_ROUND_TRIP), (SECOND / 3, SECOND / 3)] {
             let idle = info(rtt, MIN_RTO, 3 * SECOND);
             assert_eq!(
                 shutdown.quiet_at(Some(idle), None, None),

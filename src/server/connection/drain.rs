@@ -31,19 +31,19 @@ pub(super) struct DrainProgress {
     /// When the server last emptied a receive buffer that may have been full. The client needs a round
     /// trip from then on to send more.
     window_opened_at: Option<Instant>,
-    /// How many bytes had been echoed when the drain last waited for this client to send.
-    echoed_before_wait: u64,
+    /// How many bytes had been echoed when data last arrived after a pause.
+    echoed_before_arrival: u64,
 }
 
 impl Connection {
-    /// Blocks until the client has sent more, or ends the connection once the client is
-    /// quiet. Everything it sent has been echoed then.
+    /// Blocks until the client has sent more. Ends the connection once the client is quiet, when
+    /// everything it sent has been echoed, or once the shutdown timeout passes.
     pub(super) fn wait_or_close(&mut self) -> ControlFlow<CloseReason> {
         let shutdown = &self.shared.shutdown;
         // If much has been echoed since the last pause, the client may have waited for room in the
         // receive buffer. It needs a round trip to send more.
         let receive_buffer = SockRef::from(&self.stream).recv_buffer_size();
-        let echoed = self.bytes_echoed - self.drain.echoed_before_wait;
+        let echoed = self.bytes_echoed - self.drain.echoed_before_arrival;
         if receive_buffer.is_ok_and(|size| echoed >= size as u64 / 4) {
             self.drain.window_opened_at = Some(Instant::now());
         }
@@ -67,7 +67,7 @@ impl Connection {
                     if started.elapsed() > MAX_IMMEDIATE_WAIT {
                         // The data was not there before: it has just arrived.
                         self.drain.last_arrival = Some(Instant::now());
-                        self.drain.echoed_before_wait = self.bytes_echoed;
+                        self.drain.echoed_before_arrival = self.bytes_echoed;
                     }
                     shutdown.record_drain_arrival();
                     return Continue(());
