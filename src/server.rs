@@ -114,7 +114,7 @@ impl Server {
         let shared = Shared {
             client_limiter: Arc::new(Limiter::new(config.max_connections)),
             thread_limiter: Arc::new(Limiter::new(capacity.connections)),
-            memory_check: MemoryCheck::if_limited(config.buffer_size),
+            memory_check: MemoryCheck::new(config.buffer_size),
             per_ip_limiter: per_ip_limiter.map(Arc::new),
             max_spinning_clients: max_spinning_clients(config.busy_poll),
             shutdown: Arc::new(Shutdown::new(config.shutdown_timeout)?),
@@ -175,8 +175,7 @@ struct Shared {
     /// One permit for each thread. During shutdown there may be more threads than clients, because a
     /// lingering close releases its client's permit first.
     thread_limiter: Arc<Limiter>,
-    /// Checked before each new connection. `None` if memory is not limited.
-    memory_check: Option<MemoryCheck>,
+    memory_check: MemoryCheck,
     per_ip_limiter: Option<Arc<PerIpLimiter>>,
     /// Maximum number of connected clients at which threads may busy-poll.
     max_spinning_clients: usize,
@@ -196,7 +195,7 @@ impl Shared {
         let mut limit_logged = false;
         let mut failure_logged = false;
         while !self.shutdown.is_requested() {
-            if !self.has_capacity() {
+            if !self.wait_for_capacity(Duration::ZERO) {
                 if !mem::replace(&mut limit_logged, true) {
                     let limit = self.config.max_connections;
                     warn!(
@@ -252,15 +251,7 @@ impl Shared {
 
     /// Returns an error if the memory may not suffice for one more client.
     fn check_memory(&self) -> io::Result<()> {
-        match &self.memory_check {
-            Some(limit) => limit.check(self.thread_limiter.active()),
-            None => Ok(()),
-        }
-    }
-
-    /// Returns whether the connection limit and the thread limit allow one more client.
-    fn has_capacity(&self) -> bool {
-        self.wait_for_capacity(Duration::ZERO)
+        self.memory_check.check(self.thread_limiter.active())
     }
 
     /// Blocks until the connection limit and the thread limit allow one more client, for up to
@@ -290,11 +281,10 @@ impl Shared {
                 connection.serve();
             })
             .inspect_err(|error| warn!("{peer} rejected: cannot spawn a thread ({error})"))?;
-        if let Some(limit) = &self.memory_check {
-            // The next check for memory must see what this thread takes, so wait until it has
-            // started: then it drops its end of the channel.
+        if self.memory_check.is_limited {
+            // The next check must see what this thread takes, so wait until it has started: then it
+            // drops its end of the channel.
             let _ = has_started.recv();
-            limit.record_peak(self.thread_limiter.active());
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use socket2::SockRef;
 
 use super::is_timeout;
 use crate::platform::socket::TIMEOUTS_LOSE_NO_BYTE;
-use crate::platform::wait::{Interest, POLL_INTERVAL, wait_for_socket};
+use crate::platform::wait::{POLL_INTERVAL, PollFlags, wait_for_socket};
 
 /// A connection whose reads report a reset as a reset, even if a write met it first.
 ///
@@ -77,19 +77,16 @@ impl Connection {
 
     /// Calls `call`, and again if a signal interrupts it. If the socket is non-blocking, waits until the
     /// call can succeed or the socket's timeout has passed.
-    fn retry<T>(
-        &self,
-        interest: Interest,
-        mut call: impl FnMut() -> io::Result<T>,
-    ) -> io::Result<T> {
+    fn retry<T>(&self, event: PollFlags, mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         let mut blocked_since = None;
         loop {
             match call() {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock && !TIMEOUTS_LOSE_NO_BYTE => {
-                    let timeout = match interest {
-                        Interest::Read => self.stream.read_timeout()?,
-                        Interest::Write => self.stream.write_timeout()?,
+                    let timeout = if event == PollFlags::IN {
+                        self.stream.read_timeout()?
+                    } else {
+                        self.stream.write_timeout()?
                     };
                     let elapsed = blocked_since.get_or_insert_with(Instant::now).elapsed();
                     let time_left = timeout.unwrap_or(Duration::MAX).saturating_sub(elapsed);
@@ -98,7 +95,7 @@ impl Connection {
                     }
                     // On Windows, `close` does not wake a thread that polls.
                     let deadline = Instant::now() + time_left.min(POLL_INTERVAL);
-                    wait_for_socket(&self.stream, interest, Some(deadline), None)?;
+                    wait_for_socket(&self.stream, event, Some(deadline), None)?;
                 }
                 result => return result,
             }
@@ -115,7 +112,7 @@ impl Connection {
 impl Read for &Connection {
     /// Reads from the socket. Returns 0 only if the peer has sent FIN.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self.retry(Interest::Read, || (&self.stream).read(buffer)) {
+        match self.retry(PollFlags::IN, || (&self.stream).read(buffer)) {
             // On a socket that is no longer connected, a write returns at once and unlocks.
             Ok(0) if self.stream.peer_addr().is_err() => {
                 self.lock_write_error().take().map_or(Ok(0), Err)
@@ -130,7 +127,7 @@ impl Write for &Connection {
     /// connection ended.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut write_error = self.lock_write_error();
-        match self.retry(Interest::Write, || (&self.stream).write(bytes)) {
+        match self.retry(PollFlags::OUT, || (&self.stream).write(bytes)) {
             // EPIPE only says that the connection has ended; the next read returns how.
             Err(error) if !is_timeout(&error) && error.kind() != ErrorKind::BrokenPipe => {
                 let kind = error.kind();

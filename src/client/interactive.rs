@@ -22,7 +22,7 @@ use self::text::{complete_len, escape};
 use super::connection::Connection;
 use super::{Error, Target, explain_lost_connection, explain_stdout_error, print, spawn};
 use crate::platform::terminal::{BEFORE_NEWLINE, wait_until_gone};
-use crate::platform::wait::{Interest, wait_for_socket};
+use crate::platform::wait::{PollFlags, wait_for_socket};
 
 pub use self::screen::restore_terminal;
 
@@ -291,7 +291,7 @@ fn read_socket(mut connection: &Connection, events: &SyncSender<Event>) {
 
 fn is_readable_soon(connection: &Connection) -> bool {
     let deadline = Instant::now() + PARTIAL_LINE_DELAY;
-    wait_for_socket(&connection.stream, Interest::Read, Some(deadline), None).unwrap_or(false)
+    wait_for_socket(&connection.stream, PollFlags::IN, Some(deadline), None).unwrap_or(false)
 }
 
 /// Sends the lines. Half-closes the connection after the last one.

@@ -107,10 +107,11 @@ fn open_files() -> Option<Capacity> {
     None
 }
 
-/// Checks before each new connection whether the memory suffices. That does not follow from the number
-/// of connections, because `malloc` reserves address space as it sees fit.
+/// Checks before each new connection whether the memory suffices, if it is limited. That does not
+/// follow from the number of connections, because `malloc` reserves address space as it sees fit.
 #[derive(Debug)]
 pub(crate) struct MemoryCheck {
+    pub(crate) is_limited: bool,
     buffer_size: usize,
     /// The largest number of connections so far. The memory that they have used stays with the
     /// process, except for large buffers, and is used again.
@@ -118,12 +119,12 @@ pub(crate) struct MemoryCheck {
 }
 
 impl MemoryCheck {
-    /// Returns the check, or `None` if the memory of this process is not limited.
-    pub(crate) fn if_limited(buffer_size: usize) -> Option<Self> {
-        system::available_memory().map(|_| Self {
+    pub(crate) fn new(buffer_size: usize) -> Self {
+        Self {
+            is_limited: system::available_memory().is_some(),
             buffer_size,
             peak: AtomicUsize::new(0),
-        })
+        }
     }
 
     /// Returns an error if the memory may not suffice for one more connection beside the `active`
@@ -133,7 +134,8 @@ impl MemoryCheck {
         const RESERVE_PER_CONNECTION: usize = 8192;
         /// What other threads may need in the meantime: `malloc` takes memory by the megabyte.
         const RESERVE: usize = 4_194_304;
-        if active < self.peak.load(Relaxed) && self.buffer_size < MMAP_THRESHOLD {
+        let peak = self.peak.fetch_max(active, Relaxed);
+        if !self.is_limited || (active < peak && self.buffer_size < MMAP_THRESHOLD) {
             return Ok(());
         }
         let needed = connection_size(self.buffer_size) + active * RESERVE_PER_CONNECTION + RESERVE;
@@ -141,10 +143,5 @@ impl MemoryCheck {
             Some(available) if available < needed as u64 => Err(io::ErrorKind::OutOfMemory.into()),
             _ => Ok(()),
         }
-    }
-
-    /// Records that there are `active` connections.
-    pub(crate) fn record_peak(&self, active: usize) {
-        self.peak.fetch_max(active, Relaxed);
     }
 }

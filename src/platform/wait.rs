@@ -7,7 +7,8 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+pub(crate) use rustix::event::PollFlags;
+use rustix::event::{PollFd, Timespec, poll};
 use rustix::fd::AsFd;
 use rustix::io::Errno;
 
@@ -16,30 +17,17 @@ pub(crate) use waker::Waker;
 /// How long a thread waits before it checks again, if no event can wake it.
 pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The event that a thread waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Interest {
-    /// There are bytes to receive, or there is a client to accept.
-    Read,
-    /// There is room in the send buffer.
-    Write,
-}
-
-/// Blocks until `socket` is ready, `deadline` passes or `waker` wakes the thread. Returns whether
-/// the socket is ready. May return early, so callers must check again.
+/// Blocks until one of `events` has occurred on `socket`, `deadline` passes or `waker` wakes the
+/// thread. Returns whether an event has occurred. May return early, so callers must check again.
 ///
 /// # Errors
 /// Returns an error if `poll` fails, such as for lack of memory.
 pub(crate) fn wait_for_socket(
     socket: &impl AsFd,
-    interest: Interest,
+    events: PollFlags,
     deadline: Option<Instant>,
     waker: Option<&Waker>,
 ) -> io::Result<bool> {
-    let events = match interest {
-        Interest::Read => PollFlags::IN,
-        Interest::Write => PollFlags::OUT,
-    };
     loop {
         let socket = PollFd::new(socket, events);
         let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));

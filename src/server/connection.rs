@@ -26,7 +26,7 @@ use super::busy_poll::BusyPoll;
 use super::limits::{PerIpPermit, Permit};
 use super::proxy_protocol::{self, MAX_LENGTH, Parsed};
 use crate::platform::socket::receive;
-use crate::platform::wait::{Interest, wait_for_socket};
+use crate::platform::wait::{PollFlags, wait_for_socket};
 use crate::plural::plural;
 use drain::{DrainProgress, LINGER_TIMEOUT};
 use faults::ACK_TIMEOUT;
@@ -304,7 +304,7 @@ impl Connection {
                 Continue(Some(received))
             }
             Err(error) => {
-                self.wait_if_blocked(error, Interest::Read, deadline)?;
+                self.wait_if_blocked(error, PollFlags::IN, deadline)?;
                 Continue(None)
             }
         }
@@ -333,7 +333,7 @@ impl Connection {
                     self.bytes_echoed += written as u64;
                     self.restart_idle_timeout();
                 }
-                Err(error) => self.wait_if_blocked(error, Interest::Write, None)?,
+                Err(error) => self.wait_if_blocked(error, PollFlags::OUT, None)?,
             }
         }
         Continue(())
@@ -348,7 +348,7 @@ impl Connection {
     fn wait_if_blocked(
         &self,
         error: io::Error,
-        interest: Interest,
+        event: PollFlags,
         deadline: Option<Instant>,
     ) -> ControlFlow<CloseReason> {
         match error.kind() {
@@ -363,20 +363,20 @@ impl Connection {
         if is_idle() {
             return Break(CloseReason::IdleTimeout);
         }
-        // Shutdown ends the wait for data: `echo` decides what to do then. It does not end the wait
-        // for room, because a `send` must go on.
+        // After the shutdown request, the waker would end each wait at once. A `recv` returns to its
+        // caller then, but a `send` must go on.
         let shutdown = &self.shared.shutdown;
-        let waker = match interest {
-            Interest::Write if shutdown.is_requested() => None,
+        let waker = match event {
+            PollFlags::OUT if shutdown.is_requested() => None,
             _ => Some(shutdown.waker()),
         };
         let deadline = [deadline, self.idle_at, shutdown.deadline()]
             .into_iter()
             .flatten()
             .min();
-        match wait_for_socket(&self.stream, interest, deadline, waker) {
+        match wait_for_socket(&self.stream, event, deadline, waker) {
             // A `send` is tried once more: it may place some bytes although `poll` sees no room.
-            Ok(false) if interest == Interest::Read && is_idle() => Break(CloseReason::IdleTimeout),
+            Ok(false) if event == PollFlags::IN && is_idle() => Break(CloseReason::IdleTimeout),
             Ok(_) => Continue(()),
             Err(error) => Break(error.into()),
         }

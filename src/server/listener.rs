@@ -9,7 +9,7 @@ use log::warn;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::platform::socket::{CLIENTS_INHERIT_OPTIONS, SocketOptions, accept};
-use crate::platform::wait::{Interest, Waker, wait_for_socket};
+use crate::platform::wait::{PollFlags, Waker, wait_for_socket};
 
 /// The length of the listen backlog, the most that Linux allows by default
 /// (`net.core.somaxconn`). When the backlog is full, the kernel drops SYNs, and clients retry only
@@ -85,7 +85,7 @@ impl Listener {
 
     /// Blocks until a client connects or `waker` wakes the thread. May return early.
     pub(crate) fn wait_for_client(&self, waker: &Waker) -> io::Result<()> {
-        wait_for_socket(&self.socket, Interest::Read, None, Some(waker)).map(drop)
+        wait_for_socket(&self.socket, PollFlags::IN, None, Some(waker)).map(drop)
     }
 
     /// Stops listening, but not before the clients in the listen backlog are accepted. From an
@@ -101,7 +101,7 @@ impl Listener {
         // If this fails, accepting could block, so the backlog is given up.
         let is_nonblocking = self.socket.set_nonblocking(true).is_ok();
         PendingConnections {
-            listener: (is_nonblocking && remaining > 0).then_some(self),
+            listener: is_nonblocking.then_some(self),
             remaining,
             accepted: VecDeque::new(),
         }
@@ -113,7 +113,7 @@ impl Listener {
 pub(crate) struct PendingConnections {
     /// Open until all clients in its backlog are accepted.
     listener: Option<Listener>,
-    /// How many more clients may be accepted. Above 0 while the listener is open.
+    /// How many more clients may be accepted.
     remaining: usize,
     accepted: VecDeque<Accepted>,
 }
@@ -126,19 +126,17 @@ impl PendingConnections {
     /// Returns an error if no client is left and the next one cannot be accepted now, such as for lack
     /// of file descriptors.
     pub(crate) fn accept_next(&mut self) -> io::Result<Option<Accepted>> {
-        while let Some(listener) = &self.listener {
+        while self.remaining > 0
+            && let Some(listener) = &self.listener
+        {
             match listener.accept() {
-                Ok(Some(client)) => {
-                    self.accepted.push_back(client);
-                    self.remaining -= 1;
-                }
-                Ok(None) => self.remaining = 0,
+                Ok(Some(client)) => self.accepted.push_back(client),
+                Ok(None) => break,
                 Err(error) => return self.accepted.pop_front().map(Some).ok_or(error),
             }
-            if self.remaining == 0 {
-                self.listener = None;
-            }
+            self.remaining -= 1;
         }
+        self.listener = None;
         Ok(self.accepted.pop_front())
     }
 }

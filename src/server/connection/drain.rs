@@ -12,7 +12,7 @@ use socket2::SockRef;
 use super::{CloseReason, Connection};
 use crate::platform::socket::receive;
 use crate::platform::tcp_info::TcpInfo;
-use crate::platform::wait::{Interest, wait_for_socket};
+use crate::platform::wait::{PollFlags, wait_for_socket};
 
 /// How long a lingering close waits for the client's FIN after the acknowledgement.
 pub(super) const LINGER_TIMEOUT: Duration = Duration::from_millis(300);
@@ -62,7 +62,7 @@ impl Connection {
                 .into_iter()
                 .flatten()
                 .min();
-            match wait_for_socket(&self.stream, Interest::Read, deadline, None) {
+            match wait_for_socket(&self.stream, PollFlags::IN, deadline, None) {
                 Ok(true) => {
                     if started.elapsed() > MAX_IMMEDIATE_WAIT {
                         // The data was not there before: it has just arrived.
@@ -114,10 +114,8 @@ impl Connection {
                 continue;
             }
             let next_check = Some(now + ACK_POLL_INTERVAL);
-            match wait_for_socket(&self.stream, Interest::Read, next_check, None) {
-                Ok(true) => {}
-                Ok(false) => continue,
-                Err(_) => return true,
+            if let Ok(false) = wait_for_socket(&self.stream, PollFlags::IN, next_check, None) {
+                continue;
             }
             self.buffer.clear();
             match receive(&self.stream, &mut self.buffer) {
