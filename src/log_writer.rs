@@ -1,7 +1,6 @@
 //! Writes the log to stderr in a background thread. The reader of stderr may be slow or may have
 //! stopped reading, and a connection's thread must not wait for it. So a connection's thread only
-//! queues its line, and the background thread writes the queued lines in batches. The line on stdout
-//! is written in the same way.
+//! queues its line, and the background thread writes the queued lines in batches.
 
 use std::io::{self, ErrorKind, Write};
 use std::mem;
@@ -29,7 +28,7 @@ const BATCH_INTERVAL: Duration = Duration::from_millis(5);
 /// use echo_server::log_writer::LogWriter;
 ///
 /// # fn main() -> std::io::Result<()> {
-/// let mut log = LogWriter::start("log", sink())?;
+/// let mut log = LogWriter::start(sink())?;
 /// log.write_all(b"a line\n")?;
 /// log.close(Duration::from_secs(1));
 /// # Ok(())
@@ -56,11 +55,11 @@ struct Queue {
 }
 
 impl LogWriter {
-    /// Starts the thread that writes the queued lines to `out`, and gives it this name.
+    /// Starts the thread that writes the queued lines to `out`.
     ///
     /// # Errors
     /// Returns an error if the thread cannot be spawned or there is no memory for the queue.
-    pub fn start(name: &str, out: impl Write + Send + 'static) -> io::Result<Self> {
+    pub fn start(out: impl Write + Send + 'static) -> io::Result<Self> {
         let writer = Self::default();
         let shared = Arc::clone(&writer.0);
         // The queue never grows later: if the system is short of memory then, a failed allocation
@@ -69,7 +68,7 @@ impl LogWriter {
         batch.try_reserve_exact(QUEUE_LIMIT)?;
         writer.0.lock().pending.try_reserve_exact(QUEUE_LIMIT)?;
         thread::Builder::new()
-            .name(name.to_owned())
+            .name("log".to_owned())
             .stack_size(STACK_SIZE)
             .spawn(move || shared.write_to(out, batch))?;
         Ok(writer)
@@ -284,7 +283,7 @@ mod tests {
     fn an_unread_stream_bounds_the_queue_and_counts_drops() -> io::Result<()> {
         let (permit, permits) = channel();
         let (written, output) = channel();
-        let mut log = LogWriter::start("log", Stalled { permits, written })?;
+        let mut log = LogWriter::start(Stalled { permits, written })?;
         let line = [b'x'; 1023]
             .iter()
             .chain(b"\n")
@@ -315,7 +314,7 @@ mod tests {
     fn close_gives_up_after_its_timeout() -> io::Result<()> {
         let (_permit, permits) = channel();
         let (written, _output) = channel();
-        let mut log = LogWriter::start("log", Stalled { permits, written })?;
+        let mut log = LogWriter::start(Stalled { permits, written })?;
         log.write_all(b"line\n")?;
         log.close(Duration::from_millis(1));
         assert!(!log.0.lock().closed);
@@ -334,7 +333,7 @@ mod tests {
                 Ok(())
             }
         }
-        let mut log = LogWriter::start("log", Broken)?;
+        let mut log = LogWriter::start(Broken)?;
         log.write_all(b"line\n")?;
         log.close(Duration::from_secs(20));
         assert!(log.0.lock().closed);
@@ -362,7 +361,7 @@ mod tests {
             }
         }
         let (written, output) = channel();
-        let mut log = LogWriter::start("log", Reluctant(0, written))?;
+        let mut log = LogWriter::start(Reluctant(0, written))?;
         log.write_all(b"one line\n")?;
         log.close(Duration::from_secs(20));
         assert_eq!(output.try_iter().collect::<Vec<u8>>(), b"one line\n");

@@ -10,7 +10,8 @@
 use std::env;
 use std::io::{self, Write};
 use std::process::{self, ExitCode};
-use std::time::{Duration, Instant};
+use std::thread;
+use std::time::Duration;
 
 use anstream::{AutoStream, ColorChoice};
 use echo_server::cli::{self, ServerArgs, explain_bind_error};
@@ -23,8 +24,8 @@ use log::{debug, warn};
 /// The exit code after a second Ctrl+C: 128 plus the number of SIGINT, as in shells.
 const EXIT_SIGINT: i32 = 130;
 
-/// How long the process waits for the readers of stdout and stderr before it exits.
-const OUTPUT_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the process waits for the reader of stderr before it exits.
+const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     match cli::print_document::<ServerArgs>() {
@@ -41,21 +42,17 @@ fn main() -> ExitCode {
 
 /// Serves clients, from the first log line to the last, and returns the exit code.
 fn serve(config: Config, args: &ServerArgs) -> ExitCode {
-    let writers = LogWriter::start("log", io::stderr())
-        .and_then(|log| Ok((log, LogWriter::start("stdout", io::stdout())?)));
-    let (log, stdout) = match writers {
-        Ok(writers) => writers,
+    let log = match LogWriter::start(io::stderr()) {
+        Ok(log) => log,
         Err(error) => return fail(io::stderr(), &format!("cannot start: {error}")),
     };
     init_logger(args, &log);
-    let code = match run(config, stdout.clone()) {
+    let code = match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         // The log writer keeps the order of the lines, and does not block if stderr is not read.
         Err(message) => fail(log.clone(), &message),
     };
-    let deadline = Instant::now() + OUTPUT_FLUSH_TIMEOUT;
-    stdout.close(OUTPUT_FLUSH_TIMEOUT);
-    log.close(deadline.saturating_duration_since(Instant::now()));
+    log.close(LOG_FLUSH_TIMEOUT);
     code
 }
 
@@ -87,7 +84,7 @@ fn init_logger(args: &ServerArgs, log: &LogWriter) {
     }
 }
 
-fn run(config: Config, mut stdout: LogWriter) -> Result<(), String> {
+fn run(config: Config) -> Result<(), String> {
     if let Err(error) = raise_file_limit() {
         warn!("cannot raise the limit of open files: {error}");
     }
@@ -117,8 +114,10 @@ fn run(config: Config, mut stdout: LogWriter) -> Result<(), String> {
     // The address is in the log too, because stdout may be closed.
     debug!("listening on {address}");
     // Scripts wait for this line. A thread writes it, because stdout may be a full pipe.
-    let _ = stdout.write_all(format!("Server listening on {address}\n").as_bytes());
-    stdout.close(Duration::ZERO); // Does not wait, but lets the thread end.
+    let line = format!("Server listening on {address}\n");
+    thread::Builder::new()
+        .spawn(move || io::stdout().write_all(line.as_bytes()))
+        .map_err(|error| format!("cannot start: {error}"))?;
     systemd::ready();
     server.run();
     Ok(())

@@ -84,22 +84,17 @@ impl Faults {
 impl fmt::Display for Faults {
     /// Writes the faults as the command line has them, such as `latency=100ms,limit=1024`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut faults = Vec::new();
-        if let Some(latency) = self.latency {
-            faults.push(format!("latency={latency:?}"));
-        }
-        let slice = self.slice.map(|bytes| bytes.get() as u64);
-        for (kind, bytes) in [
-            ("slice", slice),
-            ("limit", self.limit),
-            ("reset", self.reset),
-            ("stall", self.stall),
-            ("corrupt", self.corrupt),
-        ] {
-            if let Some(bytes) = bytes {
-                faults.push(format!("{kind}={bytes}"));
-            }
-        }
+        let faults: Vec<String> = [
+            self.latency.map(|latency| format!("latency={latency:?}")),
+            self.slice.map(|bytes| format!("slice={bytes}")),
+            self.limit.map(|bytes| format!("limit={bytes}")),
+            self.reset.map(|bytes| format!("reset={bytes}")),
+            self.stall.map(|bytes| format!("stall={bytes}")),
+            self.corrupt.map(|offset| format!("corrupt={offset}")),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
         f.write_str(&faults.join(","))
     }
 }
