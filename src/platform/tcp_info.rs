@@ -14,8 +14,10 @@ pub(crate) struct TcpInfo {
     /// Retransmission timeout (RFC 6298): how long TCP waits for an acknowledgement before it
     /// sends again. At least 0.2 s on Linux.
     pub(crate) rto: Duration,
-    /// Time since the last data arrived, or since the connection was established.
+    /// Time since data last arrived, or since the connection was established.
     pub(crate) last_received: Duration,
+    /// Time since data was last sent, or since the connection was established.
+    pub(crate) last_sent: Duration,
     /// Whether the peer has acknowledged everything, FIN included, or has reset the connection. Only
     /// valid after a half-close.
     pub(crate) fin_acknowledged: bool,
@@ -43,6 +45,7 @@ impl TcpInfo {
             rtt: Duration::from_micros(info.rtt.into()),
             rto: Duration::from_micros(info.rto.into()),
             last_received: Duration::from_millis(info.last_data_recv.into()),
+            last_sent: Duration::from_millis(info.last_data_sent.into()),
             fin_acknowledged: !matches!(info.state, FIN_WAIT1 | LAST_ACK | CLOSING),
             bytes_acknowledged: info.bytes_acked,
             closed: info.state == CLOSE,
@@ -71,8 +74,11 @@ mod linux {
         _flags: [u8; 7],
         /// Microseconds.
         pub(super) rto: u32,
-        /// From `tcpi_ato` to `tcpi_last_ack_sent`.
-        _ato_to_last_ack_sent: [u32; 10],
+        /// From `tcpi_ato` to `tcpi_fackets`.
+        _ato_to_fackets: [u32; 8],
+        /// Milliseconds.
+        pub(super) last_data_sent: u32,
+        _last_ack_sent: u32,
         /// Milliseconds.
         pub(super) last_data_recv: u32,
         /// From `tcpi_last_ack_recv` to `tcpi_rcv_ssthresh`.

@@ -28,7 +28,7 @@ use super::proxy_protocol::{self, MAX_LENGTH, Parsed};
 use crate::platform::socket::receive;
 use crate::platform::wait::{PollFlags, wait_for_socket};
 use crate::plural::plural;
-use drain::{DrainProgress, LINGER_TIMEOUT};
+use drain::LINGER_TIMEOUT;
 use faults::ACK_TIMEOUT;
 pub use faults::Faults;
 
@@ -111,7 +111,6 @@ pub(crate) struct Connection {
     /// When the idle timeout passes, if no byte moves before.
     idle_at: Option<Instant>,
     bytes_echoed: u64,
-    drain: DrainProgress,
     /// Whether the fault `stall` has ended the echo.
     stalled: bool,
 }
@@ -140,7 +139,6 @@ impl Connection {
             shared,
             idle_at: None,
             bytes_echoed: 0,
-            drain: DrainProgress::default(),
             stalled: false,
         })
     }

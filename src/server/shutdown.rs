@@ -109,37 +109,34 @@ impl Shutdown {
     /// Returns when a client counts as quiet, if nothing more arrives from it.
     ///
     /// What the client sent before the shutdown request may still be in flight. On a slow link it
-    /// arrives with pauses as long as the connection's round trips and retransmissions.
+    /// arrives with pauses as long as the connection's round trips and retransmissions. `info`
+    /// reports these times. If the system does not know them, fixed times apply from `waiting_since`,
+    /// when the thread began to wait for this client.
     ///
-    /// - `info` reports these times, if the system knows them. Otherwise fixed times apply.
-    /// - `last_arrival` is used without `info`: when data of this client last arrived during the
-    ///   drain. Before that, every client counts as active at the request.
-    /// - `window_opened_at` is when the server last made room for data that the client could not
-    ///   send before.
+    /// A client that `may_have_waited` for room in the receive buffer gets a round trip from the last
+    /// echo on, because that made room.
     pub(crate) fn quiet_at(
         &self,
         info: Option<TcpInfo>,
-        last_arrival: Option<Instant>,
-        window_opened_at: Option<Instant>,
+        waiting_since: Instant,
+        may_have_waited: bool,
     ) -> Instant {
         let now = Instant::now();
         let requested_at = self.requested_at.get().copied().unwrap_or(now);
-        let (rtt, rto, last_arrival) = match info {
-            Some(info) => (info.rtt, info.rto, now.checked_sub(info.last_received)),
-            None => (Duration::ZERO, MIN_RTO, last_arrival.or(Some(requested_at))),
+        let time_before_now = |time| now.checked_sub(time).unwrap_or(requested_at);
+        let (rtt, rto, mut last_arrival, last_echo) = match info {
+            Some(info) => (
+                info.rtt,
+                info.rto,
+                time_before_now(info.last_received),
+                time_before_now(info.last_sent),
+            ),
+            None => (Duration::ZERO, MIN_RTO, waiting_since, waiting_since),
         };
         // A quiet client must not be kept until it is forcibly closed. Slow links and delays that vary
         // much would keep it that long.
         let max_quiet_period = self.timeout / 2;
-        let round_trip = MIN_ROUND_TRIP.max(rtt);
-        let earliest = match window_opened_at {
-            // Not capped: data that the client could not send before needs the whole round trip.
-            Some(opened_at) => opened_at + round_trip,
-            None => requested_at + round_trip.min(max_quiet_period),
-        };
-        let Some(mut last_arrival) = last_arrival else {
-            return earliest;
-        };
+        let round_trip = rtt.max(MIN_ROUND_TRIP.min(max_quiet_period));
         if last_arrival + ACTIVE_PERIOD > requested_at
             && let Some(arrival_of_any) = *self.lock_last_arrival()
         {
@@ -147,7 +144,13 @@ impl Shutdown {
             let limit = requested_at + SHARED_LINK_TIMEOUT.min(self.timeout / 4);
             last_arrival = last_arrival.max(arrival_of_any.min(limit));
         }
-        earliest.max(last_arrival + quiet_period(rto).min(max_quiet_period))
+        let mut quiet_at = requested_at + round_trip.min(max_quiet_period);
+        quiet_at = quiet_at.max(last_arrival + quiet_period(rto).min(max_quiet_period));
+        if may_have_waited {
+            // Not limited: what the client could not send before needs the whole round trip.
+            quiet_at = quiet_at.max(last_echo + round_trip);
+        }
+        quiet_at
     }
 
     fn lock_last_arrival(&self) -> MutexGuard<'_, Option<Instant>> {
@@ -185,6 +188,7 @@ mod tests {
             rtt,
             rto,
             last_received,
+            last_sent: last_received,
             fin_acknowledged: false,
             bytes_acknowledged: 0,
             closed: false,
@@ -196,43 +200,41 @@ mod tests {
         let (shutdown, requested_at) = requested();
         for (rtt, quiet_after) in [(SECOND / 1000, MIN_ROUND_TRIP), (SECOND / 3, SECOND / 3)] {
             let idle = info(rtt, MIN_RTO, 3 * SECOND);
-            assert_eq!(
-                shutdown.quiet_at(Some(idle), None, None),
-                requested_at + quiet_after
-            );
+            let quiet_at = shutdown.quiet_at(Some(idle), requested_at, false);
+            assert_eq!(quiet_at, requested_at + quiet_after);
         }
     }
 
     #[test]
     fn without_tcp_info_every_client_counts_as_active() {
         let (shutdown, requested_at) = requested();
-        let quiet_at = shutdown.quiet_at(None, None, None);
-        assert_eq!(quiet_at, requested_at + 2 * MIN_RTO);
-        let last_arrival = requested_at + SECOND;
-        let quiet_at = shutdown.quiet_at(None, Some(last_arrival), None);
-        assert_eq!(quiet_at, last_arrival + 2 * MIN_RTO);
+        for waiting_since in [requested_at, requested_at + SECOND] {
+            let quiet_at = shutdown.quiet_at(None, waiting_since, false);
+            assert_eq!(quiet_at, waiting_since + 2 * MIN_RTO);
+        }
     }
 
     #[test]
     fn quiet_period_is_at_most_half_the_shutdown_timeout() {
         let (shutdown, requested_at) = requested();
-        let slow_and_idle = info(10 * SECOND, 10 * SECOND, 3 * SECOND);
+        let slow_and_idle = info(10 * SECOND, 10 * SECOND, 11 * SECOND);
         let slow_and_active = info(SECOND / 10, 10 * SECOND, Duration::ZERO);
         for info in [slow_and_idle, slow_and_active] {
-            let quiet_after = shutdown.quiet_at(Some(info), None, None) - requested_at;
+            let quiet_after = shutdown.quiet_at(Some(info), requested_at, false) - requested_at;
             assert!(quiet_after >= 2 * SECOND, "{quiet_after:?}");
             assert!(quiet_after < 3 * SECOND, "{quiet_after:?}");
         }
     }
 
     #[test]
-    fn client_gets_a_round_trip_once_its_window_opens() {
+    fn client_that_waited_gets_a_round_trip_after_an_echo() {
         let (shutdown, requested_at) = requested();
-        let opened_at = requested_at + SECOND;
         for rtt in [SECOND / 3, 3 * SECOND] {
-            let idle = info(rtt, MIN_RTO, 3 * SECOND);
-            let quiet_at = shutdown.quiet_at(Some(idle), None, Some(opened_at));
-            assert_eq!(quiet_at, opened_at + rtt);
+            let mut blocked = info(rtt, MIN_RTO, 3 * SECOND);
+            blocked.last_sent = Duration::ZERO;
+            let quiet_after = shutdown.quiet_at(Some(blocked), requested_at, true) - requested_at;
+            assert!(quiet_after >= rtt, "{quiet_after:?}");
+            assert!(quiet_after < rtt + SECOND, "{quiet_after:?}");
         }
     }
 }

@@ -17,58 +17,30 @@ use crate::platform::wait::{PollFlags, wait_for_socket};
 /// How long a lingering close waits for the client's FIN after the acknowledgement.
 pub(super) const LINGER_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// If a wait returns within this time, the data had arrived before it began.
-const MAX_IMMEDIATE_WAIT: Duration = Duration::from_millis(1);
-
 /// How often a thread checks for acknowledgements: no event reports them.
 pub(super) const ACK_POLL_INTERVAL: Duration = Duration::from_millis(20);
-
-/// What the drain remembers of a client between two waits.
-#[derive(Default)]
-pub(super) struct DrainProgress {
-    /// When data last arrived, as far as this thread has noticed.
-    last_arrival: Option<Instant>,
-    /// When the server last emptied a receive buffer that may have been full. The client needs a round
-    /// trip from then on to send more.
-    window_opened_at: Option<Instant>,
-    /// How many bytes had been echoed when data last arrived after a pause.
-    echoed_before_arrival: u64,
-}
 
 impl Connection {
     /// Blocks until the client has sent more. Ends the connection once the client is quiet, when
     /// everything it sent has been echoed, or once the shutdown timeout passes.
-    pub(super) fn wait_or_close(&mut self) -> ControlFlow<CloseReason> {
+    pub(super) fn wait_or_close(&self) -> ControlFlow<CloseReason> {
         let shutdown = &self.shared.shutdown;
-        // If much has been echoed since the last pause, the client may have waited for room in the
-        // receive buffer. It needs a round trip to send more.
+        let waiting_since = Instant::now();
         let receive_buffer = SockRef::from(&self.stream).recv_buffer_size();
-        let echoed = self.bytes_echoed - self.drain.echoed_before_arrival;
-        if receive_buffer.is_ok_and(|size| echoed >= size as u64 / 4) {
-            self.drain.window_opened_at = Some(Instant::now());
-        }
+        let may_have_waited = receive_buffer.is_ok_and(|size| self.bytes_echoed >= size as u64 / 4);
         loop {
             if shutdown.is_overdue() {
                 return Break(CloseReason::ForciblyClosed);
             }
-            let started = Instant::now();
-            let quiet_at = shutdown.quiet_at(
-                TcpInfo::of(&self.stream),
-                self.drain.last_arrival,
-                self.drain.window_opened_at,
-            );
-            let is_quiet = started >= quiet_at;
+            let quiet_at =
+                shutdown.quiet_at(TcpInfo::of(&self.stream), waiting_since, may_have_waited);
+            let is_quiet = Instant::now() >= quiet_at;
             let deadline = [Some(quiet_at), shutdown.deadline()]
                 .into_iter()
                 .flatten()
                 .min();
             match wait_for_socket(&self.stream, PollFlags::IN, deadline, None) {
                 Ok(true) => {
-                    if started.elapsed() > MAX_IMMEDIATE_WAIT {
-                        // The data was not there before: it has just arrived.
-                        self.drain.last_arrival = Some(Instant::now());
-                        self.drain.echoed_before_arrival = self.bytes_echoed;
-                    }
                     shutdown.record_drain_arrival();
                     return Continue(());
                 }
