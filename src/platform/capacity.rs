@@ -48,21 +48,13 @@ fn connection_size(buffer_size: usize) -> usize {
 }
 
 /// Raises the limit of open files as far as possible: the default is for programs that cannot
-/// handle more than 1024.
+/// handle more than 1024. Windows has no such limit.
 ///
 /// # Errors
 /// Returns an error if the system refuses.
-#[cfg(unix)]
 pub fn raise_file_limit() -> io::Result<()> {
-    rlimit::increase_nofile_limit(u64::MAX).map(drop)
-}
-
-/// Does nothing: Windows has no such limit.
-///
-/// # Errors
-/// Never fails.
-#[cfg(windows)]
-pub fn raise_file_limit() -> io::Result<()> {
+    #[cfg(unix)]
+    rlimit::increase_nofile_limit(u64::MAX)?;
     Ok(())
 }
 

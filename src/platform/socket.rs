@@ -42,6 +42,7 @@ const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 /// How many unsent bytes a client's socket accepts, on Linux. The kernel's own limit is 4 MiB, and
 /// a client that reads slowly would then look idle for as long as it takes to read a megabyte. Half
 /// of this makes several bulk streams slower.
+#[cfg(target_os = "linux")]
 const NOTSENT_LOWAT: u32 = 262_144;
 
 /// The options that depend on the configuration.
@@ -90,22 +91,13 @@ impl SocketOptions {
         // Also set to false: an inherited socket may be non-blocking.
         socket.set_nonblocking(!BLOCKING)?;
         if BLOCKING {
-            set_notsent_lowat(socket, NOTSENT_LOWAT)?;
+            #[cfg(target_os = "linux")]
+            socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
             socket.set_read_timeout(Some(self.receive_timeout))?;
             socket.set_write_timeout(Some(self.send_timeout))?;
         }
         Ok(())
     }
-}
-
-#[cfg(target_os = "linux")]
-fn set_notsent_lowat(socket: &SockRef<'_>, limit: u32) -> io::Result<()> {
-    socket.set_tcp_notsent_lowat(limit)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn set_notsent_lowat(_: &SockRef<'_>, _: u32) -> io::Result<()> {
-    Ok(())
 }
 
 /// Receives into the spare capacity of `buffer`, without initialising it first, so that a client
