@@ -13,7 +13,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::signal::{self, Signal};
-use crate::common::{PATIENCE, Server, closed_port, echo_client, end, listen, reset, run_at_once};
+use crate::common::{
+    PATIENCE, Server, assert_contains, closed_port, echo_client, end, listen, reset, run_at_once,
+};
 #[cfg(target_os = "linux")]
 use crate::output::unix::full_pipe;
 use serde_json::Value;
@@ -347,12 +349,8 @@ fn report_has_its_rows() {
             report.starts_with(&format!("{mode} on {}: ", server.address)),
             "{report}"
         );
-        assert!(
-            report.contains("connections  1 ") && report.contains("echoed "),
-            "{report}"
-        );
-        for row in rows {
-            assert!(report.contains(row), "{row}: {report}");
+        for row in ["connections  1 ", "echoed "].iter().chain(rows) {
+            assert_contains(&report, row);
         }
         assert!(!report.contains("failures"), "{report}");
     }
@@ -446,9 +444,9 @@ fn lost_connections_are_counted_and_others_go_on() {
         .split_once("\nfailures\n")
         .expect("the report has the failures")
         .1;
-    assert!(failures.contains("   2 closed: "), "{report}");
-    assert!(failures.contains("   1 reset: "), "{report}");
-    assert!(report.contains("p50 "), "{report}");
+    assert_contains(failures, "   2 closed: ");
+    assert_contains(failures, "   1 reset: ");
+    assert_contains(&report, "p50 ");
 }
 
 /// Both threads of a connection may get the error first, so one connection would prove little.
@@ -760,7 +758,7 @@ fn other_servers_are_measured_if_one_fails() {
         format!("   3 {refusing}: cannot connect to {refusing}: connection refused"),
         format!("   3 {closing}: closed: "),
     ] {
-        assert!(failures.contains(&expected), "{expected}: {text}");
+        assert_contains(failures, &expected);
     }
     assert_eq!(failures.lines().count(), 2, "{text}");
 }
@@ -839,7 +837,7 @@ fn ctrl_c_does_not_wait_for_a_missing_echo() {
         let (server, received) = notifying_server(1, false);
         let options = &format!("--duration 1h --timeout 1h --mode {mode}");
         let report = interrupt_at(&received, bench(server, options), 0);
-        assert!(report.contains("not measured"), "{report}");
+        assert_contains(&report, "not measured");
     }
 }
 
@@ -866,7 +864,7 @@ fn ctrl_c_does_not_wait_for_a_message_that_arrives_slowly() {
         let (server, first_byte) = byte_by_byte_server();
         let options = &format!("--size 64KiB --duration 1h --mode {mode}");
         let report = interrupt_at(&first_byte, bench(server, options), 0);
-        assert!(report.contains("not measured"), "{report}");
+        assert_contains(&report, "not measured");
     }
 }
 

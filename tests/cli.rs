@@ -4,7 +4,9 @@
 use std::process::{Command, Output, Stdio};
 use std::thread;
 
-use crate::common::{self, Server, echo_server, exchange, listen, local_server, run};
+use crate::common::{
+    self, Server, assert_contains, echo_server, exchange, listen, local_server, run,
+};
 
 /// Runs a server that must fail with this exit code. Returns its stderr; stdout must be empty.
 fn fails(command: &mut Command, code: i32) -> String {
@@ -35,22 +37,22 @@ fn error_for_a_port_in_use_has_the_address_and_advice() {
     let (_listener, address) = listen();
     let port = address.port().to_string();
     let message = cannot_start(echo_server().args(["--host", "127.0.0.1", "-p", &port]));
-    assert!(
-        message.contains(&format!("cannot listen on {address}: the port is in use")),
-        "{message}"
+    assert_contains(
+        &message,
+        &format!("cannot listen on {address}: the port is in use"),
     );
-    assert!(message.contains("--port"), "{message}");
+    assert_contains(&message, "--port");
 }
 
 #[test]
 fn error_for_a_foreign_address_has_the_address_and_advice() {
     // 192.0.2.0/24 is reserved for documentation (RFC 5737), so no machine has it.
     let message = cannot_start(echo_server().args(["--host", "192.0.2.1", "--port", "0"]));
-    assert!(
-        message.contains("cannot listen on 192.0.2.1:0: this machine has no such address"),
-        "{message}"
+    assert_contains(
+        &message,
+        "cannot listen on 192.0.2.1:0: this machine has no such address",
     );
-    assert!(message.contains("--host 0.0.0.0"), "{message}");
+    assert_contains(&message, "--host 0.0.0.0");
 }
 
 /// On other systems every user may bind the port, or the test cannot give up the privilege.
@@ -68,11 +70,8 @@ fn linux_error_for_a_privileged_port_has_address_and_advice() {
             .expect("root can remove a capability");
     }
     let message = cannot_start(echo_server().args(["--host", "127.0.0.1", "--port", "7"]));
-    assert!(
-        message.contains("cannot listen on 127.0.0.1:7: permission denied"),
-        "{message}"
-    );
-    assert!(message.contains("--port"), "{message}");
+    assert_contains(&message, "cannot listen on 127.0.0.1:7: permission denied");
+    assert_contains(&message, "--port");
 }
 
 #[test]
@@ -108,20 +107,16 @@ fn error_for_a_bad_argument_has_the_option_and_advice() {
         ("--busy-poll", "11ms", "from 0s to 10ms, such as 50us"),
     ] {
         let message = fails(echo_server().arg(format!("{flag}={value}")), 2);
-        assert!(
-            message.contains(flag) && message.contains(advice),
-            "{flag}={value}: {message}"
-        );
+        assert_contains(&message, flag);
+        assert_contains(&message, advice);
     }
-    assert!(fails(echo_server().arg("--prot=1"), 2).contains("--port"));
-    assert!(fails(echo_server().args(["--completions", "fsh"]), 2).contains("'fish'"));
+    assert_contains(&fails(echo_server().arg("--prot=1"), 2), "--port");
+    assert_contains(&fails(echo_server().arg("--completions=fsh"), 2), "'fish'");
     assert!(!fails(echo_server().arg("--colour"), 2).contains("address"));
     for address in ["54000", "127.0.0.1"] {
         let message = fails(echo_server().arg(address), 2);
-        assert!(
-            message.contains(address) && message.contains("'--host' and '--port'"),
-            "{message}"
-        );
+        assert_contains(&message, address);
+        assert_contains(&message, "'--host' and '--port'");
     }
 }
 
@@ -130,10 +125,8 @@ fn duration_that_overflows_is_an_invalid_value() {
     let value = "18446744073709551615s 1000ms";
     for option in ["--idle-timeout", "--shutdown-timeout", "--busy-poll"] {
         let message = fails(echo_server().args([option, value]), 2);
-        assert!(
-            message.contains(option) && message.contains("a number with a unit"),
-            "{message}"
-        );
+        assert_contains(&message, option);
+        assert_contains(&message, "a number with a unit");
     }
     #[cfg(feature = "client")]
     for options in [
@@ -143,10 +136,7 @@ fn duration_that_overflows_is_an_invalid_value() {
     ] {
         let mut client = common::command(env!("CARGO_BIN_EXE_echo-client"));
         let message = fails(client.args(options).arg(value), 2);
-        assert!(
-            message.contains("a number with a unit"),
-            "{options:?}: {message}"
-        );
+        assert_contains(&message, "a number with a unit");
     }
 }
 
@@ -158,10 +148,8 @@ fn error_for_a_bad_variable_has_the_option_and_the_value() {
         ("ECHO_SERVER_PROXY_PROTOCOL", "--proxy-protocol", "maybe"),
     ] {
         let message = fails(echo_server().env(variable, value), 2);
-        assert!(
-            message.contains(flag) && message.contains(value),
-            "{message}"
-        );
+        assert_contains(&message, flag);
+        assert_contains(&message, value);
     }
 }
 
@@ -186,7 +174,7 @@ fn default_port_is_54000() {
         .lines()
         .find(|line| line.contains("--port"))
         .expect("the help has the option");
-    assert!(line.contains("[default: 54000]"), "{line}");
+    assert_contains(line, "[default: 54000]");
 }
 
 /// The port is in use, so the server's error shows which address it tried. A free port could be taken
@@ -202,14 +190,14 @@ fn option_takes_precedence_over_its_variable() {
         .env("ECHO_SERVER_HOST", "127.0.0.1")
         .env("ECHO_SERVER_PORT", &port);
     let message = cannot_start(&mut with_variables);
-    assert!(message.contains(&error), "{message}");
+    assert_contains(&message, &error);
 
     let mut with_both = echo_server();
     with_both
         .env("ECHO_SERVER_HOST", "192.0.2.1")
         .env("ECHO_SERVER_PORT", "http");
     let message = cannot_start(with_both.args(["--host", "127.0.0.1", "-p", &port]));
-    assert!(message.contains(&error), "{message}");
+    assert_contains(&message, &error);
 }
 
 /// Sends 70,000 bytes and returns the size of the server's longest read.
@@ -298,7 +286,7 @@ fn verbosity_ranges_from_silence_to_the_bytes() {
 fn rust_log_takes_precedence_over_verbosity() {
     let debug = log_of_one_client(local_server().env("RUST_LOG", "debug").arg("-qqq"));
     let Some(log) = debug else { return };
-    assert!(log.contains("sent 11 bytes"), "{log}");
+    assert_contains(&log, "sent 11 bytes");
     let error = log_of_one_client(local_server().env("RUST_LOG", "error").arg("-vv"));
     assert_eq!(error.as_deref(), Some(""));
 }
@@ -307,11 +295,8 @@ fn rust_log_takes_precedence_over_verbosity() {
 fn invalid_rust_log_is_logged_and_ignored() {
     let invalid = log_of_one_client(local_server().env("RUST_LOG", "echo_server=loud"));
     let Some(log) = invalid else { return };
-    assert!(log.contains("WARN ] ignoring invalid RUST_LOG: "), "{log}");
-    assert!(
-        log.contains(" connected\n"),
-        "the log is as without it: {log}"
-    );
+    assert_contains(&log, "WARN ] ignoring invalid RUST_LOG: ");
+    assert_contains(&log, " connected\n");
 
     let (reader, stderr) = std::io::pipe().expect("a pipe can be created");
     drop(reader);
@@ -336,8 +321,8 @@ fn info_log_has_two_lines_per_client_and_the_totals() {
         "{log}"
     );
     let last = log.lines().last().expect("the log has lines");
-    assert!(
-        last.contains("shut down: 1 client served, 0 forcibly closed, 11 bytes echoed in "),
-        "{last}"
+    assert_contains(
+        last,
+        "shut down: 1 client served, 0 forcibly closed, 11 bytes echoed in ",
     );
 }

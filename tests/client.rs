@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use crate::common::{Server, closed_port, command, echo_client, run};
+use crate::common::{Server, assert_contains, closed_port, command, echo_client, run};
 
 /// Runs a client that must fail with this exit code. Returns its stderr; stdout must be empty.
 fn fails(client: &mut Command, code: i32) -> String {
@@ -30,11 +30,11 @@ fn error_for_a_refused_connection_has_address_and_advice() {
     let (_socket, address) = closed_port();
     for arguments in [&[][..], &["test"], &["test", "--json"], &["bench"]] {
         let message = cannot_connect(echo_client(address).args(arguments));
-        assert!(message.contains(&format!("cannot connect to {address}: connection refused")));
-        assert!(
-            message.contains(&format!("echo-server --port {}", address.port())),
-            "{message}"
+        assert_contains(
+            &message,
+            &format!("cannot connect to {address}: connection refused"),
         );
+        assert_contains(&message, &format!("echo-server --port {}", address.port()));
     }
 }
 
@@ -43,11 +43,8 @@ fn error_for_an_unknown_host_has_its_name_and_advice() {
     // No real name ends in .invalid (RFC 2606).
     let mut client = command(env!("CARGO_BIN_EXE_echo-client"));
     let message = cannot_connect(client.args(["--host", "no-such-host.invalid"]));
-    assert!(
-        message.contains("cannot find the host no-such-host.invalid: "),
-        "{message}"
-    );
-    assert!(message.contains("give an IP address"), "{message}");
+    assert_contains(&message, "cannot find the host no-such-host.invalid: ");
+    assert_contains(&message, "give an IP address");
 }
 
 #[test]
@@ -55,10 +52,7 @@ fn error_for_an_unreachable_address_has_the_address() {
     // 2001:db8::/32 is reserved for documentation (RFC 3849): there is no route to it or no answer.
     let mut client = command(env!("CARGO_BIN_EXE_echo-client"));
     let message = cannot_connect(client.args(["--host", "2001:db8::1", "--timeout", "500ms"]));
-    assert!(
-        message.contains("cannot connect to [2001:db8::1]:54000: "),
-        "{message}"
-    );
+    assert_contains(&message, "cannot connect to [2001:db8::1]:54000: ");
     assert!(
         message.contains("no route to it") || message.contains("no answer within"),
         "{message}"
@@ -87,10 +81,8 @@ fn linux_full_listen_backlog_is_an_error_after_the_timeout() {
     }
     let message = cannot_connect(echo_client(address).args(["--timeout", "200ms"]));
     let expected = format!("cannot connect to {address}: no answer within 200ms");
-    assert!(
-        message.contains(&expected) && message.contains("--timeout"),
-        "{message}"
-    );
+    assert_contains(&message, &expected);
+    assert_contains(&message, "--timeout");
 }
 
 #[test]
@@ -116,7 +108,7 @@ fn options_may_precede_or_follow_the_command() {
     for arguments in [["--port", &port, "test"], ["test", "--port", &port]] {
         let mut client = command(env!("CARGO_BIN_EXE_echo-client"));
         let message = cannot_connect(client.args(arguments));
-        assert!(message.contains(&address.to_string()), "{message}");
+        assert_contains(&message, &address.to_string());
     }
 }
 
@@ -128,7 +120,7 @@ fn defaults_are_127_0_0_1_54000_and_5s() {
     let help = help.expect("the client can be spawned").stdout;
     let help = String::from_utf8(help).expect("the help is text");
     for default in ["127.0.0.1", "54000", "5s"] {
-        assert!(help.contains(&format!("[default: {default}]")), "{help}");
+        assert_contains(&help, &format!("[default: {default}]"));
     }
 }
 
@@ -174,9 +166,7 @@ fn error_for_a_bad_argument_has_the_option_and_advice() {
         );
         let option = arguments.iter().find(|argument| argument.starts_with("--"));
         let option = option.unwrap_or(&arguments[arguments.len() - 1]);
-        assert!(
-            message.contains(option) && message.contains(advice),
-            "{line}: {message}"
-        );
+        assert_contains(&message, option);
+        assert_contains(&message, advice);
     }
 }

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use crate::common::conformance::{checks, failures, run_checks, run_suite};
 use crate::common::{
-    Server, closed_port, echo_client, listen, reset_can_be_read, reset_on_close, run, run_at_once,
-    wait_until,
+    Server, assert_contains, closed_port, echo_client, listen, reset_can_be_read, reset_on_close,
+    run, run_at_once, wait_until,
 };
 use quick_junit::{NonSuccessKind, Report, TestCaseStatus};
 use serde_json::Value;
@@ -156,7 +156,7 @@ fn junit_file_that_cannot_be_created_is_an_error() {
     let message = String::from_utf8(output.stderr).expect("the message is text");
     let shown = path.display().to_string().replace('\n', "?");
     let expected = format!("cannot write the JUnit report {shown}: ");
-    assert!(message.contains(&expected), "{message}");
+    assert_contains(&message, &expected);
     assert_eq!(message.lines().count(), 1, "{message}");
     // No check has run.
     assert_eq!((output.status.code(), output.stdout), (Some(1), vec![]));
@@ -197,9 +197,9 @@ fn linux_full_disk_is_an_error_for_the_junit_file() {
     let server = Server::start(&[]);
     let output = run(echo_client(server.address).args(["test", "NUL", "--junit=/dev/full"]));
     let message = String::from_utf8(output.stderr).expect("the message is text");
-    assert!(
-        message.contains("cannot write the JUnit report /dev/full: No space left on device"),
-        "{message}"
+    assert_contains(
+        &message,
+        "cannot write the JUnit report /dev/full: No space left on device",
     );
     assert_eq!(output.status.code(), Some(1));
 }
@@ -231,10 +231,8 @@ fn checks_can_be_chosen_by_a_part_of_their_name() {
         (output.status.code(), output.stdout.as_slice()),
         (Some(1), b"".as_slice())
     );
-    assert!(
-        message.contains("\"no such\"") && message.contains("one byte; "),
-        "{message}"
-    );
+    assert_contains(&message, "\"no such\"");
+    assert_contains(&message, "one byte; ");
 }
 
 #[test]
@@ -266,7 +264,7 @@ fn reset_during_a_write_is_reported_as_a_reset() {
     let check_report = || {
         let output = run(echo_client(address).args(["test", "both ways"]));
         let report = String::from_utf8_lossy(&output.stdout);
-        assert!(report.contains("got 0 bytes, then a reset"), "{report}");
+        assert_contains(&report, "got 0 bytes, then a reset");
     };
     // Each run makes 64 MiB of random bytes, slowly in a debug build, so only a few.
     thread::scope(|scope| {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::pipe;
 use std::process::{Command, Stdio};
 
-use crate::common::command;
+use crate::common::{assert_contains, command};
 
 #[cfg(feature = "client")]
 const BINARIES: [&str; 2] = [
@@ -51,9 +51,9 @@ fn all_options(program: &str) -> BTreeSet<String> {
 fn help_ends_with_examples_and_fits_a_terminal() {
     for program in BINARIES {
         let version = stdout(command(program).arg("-V"));
-        assert!(version.contains(env!("CARGO_PKG_VERSION")), "{version}");
+        assert_contains(&version, env!("CARGO_PKG_VERSION"));
         let help = stdout(command(program).arg("--help"));
-        assert!(help.contains("Usage: echo-"), "{help}");
+        assert_contains(&help, "Usage: echo-");
         let (_, examples) = help
             .split_once("\nExamples:\n")
             .expect("the help has examples");
@@ -67,7 +67,7 @@ fn help_ends_with_examples_and_fits_a_terminal() {
         );
         if program == BINARIES[0] {
             for words in ["-vv: the bytes too", "-qqq: nothing", "Exit codes: 0"] {
-                assert!(help.contains(words), "{help}");
+                assert_contains(&help, words);
             }
         }
         let widest = help.lines().map(|line| line.chars().count()).max();
@@ -88,12 +88,12 @@ fn man_page_has_every_option() {
         let page = stdout(command(program).arg("--man"))
             .replace("\\fR", "")
             .replace('\\', "");
-        assert!(page.contains(".TH echo-"), "{page}");
+        assert_contains(&page, ".TH echo-");
         for option in all_options(program) {
             assert!(has_word(&page, &option), "{option}: {page}");
         }
         for section in [".SH EXAMPLES\n", ".SH NOTES\n"] {
-            assert!(page.contains(section), "{page}");
+            assert_contains(&page, section);
         }
         let is_server = page.contains(".TH echo-server");
         assert_eq!(
@@ -212,7 +212,7 @@ fn full_disk_is_an_error() {
             let output = output.expect("the program can be spawned");
             let stderr = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(1), "{stderr}");
-            assert!(stderr.contains("cannot write to stdout: "), "{stderr}");
+            assert_contains(&stderr, "cannot write to stdout: ");
             assert_eq!(stderr.lines().count(), 1, "{stderr}");
         }
     }

@@ -5,8 +5,8 @@ use std::net::{IpAddr, TcpStream};
 use std::thread;
 
 use crate::common::{
-    Server, connect, echo_server, exchange, fill, half_close, local_address, noise, read_until_fin,
-    reset, send_and_read_all,
+    Server, assert_contains, connect, echo_server, exchange, fill, half_close, local_address,
+    noise, read_until_fin, reset, send_and_read_all,
 };
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -93,10 +93,7 @@ fn client_that_reads_late_gets_20_megabytes_then_fin() {
         echo.len()
     );
     let line = server.wait_for_disconnect(local_address(&client));
-    assert!(
-        line.contains("closed by client, 20000000 bytes echoed"),
-        "{line}"
-    );
+    assert_contains(&line, "closed by client, 20000000 bytes echoed");
 }
 
 #[test]
@@ -142,7 +139,7 @@ fn reset_is_logged_as_a_reset_and_harms_no_other_client() {
     fill(&client);
     reset(client);
     let line = server.wait_for_disconnect(address);
-    assert!(line.contains("reset by client"), "{line}");
+    assert_contains(&line, "reset by client");
     exchange(&neighbour, b"after");
 }
 

@@ -7,8 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::{
-    Server, command, echo_server, end, exchange, half_close, local_address, manual_block, noise,
-    read_until_fin, run, start_tool,
+    Server, assert_contains, command, echo_server, end, exchange, half_close, local_address,
+    manual_block, noise, read_until_fin, run, start_tool,
 };
 
 /// Sends `bytes` to a server with this fault and returns its echo up to the server's FIN.
@@ -61,10 +61,7 @@ fn limit_ends_the_echo_with_fin() {
     let (client, echo) = echo_until_fin(&server, &bytes);
     assert!(echo == bytes[..1024], "{} bytes", echo.len());
     let line = server.wait_for_disconnect(local_address(&client));
-    assert!(
-        line.contains("disconnected: fault limit, 1024 bytes echoed in "),
-        "{line}"
-    );
+    assert_contains(&line, "disconnected: fault limit, 1024 bytes echoed in ");
     // A client that sends less is served as usual.
     let client = server.connect();
     exchange(&client, &bytes[..1023]);
@@ -85,10 +82,7 @@ fn reset_ends_the_echo_with_rst() {
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     assert!(echo == bytes[..1024], "{} bytes", echo.len());
     let line = server.wait_for_log("disconnected: fault reset, ");
-    assert!(
-        line.contains("fault reset, 1024 bytes echoed in "),
-        "{line}"
-    );
+    assert_contains(&line, "fault reset, 1024 bytes echoed in ");
 }
 
 /// Elsewhere the system does not report acknowledgements.
@@ -138,9 +132,9 @@ fn stall_keeps_the_connection_open_without_an_echo() {
     let peer = local_address(&client);
     drop(client);
     let line = server.wait_for_disconnect(peer);
-    assert!(
-        line.contains(": fault stall, closed by client, 1024 bytes echoed in "),
-        "{line}"
+    assert_contains(
+        &line,
+        ": fault stall, closed by client, 1024 bytes echoed in ",
     );
     assert_eq!(
         server.child.try_wait().expect("the status can be read"),
@@ -251,7 +245,7 @@ fn invalid_faults_exit_with_2_and_the_right_form() {
             let output = run(&mut server);
             let message = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(2), "{value}: {message}");
-            assert!(message.contains(form), "{value}: {message}");
+            assert_contains(&message, form);
         }
     }
 }

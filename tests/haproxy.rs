@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use crate::common::signal::Signal;
 use crate::common::tools::Haproxy;
 use crate::common::{
-    PATIENCE, Server, connect_from, echo_server, exchange, fill, local_address, manual_block,
-    noise, read_until_fin, reserve_port, send_and_read_all, wait_until,
+    PATIENCE, Server, assert_contains, connect_from, echo_server, exchange, fill, local_address,
+    manual_block, noise, read_until_fin, reserve_port, send_and_read_all, wait_until,
 };
 use socket2::Socket;
 
@@ -177,10 +177,8 @@ fn check_exit(server: &mut Server) {
     assert_eq!(server.wait().code(), Some(0));
     let log = server.rest_of_log();
     let last = log.last().expect("the log has lines");
-    assert!(
-        last.contains("shut down: ") && last.contains(" 0 forcibly closed"),
-        "{last}"
-    );
+    assert_contains(last, "shut down: ");
+    assert_contains(last, " 0 forcibly closed");
 }
 
 /// Replaces `from`, which must occur once.

@@ -6,8 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::{
-    Server, exchange, fill, local_address, local_server, read_until_fin, retry_if_late,
-    run_at_once, send_and_read_all,
+    Server, assert_contains, exchange, fill, local_address, local_server, read_until_fin,
+    retry_if_late, run_at_once, send_and_read_all,
 };
 
 #[test]
@@ -33,7 +33,7 @@ fn idle_clients_get_fin_whether_they_sent_bytes_or_not() {
         drop((silent, active_before));
         for address in addresses {
             let line = server.wait_for_disconnect(address);
-            assert!(line.contains("disconnected: idle timeout, "), "{line}");
+            assert_contains(&line, "disconnected: idle timeout, ");
         }
     });
 }

@@ -15,7 +15,9 @@ use std::time::Duration;
 #[cfg(not(target_os = "linux"))]
 use std::time::Instant;
 
-use crate::common::{self, PATIENCE, Server, accept, command, listen, reset, run_at_once, signal};
+use crate::common::{
+    self, PATIENCE, Server, accept, assert_contains, command, listen, reset, run_at_once, signal,
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, kill_process};
@@ -313,7 +315,7 @@ fn every_way_to_disconnect_is_graceful() {
         );
     }
     for line in server.wait_for_logs(5, "disconnected: ") {
-        assert!(line.contains("closed by client, 0 bytes"), "{line}");
+        assert_contains(&line, "closed by client, 0 bytes");
     }
 }
 

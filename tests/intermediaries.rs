@@ -13,7 +13,9 @@ use std::thread;
 
 use crate::common::conformance::{failures, run_checks, run_suite};
 use crate::common::tools::Tool;
-use crate::common::{Log, Server, manual_block, reserve_port, run_at_once, skip, wait_until};
+use crate::common::{
+    Log, Server, assert_contains, manual_block, reserve_port, run_at_once, skip, wait_until,
+};
 use rustix::process::geteuid;
 use socket2::Socket;
 
@@ -149,13 +151,13 @@ fn nginx(setup: &Setup) -> Option<Vec<Running>> {
 fn nginx_with_defaults(setup: &Setup) -> Option<Vec<Running>> {
     let config = setup.block("## nginx", "nginx");
     let setting = "    proxy_half_close on;\n";
-    assert!(config.contains(setting), "{config}");
+    assert_contains(&config, setting);
     start_nginx(setup, &config.replace(setting, ""))
 }
 
 fn start_nginx(setup: &Setup, config: &str) -> Option<Vec<Running>> {
     let module = "/usr/lib/nginx/modules/ngx_stream_module.so";
-    assert!(config.contains(module), "{config}");
+    assert_contains(config, module);
     if !Path::new(module).exists() {
         skip(format_args!("nginx has no {module}"));
         return None;

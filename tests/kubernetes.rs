@@ -4,7 +4,9 @@
 
 use std::time::Duration;
 
-use crate::common::{Server, connect, echo_server, exchange, local_address, manual_block};
+use crate::common::{
+    Server, assert_contains, connect, echo_server, exchange, local_address, manual_block,
+};
 use jiff::fmt::friendly::SpanParser;
 use yaml_rust2::{Yaml, YamlLoader};
 
@@ -135,7 +137,7 @@ fn server_starts_with_the_arguments_and_accepts_a_probe() {
     let address = local_address(&probe);
     drop(probe);
     let line = server.wait_for_disconnect(address);
-    assert!(line.contains("closed by client, 0 bytes echoed"), "{line}");
+    assert_contains(&line, "closed by client, 0 bytes echoed");
     exchange(&connect(server.address), b"hello");
 }
 

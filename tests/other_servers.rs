@@ -8,7 +8,9 @@ use std::process::{Command, Stdio};
 
 use crate::common::conformance::{failures, run_checks, run_suite};
 use crate::common::tools::{Tool, wait_until_listening};
-use crate::common::{Log, Server, command, manual_block, reserve_port, run_at_once};
+use crate::common::{
+    Log, Server, assert_contains, command, manual_block, reserve_port, run_at_once,
+};
 use crate::haproxy::Cluster;
 
 /// Takes six seconds: the whole suite takes five on any server.
@@ -70,7 +72,7 @@ fn commands_of_the_manual_compare_three_servers() {
     let reserved = [reserve_port(), reserve_port(), reserve_port()];
     let mut script = manual_block("performance", "## Method", "sh").to_owned();
     let mut replace = |from: &str, to: &str| {
-        assert!(script.contains(from), "{from} in {script}");
+        assert_contains(&script, from);
         script = script.replace(from, to);
     };
     let mut waits = Vec::new();
@@ -99,7 +101,7 @@ fn commands_of_the_manual_compare_three_servers() {
     stdout.read_to_string(&mut reports).expect("it is text");
     assert!(bash.wait().success(), "{reports}");
     for mode in ["rtt", "bulk", "connect"] {
-        assert!(reports.contains(&format!("{mode} in turns, ")), "{reports}");
+        assert_contains(&reports, &format!("{mode} in turns, "));
     }
     for (_, address) in &reserved {
         let rows = reports.lines().filter(|line| {

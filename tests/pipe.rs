@@ -9,8 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::{
-    Server, echo_client, end, listen, noise, read_until_fin, reset, reset_can_be_read, run,
-    run_at_once,
+    Server, assert_contains, echo_client, end, listen, noise, read_until_fin, reset,
+    reset_can_be_read, run, run_at_once,
 };
 
 /// Starts a client as a pipe to `address`.
@@ -143,10 +143,8 @@ fn server_that_closes_too_early_is_an_error() {
     assert_eq!(output.stdout, b"abc");
     let message = failure(&output);
     let expected = format!("{address} closed the connection after returning 3 of 3 bytes");
-    assert!(
-        message.contains(&expected) && message.contains("stdin had not ended"),
-        "{message}"
-    );
+    assert_contains(&message, &expected);
+    assert_contains(&message, "stdin had not ended");
 }
 
 #[test]
@@ -158,11 +156,9 @@ fn server_that_loses_bytes_is_an_error() {
     let output = send(pipe(address, &[]), b"abc");
     assert_eq!(output.stdout, b"ab");
     let message = failure(&output);
-    assert!(
-        message.contains(&format!(
-            "{address} closed the connection after returning 2 of 3 bytes"
-        )),
-        "{message}"
+    assert_contains(
+        &message,
+        &format!("{address} closed the connection after returning 2 of 3 bytes"),
     );
 }
 
@@ -177,7 +173,7 @@ fn server_that_adds_bytes_is_an_error() {
     let message = failure(&output);
     let expected =
         format!("{address} is not an echo server: it returned 4 bytes after receiving 3");
-    assert!(message.contains(&expected), "{message}");
+    assert_contains(&message, &expected);
 }
 
 #[test]
@@ -198,7 +194,7 @@ fn server_that_adds_a_byte_after_the_echo_is_an_error() {
     let message = failure(&end(client));
     let expected =
         format!("{address} is not an echo server: it returned 4 bytes after receiving 3");
-    assert!(message.contains(&expected), "{message}");
+    assert_contains(&message, &expected);
     let mut rest = Vec::new();
     stdout.read_to_end(&mut rest).expect("stdout ends");
     assert_eq!((echo, rest), (*b"abc", Vec::new()));
@@ -219,10 +215,7 @@ fn server_that_floods_is_an_error_before_stdin_ends() {
         .expect("stdout ends");
     assert!(received.len() <= 3, "{} bytes", received.len());
     let message = failure(&end(client));
-    assert!(
-        message.contains(&format!("{address} is not an echo server: ")),
-        "{message}"
-    );
+    assert_contains(&message, &format!("{address} is not an echo server: "));
     drop(stdin);
 }
 
@@ -239,10 +232,7 @@ fn server_that_resets_is_an_error() {
     let mut stdin = client.stdin.take().expect("stdin is piped");
     stdin.write_all(b"abc").expect("the client reads");
     let message = failure(&end(client));
-    assert!(
-        message.contains(&format!("{address} reset the connection")),
-        "{message}"
-    );
+    assert_contains(&message, &format!("{address} reset the connection"));
 }
 
 /// Both threads of the client may get the error first, so one run would prove little.
@@ -256,10 +246,7 @@ fn reset_during_a_write_is_reported_as_a_reset() {
             reset(stream);
         });
         let message = failure(&send(pipe(address, &[]), &vec![0; 10_000_000]));
-        assert!(
-            message.contains(&format!("{address} reset the connection")),
-            "{message}"
-        );
+        assert_contains(&message, &format!("{address} reset the connection"));
     }
 }
 
@@ -283,7 +270,7 @@ fn server_that_stops_echoing_is_an_error_after_the_timeout() {
     let message = failure(&send(pipe(address, &["--timeout", "3s"]), b"hello"));
     assert!(started.elapsed() >= Duration::from_secs(3));
     let expected = format!("{address} returned 2 of 5 bytes, then nothing for 3s");
-    assert!(message.contains(&expected), "{message}");
+    assert_contains(&message, &expected);
 }
 
 fn server_that_never_reads_is_an_error_after_the_timeout() {
@@ -295,10 +282,7 @@ fn server_that_never_reads_is_an_error_after_the_timeout() {
         pipe(address, &["--timeout", "500ms"]),
         &noise(30_000_000, 1),
     ));
-    assert!(
-        message.contains(" bytes, then nothing for 500ms"),
-        "{message}"
-    );
+    assert_contains(&message, " bytes, then nothing for 500ms");
 }
 
 fn complete_echo_succeeds_if_the_server_never_closes() {
@@ -346,10 +330,7 @@ fn linux_full_disk_is_an_error() {
         client.spawn().expect("the client can be spawned"),
         b"hello",
     ));
-    assert!(
-        message.contains("cannot write to stdout: No space left"),
-        "{message}"
-    );
+    assert_contains(&message, "cannot write to stdout: No space left");
 }
 
 #[test]
@@ -370,10 +351,8 @@ fn stdin_that_cannot_be_read_is_an_error() {
     } else {
         "(os error 5)"
     };
-    assert!(
-        message.contains("cannot read stdin: ") && message.contains(reason),
-        "{message}"
-    );
+    assert_contains(&message, "cannot read stdin: ");
+    assert_contains(&message, reason);
 }
 
 /// On Linux, a call on a socket with a timeout returns EINTR when its process resumes.

@@ -12,7 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    Server, connect_from, cpu_time, exchange, local_server, noise, read_until_fin, wait_until,
+    Server, assert_contains, connect_from, cpu_time, exchange, local_server, noise, read_until_fin,
+    wait_until,
 };
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 
@@ -36,7 +37,8 @@ fn limit(server: &Server, resource: Resource, to: Option<u64>) {
 fn lowered_limit(server: &Server, from: usize, setting: &str) -> usize {
     let start = format!("connection limit lowered from {from} to ");
     let line = server.wait_for_log(&start);
-    assert!(line.contains("WARN") && line.contains(setting), "{line}");
+    assert_contains(&line, "WARN");
+    assert_contains(&line, setting);
     assert_eq!(
         server.count_in_log("limit lowered"),
         1,
@@ -261,10 +263,8 @@ fn connection_limit_is_lowered_to_the_threads() {
         start_under("{ ulimit -u 5000 || ulimit -p 5000; } 2>/dev/null", "")
     };
     let line = server.wait_for_log("connection limit lowered from 10000 to ");
-    assert!(
-        line.contains("WARN") && line.contains(" threads are allowed"),
-        "{line}"
-    );
+    assert_contains(&line, "WARN");
+    assert_contains(&line, " threads are allowed");
     exchange(&server.connect(), b"hello");
 }
 

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use crate::common::tools::{Tool, wait_until_listening};
 use crate::common::{
-    self, PATIENCE, Server, command, connect, echo_server, exchange, half_close, listen,
-    local_address, local_server, noise, read_until_fin, reserve_port, run,
+    self, PATIENCE, Server, assert_contains, command, connect, echo_server, exchange, half_close,
+    listen, local_address, local_server, noise, read_until_fin, reserve_port, run,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -134,21 +134,17 @@ fn fails(command: &mut Command) -> String {
 fn error_for_an_unusable_socket_says_what_the_unit_needs() {
     let (_listener, address) = listen();
     let connected = fails(&mut inheriting(&connect(address)));
-    assert!(connected.contains("it does not listen") && connected.contains("Accept= no"));
+    assert_contains(&connected, "it does not listen");
+    assert_contains(&connected, "Accept= no");
     let null = File::open("/dev/null").expect("the file can be opened");
     let no_socket = fails(&mut inheriting(&null));
-    assert!(
-        no_socket.contains("ListenStream= must be a TCP port"),
-        "{no_socket}"
-    );
+    assert_contains(&no_socket, "ListenStream= must be a TCP port");
 
     let two = fails(command("sh").args(["-c", r#"LISTEN_FDS=2 LISTEN_PID=$$ exec "$0""#, BINARY]));
-    assert!(
-        two.contains("inherited 2 sockets") && two.contains("ListenStream="),
-        "{two}"
-    );
+    assert_contains(&two, "inherited 2 sockets");
+    assert_contains(&two, "ListenStream=");
     let many = fails(echo_server().env("LISTEN_FDS", "2000000000"));
-    assert!(many.contains("inherited 2000000000 sockets"), "{many}");
+    assert_contains(&many, "inherited 2000000000 sockets");
 }
 
 #[test]

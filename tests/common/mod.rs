@@ -89,6 +89,12 @@ pub fn skip(reason: std::fmt::Arguments<'_>) {
     let _ = writeln!(std::io::stderr(), "not tested, {reason}");
 }
 
+/// Checks that `text` contains `part`.
+#[track_caller]
+pub fn assert_contains(text: &str, part: &str) {
+    assert!(text.contains(part), "expected {part:?} in: {text}");
+}
+
 /// Runs cases that mostly wait, all at once. As tests of their own they would take turns: the harness
 /// runs as many tests at a time as there are CPUs.
 pub fn run_at_once(cases: &[fn()]) {
