@@ -6,7 +6,7 @@ use crate::common;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
@@ -15,13 +15,12 @@ use std::time::{Duration, Instant};
 use crate::common::signal::{self, Signal};
 use crate::common::{
     PATIENCE, Server, assert_contains, closed_port, echo_client, end, listen, reset, run_at_once,
+    stdout_of, stdout_text,
 };
 #[cfg(target_os = "linux")]
 use crate::output::unix::full_pipe;
 use serde_json::Value;
 use socket2::SockRef;
-
-const CLIENT: &str = env!("CARGO_BIN_EXE_echo-client");
 
 /// Returns the command `echo-client bench` for a run of 0.2 s without a warm-up, unless the arguments
 /// say otherwise.
@@ -32,7 +31,7 @@ fn bench(server: SocketAddr, arguments: &str) -> Command {
 /// Returns the command `echo-client bench` for these addresses, with rounds of 50 ms, unless the
 /// arguments have a duration.
 fn bench_addresses(addresses: &[String], arguments: &str) -> Command {
-    let mut command = bench_command(common::command(CLIENT), "50ms", arguments);
+    let mut command = bench_command(common::default_client(), "50ms", arguments);
     command.args(addresses);
     command
 }
@@ -57,8 +56,8 @@ fn bench_command(mut command: Command, duration: &str, arguments: &str) -> Comma
 }
 
 /// Runs the command and returns its stdout. Nothing may be on stderr.
-fn run_text(command: Command, code: i32) -> String {
-    text_of(end(start(command)), code)
+fn run_text(mut command: Command, code: i32) -> String {
+    stdout_of(&mut command, code)
 }
 
 fn run_json(command: Command, code: i32) -> Value {
@@ -67,20 +66,6 @@ fn run_json(command: Command, code: i32) -> Value {
 
 fn start(mut command: Command) -> Child {
     command.spawn().expect("the client starts")
-}
-
-fn text_of(output: Output, code: i32) -> String {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = output;
-    let (stdout, stderr) = (
-        String::from_utf8_lossy(&stdout),
-        String::from_utf8_lossy(&stderr),
-    );
-    assert_eq!((status.code(), &*stderr), (Some(code), ""), "{stdout}");
-    stdout.into_owned()
 }
 
 fn parse_json(report: &str) -> Value {
@@ -162,7 +147,7 @@ fn interrupt_at(event: &mpsc::Receiver<()>, command: Command, code: i32) -> Stri
     let client = start(command);
     event.recv_timeout(PATIENCE).expect("the event occurs");
     signal::send(&client, Signal::INT);
-    text_of(end(client), code)
+    stdout_text(end(client), code)
 }
 
 #[test]
@@ -824,7 +809,7 @@ fn closed_stdout_ends_the_run_without_a_message() {
     for format in ["--json", "--mode=rtt"] {
         let mut client = start(bench(server.address, format));
         drop(client.stdout.take());
-        assert_eq!(text_of(end(client), 1), "");
+        assert_eq!(stdout_text(end(client), 1), "");
     }
 }
 
@@ -900,7 +885,7 @@ fn first_ctrl_c_after_the_run_ends_the_client() {
         threads.count() == 2 && stat.contains(") S ")
     });
     signal::send(&client, Signal::INT);
-    assert_eq!(text_of(end(client), 130), "");
+    assert_eq!(stdout_text(end(client), 130), "");
 }
 
 /// Clients that connect to a full listen backlog delay the end of the run: the kernel drops their
@@ -921,7 +906,7 @@ fn second_ctrl_c_ends_the_run_at_once() {
         signal::send(&client, Signal::INT);
         thread::sleep(Duration::from_millis(20));
     }
-    assert_eq!(text_of(end(client), 130), "");
+    assert_eq!(stdout_text(end(client), 130), "");
 }
 
 /// Only Unix lets a test limit the open files of a program.
@@ -930,7 +915,8 @@ fn second_ctrl_c_ends_the_run_at_once() {
 fn connections_without_a_file_are_counted_and_others_go_on() {
     let server = Server::start(&["-q"]);
     let mut shell = common::command("sh");
-    let script = format!("ulimit -n 30 && exec {CLIENT} \"$@\"");
+    let client = env!("CARGO_BIN_EXE_echo-client");
+    let script = format!("ulimit -n 30 && exec {client} \"$@\"");
     shell.args([
         "-c",
         &script,

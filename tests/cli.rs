@@ -1,42 +1,19 @@
 //! The command line of `echo-server`: options, their environment variables, error lines, exit codes
 //! and log levels.
 
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::thread;
 
 use crate::common::{
-    self, Server, assert_contains, echo_server, exchange, listen, local_server, run,
+    self, Server, assert_contains, echo_server, error_of, exchange, listen, local_server,
+    stderr_of, stdout_of,
 };
-
-/// Runs a server that must fail with this exit code. Returns its stderr; stdout must be empty.
-fn fails(command: &mut Command, code: i32) -> String {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = run(command);
-    let stderr = String::from_utf8(stderr).expect("the message is text");
-    assert_eq!(status.code(), Some(code), "{stderr}");
-    assert!(
-        stdout.is_empty(),
-        "stdout: {}",
-        String::from_utf8_lossy(&stdout)
-    );
-    stderr
-}
-
-/// Runs a server with valid arguments that cannot start. Returns its error, which must be one line.
-fn cannot_start(command: &mut Command) -> String {
-    let message = fails(command, 1);
-    assert_eq!(message.lines().count(), 1, "{message}");
-    message
-}
 
 #[test]
 fn error_for_a_port_in_use_has_the_address_and_advice() {
     let (_listener, address) = listen();
     let port = address.port().to_string();
-    let message = cannot_start(echo_server().args(["--host", "127.0.0.1", "-p", &port]));
+    let message = error_of(echo_server().args(["--host", "127.0.0.1", "-p", &port]));
     assert_contains(
         &message,
         &format!("cannot listen on {address}: the port is in use"),
@@ -47,7 +24,7 @@ fn error_for_a_port_in_use_has_the_address_and_advice() {
 #[test]
 fn error_for_a_foreign_address_has_the_address_and_advice() {
     // 192.0.2.0/24 is reserved for documentation (RFC 5737), so no machine has it.
-    let message = cannot_start(echo_server().args(["--host", "192.0.2.1", "--port", "0"]));
+    let message = error_of(echo_server().args(["--host", "192.0.2.1", "--port", "0"]));
     assert_contains(
         &message,
         "cannot listen on 192.0.2.1:0: this machine has no such address",
@@ -69,7 +46,7 @@ fn linux_error_for_a_privileged_port_has_address_and_advice() {
         remove_capability_from_bounding_set(CapabilitySet::NET_BIND_SERVICE)
             .expect("root can remove a capability");
     }
-    let message = cannot_start(echo_server().args(["--host", "127.0.0.1", "--port", "7"]));
+    let message = error_of(echo_server().args(["--host", "127.0.0.1", "--port", "7"]));
     assert_contains(&message, "cannot listen on 127.0.0.1:7: permission denied");
     assert_contains(&message, "--port");
 }
@@ -106,15 +83,18 @@ fn error_for_a_bad_argument_has_the_option_and_advice() {
         ("--busy-poll", "50", "from 0s to 10ms, such as 50us"),
         ("--busy-poll", "11ms", "from 0s to 10ms, such as 50us"),
     ] {
-        let message = fails(echo_server().arg(format!("{flag}={value}")), 2);
+        let message = stderr_of(echo_server().arg(format!("{flag}={value}")), 2);
         assert_contains(&message, flag);
         assert_contains(&message, advice);
     }
-    assert_contains(&fails(echo_server().arg("--prot=1"), 2), "--port");
-    assert_contains(&fails(echo_server().arg("--completions=fsh"), 2), "'fish'");
-    assert!(!fails(echo_server().arg("--colour"), 2).contains("address"));
+    assert_contains(&stderr_of(echo_server().arg("--prot=1"), 2), "--port");
+    assert_contains(
+        &stderr_of(echo_server().arg("--completions=fsh"), 2),
+        "'fish'",
+    );
+    assert!(!stderr_of(echo_server().arg("--colour"), 2).contains("address"));
     for address in ["54000", "127.0.0.1"] {
-        let message = fails(echo_server().arg(address), 2);
+        let message = stderr_of(echo_server().arg(address), 2);
         assert_contains(&message, address);
         assert_contains(&message, "'--host' and '--port'");
     }
@@ -124,7 +104,7 @@ fn error_for_a_bad_argument_has_the_option_and_advice() {
 fn duration_that_overflows_is_an_invalid_value() {
     let value = "18446744073709551615s 1000ms";
     for option in ["--idle-timeout", "--shutdown-timeout", "--busy-poll"] {
-        let message = fails(echo_server().args([option, value]), 2);
+        let message = stderr_of(echo_server().args([option, value]), 2);
         assert_contains(&message, option);
         assert_contains(&message, "a number with a unit");
     }
@@ -134,8 +114,7 @@ fn duration_that_overflows_is_an_invalid_value() {
         &["bench", "--duration"],
         &["bench", "--warm-up"],
     ] {
-        let mut client = common::command(env!("CARGO_BIN_EXE_echo-client"));
-        let message = fails(client.args(options).arg(value), 2);
+        let message = stderr_of(common::default_client().args(options).arg(value), 2);
         assert_contains(&message, "a number with a unit");
     }
 }
@@ -147,7 +126,7 @@ fn error_for_a_bad_variable_has_the_option_and_the_value() {
         ("ECHO_SERVER_BUSY_POLL", "--busy-poll", "1s"),
         ("ECHO_SERVER_PROXY_PROTOCOL", "--proxy-protocol", "maybe"),
     ] {
-        let message = fails(echo_server().env(variable, value), 2);
+        let message = stderr_of(echo_server().env(variable, value), 2);
         assert_contains(&message, flag);
         assert_contains(&message, value);
     }
@@ -167,9 +146,7 @@ fn default_host_is_every_interface() {
 
 #[test]
 fn default_port_is_54000() {
-    let help = echo_server().arg("--help").output();
-    let help = help.expect("the server can be spawned");
-    let help = String::from_utf8(help.stdout).expect("the help is text");
+    let help = stdout_of(echo_server().arg("--help"), 0);
     let line = help
         .lines()
         .find(|line| line.contains("--port"))
@@ -189,14 +166,14 @@ fn option_takes_precedence_over_its_variable() {
     with_variables
         .env("ECHO_SERVER_HOST", "127.0.0.1")
         .env("ECHO_SERVER_PORT", &port);
-    let message = cannot_start(&mut with_variables);
+    let message = error_of(&mut with_variables);
     assert_contains(&message, &error);
 
     let mut with_both = echo_server();
     with_both
         .env("ECHO_SERVER_HOST", "192.0.2.1")
         .env("ECHO_SERVER_PORT", "http");
-    let message = cannot_start(with_both.args(["--host", "127.0.0.1", "-p", &port]));
+    let message = error_of(with_both.args(["--host", "127.0.0.1", "-p", &port]));
     assert_contains(&message, &error);
 }
 

@@ -1,35 +1,16 @@
 //! The command line of `echo-client`, and the errors before it is connected.
 #![cfg(feature = "client")]
 
-use std::process::Command;
-
-use crate::common::{Server, assert_contains, closed_port, command, echo_client, run};
-
-/// Runs a client that must fail with this exit code. Returns its stderr; stdout must be empty.
-fn fails(client: &mut Command, code: i32) -> String {
-    let output = run(client);
-    let message = String::from_utf8(output.stderr).expect("the message is text");
-    assert_eq!(output.status.code(), Some(code), "{message}");
-    assert!(
-        output.stdout.is_empty(),
-        "stdout: {}",
-        String::from_utf8_lossy(&output.stdout)
-    );
-    message
-}
-
-/// Runs a client that cannot connect. Returns its error, which must be one line.
-fn cannot_connect(client: &mut Command) -> String {
-    let message = fails(client, 1);
-    assert_eq!(message.lines().count(), 1, "{message}");
-    message
-}
+use crate::common::{
+    Server, assert_contains, assert_silent_exit, closed_port, default_client, echo_client,
+    error_of, run, stderr_of, stdout_of,
+};
 
 #[test]
 fn error_for_a_refused_connection_has_address_and_advice() {
     let (_socket, address) = closed_port();
     for arguments in [&[][..], &["test"], &["test", "--json"], &["bench"]] {
-        let message = cannot_connect(echo_client(address).args(arguments));
+        let message = error_of(echo_client(address).args(arguments));
         assert_contains(
             &message,
             &format!("cannot connect to {address}: connection refused"),
@@ -41,8 +22,7 @@ fn error_for_a_refused_connection_has_address_and_advice() {
 #[test]
 fn error_for_an_unknown_host_has_its_name_and_advice() {
     // No real name ends in .invalid (RFC 2606).
-    let mut client = command(env!("CARGO_BIN_EXE_echo-client"));
-    let message = cannot_connect(client.args(["--host", "no-such-host.invalid"]));
+    let message = error_of(default_client().args(["--host", "no-such-host.invalid"]));
     assert_contains(&message, "cannot find the host no-such-host.invalid: ");
     assert_contains(&message, "give an IP address");
 }
@@ -50,8 +30,7 @@ fn error_for_an_unknown_host_has_its_name_and_advice() {
 #[test]
 fn error_for_an_unreachable_address_has_the_address() {
     // 2001:db8::/32 is reserved for documentation (RFC 3849): there is no route to it or no answer.
-    let mut client = command(env!("CARGO_BIN_EXE_echo-client"));
-    let message = cannot_connect(client.args(["--host", "2001:db8::1", "--timeout", "500ms"]));
+    let message = error_of(default_client().args(["--host", "2001:db8::1", "--timeout", "500ms"]));
     assert_contains(&message, "cannot connect to [2001:db8::1]:54000: ");
     assert!(
         message.contains("no route to it") || message.contains("no answer within"),
@@ -79,7 +58,7 @@ fn linux_full_listen_backlog_is_an_error_after_the_timeout() {
             Err(_) => failures += 1,
         }
     }
-    let message = cannot_connect(echo_client(address).args(["--timeout", "200ms"]));
+    let message = error_of(echo_client(address).args(["--timeout", "200ms"]));
     let expected = format!("cannot connect to {address}: no answer within 200ms");
     assert_contains(&message, &expected);
     assert_contains(&message, "--timeout");
@@ -88,16 +67,9 @@ fn linux_full_listen_backlog_is_an_error_after_the_timeout() {
 #[test]
 fn host_may_be_a_name() {
     let server = Server::start(&[]);
-    let mut client = command(env!("CARGO_BIN_EXE_echo-client"));
     let port = server.address.port().to_string();
-    let output = client
-        .args(["--host", "localhost", "--port", &port])
-        .output();
-    let output = output.expect("the client can be spawned");
-    assert_eq!(
-        (output.status.code(), output.stderr.as_slice()),
-        (Some(0), b"".as_slice())
-    );
+    let output = run(default_client().args(["--host", "localhost", "--port", &port]));
+    assert_silent_exit(&output, 0);
     server.wait_for_log("closed by client, 0 bytes echoed");
 }
 
@@ -106,19 +78,14 @@ fn options_may_precede_or_follow_the_command() {
     let (_socket, address) = closed_port();
     let port = address.port().to_string();
     for arguments in [["--port", &port, "test"], ["test", "--port", &port]] {
-        let mut client = command(env!("CARGO_BIN_EXE_echo-client"));
-        let message = cannot_connect(client.args(arguments));
+        let message = error_of(default_client().args(arguments));
         assert_contains(&message, &address.to_string());
     }
 }
 
 #[test]
 fn defaults_are_127_0_0_1_54000_and_5s() {
-    let help = command(env!("CARGO_BIN_EXE_echo-client"))
-        .arg("--help")
-        .output();
-    let help = help.expect("the client can be spawned").stdout;
-    let help = String::from_utf8(help).expect("the help is text");
+    let help = stdout_of(default_client().arg("--help"), 0);
     for default in ["127.0.0.1", "54000", "5s"] {
         assert_contains(&help, &format!("[default: {default}]"));
     }
@@ -160,10 +127,7 @@ fn error_for_a_bad_argument_has_the_option_and_advice() {
         ("bench server:1 --rounds 1001", "not in 1..=1000"),
     ] {
         let arguments: Vec<&str> = line.split(' ').collect();
-        let message = fails(
-            command(env!("CARGO_BIN_EXE_echo-client")).args(&arguments),
-            2,
-        );
+        let message = stderr_of(default_client().args(&arguments), 2);
         let option = arguments.iter().find(|argument| argument.starts_with("--"));
         let option = option.unwrap_or(&arguments[arguments.len() - 1]);
         assert_contains(&message, option);

@@ -2,9 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::io::pipe;
-use std::process::{Command, Stdio};
 
-use crate::common::{assert_contains, command};
+use crate::common::{assert_contains, assert_silent_exit, command, stdout_of};
 
 #[cfg(feature = "client")]
 const BINARIES: [&str; 2] = [
@@ -15,13 +14,6 @@ const BINARIES: [&str; 2] = [
 const BINARIES: [&str; 1] = [env!("CARGO_BIN_EXE_echo-server")];
 
 const SHELLS: [&str; 5] = ["bash", "elvish", "fish", "powershell", "zsh"];
-
-fn stdout(command: &mut Command) -> String {
-    let output = command.output().expect("the program can be spawned");
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && stderr.is_empty(), "{stderr}");
-    String::from_utf8(output.stdout).expect("the output is text")
-}
 
 /// Returns the long options in a help text.
 fn options(help: &str) -> BTreeSet<String> {
@@ -34,12 +26,13 @@ fn options(help: &str) -> BTreeSet<String> {
 
 /// Returns the long options of a binary and its commands.
 fn all_options(program: &str) -> BTreeSet<String> {
-    let help = stdout(command(program).arg("--help"));
+    let help = stdout_of(command(program).arg("--help"), 0);
     let mut all = options(&help);
     if help.contains("Commands:") {
         for name in ["test", "bench"] {
-            all.append(&mut options(&stdout(
+            all.append(&mut options(&stdout_of(
                 command(program).args([name, "--help"]),
+                0,
             )));
         }
     }
@@ -50,9 +43,9 @@ fn all_options(program: &str) -> BTreeSet<String> {
 #[test]
 fn help_ends_with_examples_and_fits_a_terminal() {
     for program in BINARIES {
-        let version = stdout(command(program).arg("-V"));
+        let version = stdout_of(command(program).arg("-V"), 0);
         assert_contains(&version, env!("CARGO_PKG_VERSION"));
-        let help = stdout(command(program).arg("--help"));
+        let help = stdout_of(command(program).arg("--help"), 0);
         assert_contains(&help, "Usage: echo-");
         let (_, examples) = help
             .split_once("\nExamples:\n")
@@ -85,7 +78,7 @@ fn has_word(text: &str, word: &str) -> bool {
 #[test]
 fn man_page_has_every_option() {
     for program in BINARIES {
-        let page = stdout(command(program).arg("--man"))
+        let page = stdout_of(command(program).arg("--man"), 0)
             .replace("\\fR", "")
             .replace('\\', "");
         assert_contains(&page, ".TH echo-");
@@ -110,7 +103,7 @@ fn completions_for_every_shell_have_every_option() {
     for program in BINARIES {
         let options = all_options(program);
         for shell in SHELLS {
-            let script = stdout(command(program).args(["--completions", shell]));
+            let script = stdout_of(command(program).args(["--completions", shell]), 0);
             for option in &options {
                 // A fish script has the options without dashes.
                 let fish = format!("-l {}", option.trim_start_matches('-'));
@@ -123,7 +116,7 @@ fn completions_for_every_shell_have_every_option() {
 
 #[test]
 fn environment_variables_do_not_affect_documents() {
-    let page = stdout(command(BINARIES[0]).arg("--man"));
+    let page = stdout_of(command(BINARIES[0]).arg("--man"), 0);
     let variables: Vec<&str> = page
         .lines()
         .filter(|line| line.starts_with("ECHO_SERVER_"))
@@ -131,11 +124,11 @@ fn environment_variables_do_not_affect_documents() {
     assert!(variables.len() > 5, "{page}");
     for program in BINARIES {
         for document in ["--man", "--completions=bash"] {
-            let document_alone = stdout(command(program).arg(document));
+            let document_alone = stdout_of(command(program).arg(document), 0);
             let mut command = command(program);
             command.envs(variables.iter().map(|variable| (variable, "invalid")));
             assert_eq!(
-                stdout(command.args([document, "--port", "7"])),
+                stdout_of(command.args([document, "--port", "7"]), 0),
                 document_alone
             );
         }
@@ -164,12 +157,15 @@ fn readme_has_every_option_of_the_server() {
 #[cfg(all(target_os = "linux", feature = "client"))]
 fn bash_completes_the_options_of_a_command() {
     let program = env!("CARGO_BIN_EXE_echo-client");
-    let script = stdout(command(program).args(["--completions", "bash"]));
+    let script = stdout_of(command(program).args(["--completions", "bash"]), 0);
     let complete = r#"
         COMP_WORDS=(echo-client bench --mo) COMP_CWORD=2
         _echo__client echo-client --mo bench
         echo "${COMPREPLY[@]}""#;
-    let reply = stdout(command("bash").args(["-c", &format!("{script}\n{complete}")]));
+    let reply = stdout_of(
+        command("bash").args(["-c", &format!("{script}\n{complete}")]),
+        0,
+    );
     assert_eq!(reply.trim(), "--mode");
 }
 
@@ -184,16 +180,8 @@ fn pager_that_exits_early_is_no_failure() {
             let (reader, writer) = pipe().expect("a pipe can be created");
             drop(reader);
             let mut command = command(program);
-            let output = command
-                .args(arguments)
-                .stdout(writer)
-                .stderr(Stdio::piped())
-                .output();
-            let output = output.expect("the program can be spawned");
-            assert!(
-                output.status.success() && output.stderr.is_empty(),
-                "{output:?}"
-            );
+            let output = command.args(arguments).stdout(writer).output();
+            assert_silent_exit(&output.expect("the program can be spawned"), 0);
         }
     }
 }
@@ -209,11 +197,8 @@ fn full_disk_is_an_error() {
                 .open("/dev/full")
                 .expect("Linux has this file");
             let output = command(program).arg(document).stdout(full).output();
-            let output = output.expect("the program can be spawned");
-            let stderr = String::from_utf8_lossy(&output.stderr);
-            assert_eq!(output.status.code(), Some(1), "{stderr}");
-            assert_contains(&stderr, "cannot write to stdout: ");
-            assert_eq!(stderr.lines().count(), 1, "{stderr}");
+            let error = crate::common::error_line(&output.expect("the program can be spawned"));
+            assert_contains(&error, "cannot write to stdout: ");
         }
     }
 }

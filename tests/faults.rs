@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::{
     Server, assert_contains, command, echo_server, end, exchange, half_close, local_address,
-    manual_block, noise, read_until_fin, run, start_tool,
+    manual_block, noise, read_until_fin, start_tool, stderr_of,
 };
 
 /// Sends `bytes` to a server with this fault and returns its echo up to the server's FIN.
@@ -242,10 +242,7 @@ fn invalid_faults_exit_with_2_and_the_right_form() {
             } else {
                 server.args(["--fault", value]);
             }
-            let output = run(&mut server);
-            let message = String::from_utf8_lossy(&output.stderr);
-            assert_eq!(output.status.code(), Some(2), "{value}: {message}");
-            assert_contains(&message, form);
+            assert_contains(&stderr_of(&mut server, 2), form);
         }
     }
 }

@@ -9,8 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::{
-    Server, assert_contains, echo_client, end, listen, noise, read_until_fin, reset,
-    reset_can_be_read, run, run_at_once,
+    Server, assert_contains, assert_silent_exit, echo_client, end, error_line, listen, noise,
+    read_until_fin, reset, reset_can_be_read, run, run_at_once,
 };
 
 /// Starts a client as a pipe to `address`.
@@ -34,14 +34,6 @@ fn send(mut client: Child, input: &[u8]) -> Output {
     })
 }
 
-/// Checks that the client failed with one line on stderr, and returns the line.
-fn failure(output: &Output) -> String {
-    let message = String::from_utf8(output.stderr.clone()).expect("the message is text");
-    assert_eq!(output.status.code(), Some(1), "{message}");
-    assert_eq!(message.lines().count(), 1, "{message}");
-    message
-}
-
 /// Starts a server that calls `serve` for its only client.
 fn server(serve: impl FnOnce(TcpStream) + Send + 'static) -> SocketAddr {
     let (listener, address) = listen();
@@ -60,10 +52,7 @@ fn input_of_any_size_is_echoed() {
             "{} of {size} bytes were echoed",
             output.stdout.len()
         );
-        assert_eq!(
-            (output.status.code(), output.stderr.as_slice()),
-            (Some(0), b"".as_slice())
-        );
+        assert_silent_exit(&output, 0);
     }
 }
 
@@ -141,7 +130,7 @@ fn server_that_closes_too_early_is_an_error() {
     stdin.write_all(b"abc").expect("the client reads");
     let output = end(client);
     assert_eq!(output.stdout, b"abc");
-    let message = failure(&output);
+    let message = error_line(&output);
     let expected = format!("{address} closed the connection after returning 3 of 3 bytes");
     assert_contains(&message, &expected);
     assert_contains(&message, "stdin had not ended");
@@ -155,7 +144,7 @@ fn server_that_loses_bytes_is_an_error() {
     });
     let output = send(pipe(address, &[]), b"abc");
     assert_eq!(output.stdout, b"ab");
-    let message = failure(&output);
+    let message = error_line(&output);
     assert_contains(
         &message,
         &format!("{address} closed the connection after returning 2 of 3 bytes"),
@@ -170,7 +159,7 @@ fn server_that_adds_bytes_is_an_error() {
     });
     let output = send(pipe(address, &[]), b"abc");
     assert_eq!(output.stdout, b"abc");
-    let message = failure(&output);
+    let message = error_line(&output);
     let expected =
         format!("{address} is not an echo server: it returned 4 bytes after receiving 3");
     assert_contains(&message, &expected);
@@ -191,7 +180,7 @@ fn server_that_adds_a_byte_after_the_echo_is_an_error() {
     let mut echo = [0; 3];
     stdout.read_exact(&mut echo).expect("the echo comes back");
     drop(stdin);
-    let message = failure(&end(client));
+    let message = error_line(&end(client));
     let expected =
         format!("{address} is not an echo server: it returned 4 bytes after receiving 3");
     assert_contains(&message, &expected);
@@ -214,7 +203,7 @@ fn server_that_floods_is_an_error_before_stdin_ends() {
         .read_to_end(&mut received)
         .expect("stdout ends");
     assert!(received.len() <= 3, "{} bytes", received.len());
-    let message = failure(&end(client));
+    let message = error_line(&end(client));
     assert_contains(&message, &format!("{address} is not an echo server: "));
     drop(stdin);
 }
@@ -231,7 +220,7 @@ fn server_that_resets_is_an_error() {
     let mut client = pipe(address, &[]);
     let mut stdin = client.stdin.take().expect("stdin is piped");
     stdin.write_all(b"abc").expect("the client reads");
-    let message = failure(&end(client));
+    let message = error_line(&end(client));
     assert_contains(&message, &format!("{address} reset the connection"));
 }
 
@@ -245,7 +234,7 @@ fn reset_during_a_write_is_reported_as_a_reset() {
                 .expect("the client sends");
             reset(stream);
         });
-        let message = failure(&send(pipe(address, &[]), &vec![0; 10_000_000]));
+        let message = error_line(&send(pipe(address, &[]), &vec![0; 10_000_000]));
         assert_contains(&message, &format!("{address} reset the connection"));
     }
 }
@@ -267,7 +256,7 @@ fn server_that_stops_echoing_is_an_error_after_the_timeout() {
         thread::park();
     });
     let started = Instant::now();
-    let message = failure(&send(pipe(address, &["--timeout", "3s"]), b"hello"));
+    let message = error_line(&send(pipe(address, &["--timeout", "3s"]), b"hello"));
     assert!(started.elapsed() >= Duration::from_secs(3));
     let expected = format!("{address} returned 2 of 5 bytes, then nothing for 3s");
     assert_contains(&message, &expected);
@@ -278,7 +267,7 @@ fn server_that_never_reads_is_an_error_after_the_timeout() {
         thread::park();
         drop(stream);
     });
-    let message = failure(&send(
+    let message = error_line(&send(
         pipe(address, &["--timeout", "500ms"]),
         &noise(30_000_000, 1),
     ));
@@ -294,10 +283,7 @@ fn complete_echo_succeeds_if_the_server_never_closes() {
     });
     let output = send(pipe(address, &["--timeout", "3s"]), b"hello");
     assert_eq!(output.stdout, b"hello");
-    assert_eq!(
-        (output.status.code(), output.stderr.as_slice()),
-        (Some(0), b"".as_slice())
-    );
+    assert_silent_exit(&output, 0);
 }
 
 #[test]
@@ -306,10 +292,7 @@ fn closed_stdout_ends_the_client_without_a_message() {
     let mut client = pipe(server.address, &[]);
     drop(client.stdout.take());
     let output = send(client, &noise(1_000_000, 2));
-    assert_eq!(
-        (output.status.code(), output.stderr.as_slice()),
-        (Some(1), b"".as_slice())
-    );
+    assert_silent_exit(&output, 1);
 }
 
 /// Linux has a file that behaves like a full disk.
@@ -326,7 +309,7 @@ fn linux_full_disk_is_an_error() {
         .stdin(Stdio::piped())
         .stdout(full)
         .stderr(Stdio::piped());
-    let message = failure(&send(
+    let message = error_line(&send(
         client.spawn().expect("the client can be spawned"),
         b"hello",
     ));
@@ -345,7 +328,7 @@ fn stdin_that_cannot_be_read_is_an_error() {
         .open("NUL")
         .expect("Windows has this file");
     let output = run(echo_client(server.address).stdin(stdin));
-    let message = failure(&output);
+    let message = error_line(&output);
     let reason = if cfg!(unix) {
         "Is a directory"
     } else {

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use crate::common::tools::{Tool, wait_until_listening};
 use crate::common::{
-    self, PATIENCE, Server, assert_contains, command, connect, echo_server, exchange, half_close,
-    listen, local_address, local_server, noise, read_until_fin, reserve_port, run,
+    self, PATIENCE, Server, assert_contains, command, connect, echo_server, error_of, exchange,
+    half_close, listen, local_address, local_server, noise, read_until_fin, reserve_port,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -120,30 +120,21 @@ fn server_with_a_non_blocking_socket_serves_and_shuts_down() {
     assert_eq!(server.shut_down().code(), Some(0));
 }
 
-/// Runs `command`, which must fail with exit code 1, and returns its only line on stderr.
-fn fails(command: &mut Command) -> String {
-    let output = run(command);
-    let stderr = String::from_utf8(output.stderr).expect("the message is text");
-    assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(output.stdout.is_empty());
-    assert_eq!(stderr.lines().count(), 1, "{stderr}");
-    stderr
-}
-
 #[test]
 fn error_for_an_unusable_socket_says_what_the_unit_needs() {
     let (_listener, address) = listen();
-    let connected = fails(&mut inheriting(&connect(address)));
+    let connected = error_of(&mut inheriting(&connect(address)));
     assert_contains(&connected, "it does not listen");
     assert_contains(&connected, "Accept= no");
     let null = File::open("/dev/null").expect("the file can be opened");
-    let no_socket = fails(&mut inheriting(&null));
+    let no_socket = error_of(&mut inheriting(&null));
     assert_contains(&no_socket, "ListenStream= must be a TCP port");
 
-    let two = fails(command("sh").args(["-c", r#"LISTEN_FDS=2 LISTEN_PID=$$ exec "$0""#, BINARY]));
+    let two =
+        error_of(command("sh").args(["-c", r#"LISTEN_FDS=2 LISTEN_PID=$$ exec "$0""#, BINARY]));
     assert_contains(&two, "inherited 2 sockets");
     assert_contains(&two, "ListenStream=");
-    let many = fails(echo_server().env("LISTEN_FDS", "2000000000"));
+    let many = error_of(echo_server().env("LISTEN_FDS", "2000000000"));
     assert_contains(&many, "inherited 2000000000 sockets");
 }
 

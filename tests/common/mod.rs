@@ -39,9 +39,15 @@ pub fn echo_server() -> Command {
 #[cfg(feature = "client")]
 pub fn echo_client(address: SocketAddr) -> Command {
     let (host, port) = (address.ip().to_string(), address.port().to_string());
-    let mut command = command(env!("CARGO_BIN_EXE_echo-client"));
+    let mut command = default_client();
     command.args(["--host", &host, "--port", &port]);
     command
+}
+
+/// Returns the command `echo-client` for its default server.
+#[cfg(feature = "client")]
+pub fn default_client() -> Command {
+    command(env!("CARGO_BIN_EXE_echo-client"))
 }
 
 /// Returns a command for `program`, without the environment variables that would change what our
@@ -183,6 +189,57 @@ pub fn run(command: &mut Command) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .expect("the program can be spawned"))
+}
+
+/// Runs a command that must exit with this code and write nothing to stderr. Returns its stdout.
+#[track_caller]
+pub fn stdout_of(command: &mut Command, code: i32) -> String {
+    stdout_text(run(command), code)
+}
+
+/// Checks that a program exited with this code and wrote nothing to stderr. Returns its stdout.
+#[track_caller]
+pub fn stdout_text(output: Output, code: i32) -> String {
+    assert_silent_exit(&output, code);
+    String::from_utf8(output.stdout).expect("stdout is text")
+}
+
+/// Runs a command that must exit with this code and write nothing to stdout. Returns its stderr.
+#[track_caller]
+pub fn stderr_of(command: &mut Command, code: i32) -> String {
+    let output = run(command);
+    let stderr = String::from_utf8(output.stderr).expect("stderr is text");
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{stderr}");
+    stderr
+}
+
+/// Runs a command that must exit with code 1 and write only one line, to stderr. Returns the line.
+#[track_caller]
+pub fn error_of(command: &mut Command) -> String {
+    let output = run(command);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "");
+    error_line(&output)
+}
+
+/// Checks that a program exited with code 1 and wrote one line to stderr. Returns the line.
+#[track_caller]
+pub fn error_line(output: &Output) -> String {
+    let stderr = String::from_utf8(output.stderr.clone()).expect("stderr is text");
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    stderr
+}
+
+/// Checks that a program exited with this code and wrote nothing to stderr.
+#[track_caller]
+pub fn assert_silent_exit(output: &Output, code: i32) {
+    let [stdout, stderr] = [&output.stdout, &output.stderr].map(|s| String::from_utf8_lossy(s));
+    assert_eq!(
+        (output.status.code(), &*stderr),
+        (Some(code), ""),
+        "{stdout}"
+    );
 }
 
 /// Returns the first code block in `language` below `heading` on a page of the manual. The search ends
