@@ -4,260 +4,16 @@
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Child, Command};
-use std::sync::{Arc, Condvar, Mutex};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 #[cfg(not(target_os = "linux"))]
 use std::time::Instant;
 
-use crate::common::{
-    self, PATIENCE, Server, accept, assert_contains, default_client, listen, reset, run_at_once,
-    signal,
-};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::{FdFlags, fcntl_setfd};
+use crate::common::terminal::{Terminal, open_terminal, read_until, resize};
+use crate::common::{self, Server, accept, assert_contains, listen, reset, run_at_once, signal};
 use rustix::process::{Pid, Signal, kill_process};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, OptionalActions, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
 use socket2::SockRef;
-
-/// Opens a pseudo-terminal of 80 columns. Returns the user's end and the program's end.
-fn open_terminal() -> (File, File) {
-    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
-    // Atomically if possible: another test may be starting a client.
-    #[cfg(target_os = "linux")]
-    let flags = flags | OpenptFlags::CLOEXEC;
-    let keyboard = openpt(flags).expect("a terminal");
-    fcntl_setfd(&keyboard, FdFlags::CLOEXEC).expect("it can be kept from other tests' clients");
-    grantpt(&keyboard)
-        .and_then(|()| unlockpt(&keyboard))
-        .expect("it can be used");
-    let path = ptsname(&keyboard, Vec::new()).expect("it has a name");
-    let path = Path::new(std::ffi::OsStr::from_bytes(path.as_bytes()));
-    let no_tty = OpenptFlags::NOCTTY.bits().cast_signed();
-    let line = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(no_tty)
-        .open(path);
-    let line = line.expect("it can be opened");
-    resize(&line, 80);
-    (keyboard.into(), line)
-}
-
-fn resize(line: &File, columns: u16) {
-    let size = Winsize {
-        ws_row: 24,
-        ws_col: columns,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
-    tcsetwinsize(line, size).expect("it has a size");
-}
-
-/// Returns the terminal's modes in a comparable form.
-fn modes(line: &File) -> String {
-    let mut modes = tcgetattr(line).expect("it has modes");
-    // Set by macOS while typed keys are pending.
-    modes.local_modes.remove(LocalModes::PENDIN);
-    format!("{modes:?}")
-}
-
-/// Reads the output until it ends with `end`.
-fn read_until(screen: &mut File, end: &[u8]) {
-    let mut shown = Vec::new();
-    while !shown.ends_with(end) {
-        let patience = Timespec::try_from(PATIENCE).expect("it is short");
-        let more = poll(&mut [PollFd::new(screen, PollFlags::IN)], Some(&patience));
-        assert_eq!(more, Ok(1), "the end comes after {}", shown.escape_ascii());
-        let mut buffer = [0; 4096];
-        let n = screen.read(&mut buffer).expect("the client shows more");
-        assert_ne!(n, 0, "the end comes after {}", shown.escape_ascii());
-        shown.extend_from_slice(&buffer[..n]);
-    }
-}
-
-/// An `echo-client` in its own terminal. Killed when dropped.
-struct Terminal {
-    keyboard: File,
-    /// The client's end; kept open to check its modes.
-    line: File,
-    /// The modes before the client started.
-    modes: String,
-    client: Child,
-    shown: Arc<(Mutex<Vec<u8>>, Condvar)>,
-    /// How much of `shown` earlier waits have consumed.
-    seen: usize,
-    reader: Option<JoinHandle<()>>,
-}
-
-impl Terminal {
-    /// Starts a client for `address`, with `ahead` typed before it starts.
-    fn start(address: SocketAddr, arguments: &[&str], ahead: &str) -> Self {
-        Self::spawn(address, ahead, |client| {
-            client.args(arguments);
-        })
-    }
-
-    /// Starts a client for `address` and waits for its prompt.
-    fn open(address: SocketAddr, arguments: &[&str]) -> Self {
-        let mut terminal = Self::start(address, arguments, "");
-        terminal.wait_for(&format!("Connected to {address}\r\n"));
-        terminal.wait_for("quit, exit or Ctrl+D");
-        terminal.wait_for("> ");
-        terminal
-    }
-
-    /// Starts a client for `address`; `change` may modify the command.
-    fn spawn(address: SocketAddr, ahead: &str, change: impl FnOnce(&mut Command)) -> Self {
-        Self::spawn_client(ahead, |client| {
-            client.args(["--port", &address.port().to_string()]);
-            change(client);
-        })
-    }
-
-    /// Starts a client; `change` may modify the command, which has no arguments.
-    fn spawn_client(ahead: &str, change: impl FnOnce(&mut Command)) -> Self {
-        let (mut keyboard, line) = open_terminal();
-        let modes = modes(&line);
-        keyboard.write_all(ahead.as_bytes()).expect("it has keys");
-        let mut client = default_client();
-        client.env("TERM", "xterm");
-        let duplicate = || line.try_clone().expect("it can be duplicated");
-        client
-            .stdin(duplicate())
-            .stdout(duplicate())
-            .stderr(duplicate());
-        change(&mut client);
-        let child = client.spawn().expect("the client starts");
-        // The command holds duplicates of the client's end.
-        drop(client);
-        let shown: Arc<(Mutex<Vec<u8>>, Condvar)> = Arc::default();
-        let reader = {
-            let (mut screen, shown) = (keyboard.try_clone().expect("a duplicate"), shown.clone());
-            thread::spawn(move || {
-                let mut buffer = [0; 4096];
-                while let Ok(n @ 1..) = screen.read(&mut buffer) {
-                    shown
-                        .0
-                        .lock()
-                        .expect("no panics")
-                        .extend_from_slice(&buffer[..n]);
-                    shown.1.notify_all();
-                }
-            })
-        };
-        Self {
-            keyboard,
-            line,
-            modes,
-            client: child,
-            shown,
-            seen: 0,
-            reader: Some(reader),
-        }
-    }
-
-    fn press(&mut self, keys: &str) {
-        self.keyboard
-            .write_all(keys.as_bytes())
-            .expect("it has keys");
-    }
-
-    /// Turns echo off, so that typed keys do not appear in the client's output.
-    fn disable_echo(&self) {
-        let mut modes = tcgetattr(&self.line).expect("it has modes");
-        modes.local_modes.remove(LocalModes::ECHO);
-        tcsetattr(&self.line, OptionalActions::Now, &modes).expect("they can be changed");
-    }
-
-    /// Types lines, of a length that every system accepts, from a thread that ends with the tests.
-    fn press_endlessly(&self) {
-        let mut keyboard = self.keyboard.try_clone().expect("a duplicate");
-        let line = "0123456789".repeat(90) + "\n";
-        thread::spawn(move || {
-            while keyboard.write_all(line.as_bytes()).is_ok() {
-                // Leaves the CPUs to tests that measure time.
-                thread::sleep(Duration::from_micros(200));
-            }
-        });
-    }
-
-    /// Waits until `text` is shown after the text of the last wait.
-    fn wait_for(&mut self, text: &str) {
-        let (shown, more) = &*self.shown;
-        let mut searched = self.seen;
-        let mut find = |shown: &[u8]| {
-            let mut windows = shown[searched..].windows(text.len());
-            if let Some(place) = windows.position(|window| window == text.as_bytes()) {
-                return Some(searched + place + text.len());
-            }
-            // The end may be the beginning of `text`.
-            searched = searched.max(shown.len().saturating_sub(text.len()));
-            None
-        };
-        let shown = shown.lock().expect("no panics");
-        let (shown, _) = more
-            .wait_timeout_while(shown, PATIENCE, |shown| find(shown).is_none())
-            .expect("no panics");
-        self.seen = find(&shown).unwrap_or_else(|| {
-            let (seen, rest) = shown.split_at(self.seen);
-            panic!(
-                "no {text:?} in {}, before: {}",
-                rest.escape_ascii(),
-                seen.escape_ascii()
-            )
-        });
-    }
-
-    /// Waits until the client exits. Returns its exit code.
-    fn wait(&mut self) -> i32 {
-        let status = common::wait(&mut self.client);
-        let status = status.unwrap_or_else(|| panic!("the client still runs: {}", self.text()));
-        status.code().expect("it was not killed")
-    }
-
-    /// Waits until the client exits. Returns its exit code and output, and checks that the terminal
-    /// is restored.
-    fn end(&mut self) -> (i32, String) {
-        let code = self.wait();
-        assert_eq!(modes(&self.line), self.modes);
-        // The reader has read all output once it has read this.
-        self.line.write_all(b"the end").expect("it is open");
-        self.wait_for("the end");
-        let mut shown = self.text();
-        shown.truncate(shown.len() - "the end".len());
-        assert!(shown.ends_with('\n'), "the cursor is in a line: {shown:?}");
-        assert!(
-            !shown.contains("\x1b[?2004"),
-            "a mode was changed: {shown:?}"
-        );
-        (code, shown)
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.shown.0.lock().expect("no panics")).into_owned()
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        let _ = self.client.kill();
-        let _ = self.client.wait();
-        // The reader ends once the client's end is closed.
-        if let Ok(null) = File::open("/dev/null") {
-            self.line = null;
-        }
-        if let Some(reader) = self.reader.take() {
-            let _ = reader.join();
-        }
-    }
-}
 
 /// A listener whose connections the test serves itself.
 struct TestServer {
@@ -428,7 +184,7 @@ fn ctrl_z_suspends_and_fg_redraws_the_prompt() {
     terminal.wait_for("> \x1b[3G");
     terminal.press("half\x1a");
     signal::wait_until_suspended(&terminal.client);
-    assert_eq!(modes(&terminal.line), terminal.modes);
+    assert!(terminal.is_restored());
     // The terminal echoes now, below the row of the prompt.
     terminal.wait_for("> half\x1b[7G\r\n");
 
@@ -436,7 +192,7 @@ fn ctrl_z_suspends_and_fg_redraws_the_prompt() {
     signal::send(&terminal.client, Signal::CONT);
     terminal.wait_for("Server: while suspended\r\n");
     terminal.wait_for("> half\x1b[7G");
-    assert_ne!(modes(&terminal.line), terminal.modes);
+    assert!(!terminal.is_restored());
     terminal.press(" done\rquit\r");
     assert_eq!(read_line(&mut server), "half done\n");
     assert_eq!(read_line(&mut server), "", "FIN follows quit");
@@ -462,7 +218,7 @@ fn a_signal_while_suspended_restores_the_terminal() {
             signal::send(&terminal.client, signal);
         }
         assert_eq!(terminal.wait(), 130);
-        assert_eq!(modes(&terminal.line), terminal.modes);
+        assert!(terminal.is_restored());
     }
 }
 
@@ -752,7 +508,7 @@ fn a_signal_works_while_the_terminal_is_blocked() {
     while server.write_all(b"a flood\n").is_ok() {}
     kill_process(Pid::from_child(&terminal.client), Signal::TERM).expect("it can be signalled");
     assert_eq!(terminal.wait(), 130);
-    assert_eq!(modes(&terminal.line), terminal.modes);
+    assert!(terminal.is_restored());
 }
 
 /// Without SIGHUP, which only a controlling terminal sends.
@@ -788,7 +544,7 @@ fn losing_stdout_restores_the_terminal() {
     });
     let server = peer.accept();
     read_until(&mut screen, b"> \x1b[3G");
-    assert_ne!(modes(&terminal.line), terminal.modes);
+    assert!(!terminal.is_restored());
     drop(screen);
     // A client that another test is starting may hold `screen` open a little longer.
     for _ in 0..2_000 {
@@ -799,7 +555,7 @@ fn losing_stdout_restores_the_terminal() {
     }
     terminal.wait_for("echo-client: the terminal failed: ");
     assert_eq!(terminal.wait(), 1);
-    assert_eq!(modes(&terminal.line), terminal.modes);
+    assert!(terminal.is_restored());
 }
 
 #[test]

@@ -13,6 +13,8 @@ mod pace;
 mod server;
 pub mod signal;
 mod sockets;
+#[cfg(all(unix, feature = "client"))]
+pub mod terminal;
 #[cfg(unix)]
 pub mod tools;
 
