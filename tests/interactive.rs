@@ -5,44 +5,59 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 #[cfg(not(target_os = "linux"))]
 use std::time::Instant;
 
 use crate::common::terminal::{Terminal, open_terminal, read_until, resize};
-use crate::common::{self, Server, accept, assert_contains, listen, reset, run_at_once, signal};
+use crate::common::{
+    self, Server, accept, assert_contains, listen, local_address, reset, run_at_once, signal,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use socket2::SockRef;
 
-/// A listener whose connections the test serves itself.
-struct TestServer {
-    listener: TcpListener,
-    address: SocketAddr,
-}
+/// The server's end of a session, which the test serves itself.
+struct Peer(BufReader<TcpStream>);
 
-impl TestServer {
-    fn new() -> Self {
-        let (listener, address) = listen();
-        Self { listener, address }
-    }
-
+impl Peer {
     /// Accepts the next client.
-    fn accept(&self) -> BufReader<TcpStream> {
-        let stream = accept(&self.listener);
+    fn accept(listener: &TcpListener) -> Self {
+        let stream = accept(listener);
         stream.set_nodelay(true).expect("the mode can be set");
-        BufReader::new(stream)
+        Self(BufReader::new(stream))
+    }
+
+    fn address(&self) -> SocketAddr {
+        local_address(self.0.get_ref())
+    }
+
+    fn read_line(&mut self) -> String {
+        let mut line = String::new();
+        self.0.read_line(&mut line).expect("a line arrives");
+        line
+    }
+
+    fn send(&self, bytes: &[u8]) {
+        let mut stream = self.0.get_ref();
+        stream.write_all(bytes).expect("the bytes are sent");
     }
 }
 
-fn read_line(stream: &mut BufReader<TcpStream>) -> String {
-    let mut line = String::new();
-    stream.read_line(&mut line).expect("a line comes");
-    line
+/// Starts a client with these arguments and waits for its prompt. Returns its terminal and the server's
+/// end of its connection.
+fn open_session(arguments: &[&str]) -> (Terminal, Peer) {
+    let (listener, address) = listen();
+    let terminal = Terminal::open(address, arguments);
+    (terminal, Peer::accept(&listener))
 }
 
-fn send(stream: &BufReader<TcpStream>, bytes: &[u8]) {
-    stream.get_ref().write_all(bytes).expect("it goes out");
+/// Does the same without waiting for the prompt; `change` may modify the command.
+fn start_session(change: impl FnOnce(&mut Command)) -> (Terminal, Peer) {
+    let (listener, address) = listen();
+    let terminal = Terminal::spawn(address, "", change);
+    (terminal, Peer::accept(&listener))
 }
 
 #[test]
@@ -96,16 +111,14 @@ fn lines_typed_ahead_and_their_replies_are_not_lost() {
 /// which does not grow if other programs use the CPUs.
 #[test]
 fn a_pasted_line_of_100_kb_is_shown_and_sent_fast() {
-    let peer = TestServer::new();
-    let mut terminal = Terminal::open(peer.address, &[]);
-    let mut server = peer.accept();
+    let (mut terminal, mut server) = open_session(&[]);
     let line = "0123456789".repeat(10_000);
     #[cfg(not(target_os = "linux"))]
     let begin = Instant::now();
     terminal.press(&line);
     terminal.wait_for(&format!("> {}\x1b[80G", &line[..77]));
     terminal.press("\r");
-    assert_eq!(read_line(&mut server), line.clone() + "\n");
+    assert_eq!(server.read_line(), line.clone() + "\n");
     #[cfg(target_os = "linux")]
     let took = common::cpu_time(&terminal.client);
     #[cfg(not(target_os = "linux"))]
@@ -117,35 +130,29 @@ fn a_pasted_line_of_100_kb_is_shown_and_sent_fast() {
 
 #[test]
 fn empty_lines_and_tabs_are_sent() {
-    let peer = TestServer::new();
-    let mut terminal = Terminal::open(peer.address, &[]);
-    let mut server = peer.accept();
+    let (mut terminal, mut server) = open_session(&[]);
     terminal.press("\r\ta\tb\r");
-    assert_eq!(read_line(&mut server), "\n");
-    assert_eq!(read_line(&mut server), "\ta\tb\n");
+    assert_eq!(server.read_line(), "\n");
+    assert_eq!(server.read_line(), "\ta\tb\n");
 }
 
 #[test]
 fn replies_appear_above_the_line_being_typed() {
-    let peer = TestServer::new();
-    let mut terminal = Terminal::open(peer.address, &[]);
-    let mut server = peer.accept();
+    let (mut terminal, mut server) = open_session(&[]);
     terminal.press("half");
     terminal.wait_for("> half");
-    send(&server, b"one\n\ntwo\nthr");
+    server.send(b"one\n\ntwo\nthr");
     terminal.wait_for("\x1b[1G\x1b[JServer: one\r\nServer: \r\nServer: two\r\n");
     terminal.wait_for("> half");
     terminal.wait_for("Server: thr\r\n");
     terminal.wait_for("> half\x1b[7G");
     terminal.press(" done\r");
-    assert_eq!(read_line(&mut server), "half done\n");
+    assert_eq!(server.read_line(), "half done\n");
 }
 
 #[test]
 fn lines_can_be_edited_and_recalled() {
-    let peer = TestServer::new();
-    let mut terminal = Terminal::open(peer.address, &[]);
-    let mut server = peer.accept();
+    let (mut terminal, mut server) = open_session(&[]);
     for (keys, line) in [
         ("first\r", "first\n"),
         ("sxecond\x1b[D\x1b[D\x1b[D\x1b[D\x1b[D\x7f\r", "second\n"),
@@ -157,30 +164,26 @@ fn lines_can_be_edited_and_recalled() {
         ("世界\x02\x7f人\r", "人界\n"),
     ] {
         terminal.press(keys);
-        assert_eq!(read_line(&mut server), line, "{keys:?}");
+        assert_eq!(server.read_line(), line, "{keys:?}");
     }
 }
 
 #[test]
 fn ctrl_l_clears_the_screen_and_keeps_the_line() {
-    let peer = TestServer::new();
-    let mut terminal = Terminal::open(peer.address, &[]);
-    let mut server = peer.accept();
+    let (mut terminal, mut server) = open_session(&[]);
     terminal.press("half\x0c");
     terminal.wait_for("\x1b[2J\x1b[1;1H");
     terminal.wait_for("> half\x1b[7G");
     terminal.press(" done\r");
-    assert_eq!(read_line(&mut server), "half done\n");
+    assert_eq!(server.read_line(), "half done\n");
 }
 
 #[test]
 fn ctrl_z_suspends_and_fg_redraws_the_prompt() {
-    let peer = TestServer::new();
-    let mut terminal = Terminal::spawn(peer.address, "", |client| {
+    let (mut terminal, mut server) = start_session(|client| {
         // As a shell does: Ctrl+Z suspends the whole job.
         client.process_group(0);
     });
-    let mut server = peer.accept();
     terminal.wait_for("> \x1b[3G");
     terminal.press("half\x1a");
     signal::wait_until_suspended(&terminal.client);
@@ -188,15 +191,15 @@ fn ctrl_z_suspends_and_fg_redraws_the_prompt() {
     // The terminal echoes now, below the row of the prompt.
     terminal.wait_for("> half\x1b[7G\r\n");
 
-    send(&server, b"while suspended\n");
+    server.send(b"while suspended\n");
     signal::send(&terminal.client, Signal::CONT);
     terminal.wait_for("Server: while suspended\r\n");
     terminal.wait_for("> half\x1b[7G");
     assert!(!terminal.is_restored());
     terminal.press(" done\rquit\r");
-    assert_eq!(read_line(&mut server), "half done\n");
-    assert_eq!(read_line(&mut server), "", "FIN follows quit");
-    send(&server, b"half done\n");
+    assert_eq!(server.read_line(), "half done\n");
+    assert_eq!(server.read_line(), "", "FIN follows quit");
+    server.send(b"half done\n");
     drop(server);
     terminal.wait_for("Disconnected from ");
     assert_eq!(terminal.end().0, 0);
@@ -207,8 +210,7 @@ fn ctrl_z_suspends_and_fg_redraws_the_prompt() {
 #[test]
 fn a_signal_while_suspended_restores_the_terminal() {
     for _ in 0..10 {
-        let peer = TestServer::new();
-        let mut terminal = Terminal::spawn(peer.address, "", |client| {
+        let (mut terminal, _server) = start_session(|client| {
             client.process_group(0);
         });
         terminal.wait_for("> \x1b[3G");
@@ -224,8 +226,7 @@ fn a_signal_while_suspended_restores_the_terminal() {
 
 #[test]
 fn a_long_line_is_shown_around_the_cursor() {
-    let peer = TestServer::new();
-    let mut terminal = Terminal::open(peer.address, &[]);
+    let (mut terminal, _server) = open_session(&[]);
     let line = "0123456789".repeat(5);
     resize(&terminal.line, 40);
     terminal.press(&line);
@@ -238,13 +239,8 @@ fn a_long_line_is_shown_around_the_cursor() {
 
 #[test]
 fn a_hostile_server_cannot_control_the_terminal() {
-    let peer = TestServer::new();
-    let mut terminal = Terminal::open(peer.address, &[]);
-    let server = peer.accept();
-    send(
-        &server,
-        "\x1b[2J\x1b]0;title\x07\rHa\u{9b}31m\u{202e}\n".as_bytes(),
-    );
+    let (mut terminal, server) = open_session(&[]);
+    server.send("\x1b[2J\x1b]0;title\x07\rHa\u{9b}31m\u{202e}\n".as_bytes());
     terminal.wait_for("Server: \\x1b[2J\\x1b]0;title\\x07\\rHa\\u{9b}31m\\u{202e}\r\n");
     let shown = terminal.text();
     for evil in ["\x1b[2J", "\x1b]", "\x07", "\u{9b}", "\u{202e}"] {
@@ -254,12 +250,10 @@ fn a_hostile_server_cannot_control_the_terminal() {
 
 #[test]
 fn a_character_split_across_packets_is_shown_whole() {
-    let peer = TestServer::new();
-    let mut terminal = Terminal::open(peer.address, &[]);
-    let server = peer.accept();
-    send(&server, b"5 \xe2\x82");
+    let (mut terminal, server) = open_session(&[]);
+    server.send(b"5 \xe2\x82");
     terminal.wait_for("Server: 5 \r\n");
-    send(&server, b"\xac\n\xff\xe2");
+    server.send(b"\xac\n\xff\xe2");
     terminal.wait_for("Server: €\r\n");
     terminal.wait_for("Server: \\xff\r\n");
     drop(server);
@@ -268,12 +262,10 @@ fn a_character_split_across_packets_is_shown_whole() {
 
 #[test]
 fn a_late_newline_does_not_add_an_empty_line() {
-    let peer = TestServer::new();
-    let mut terminal = Terminal::open(peer.address, &[]);
-    let server = peer.accept();
-    send(&server, b"late");
+    let (mut terminal, server) = open_session(&[]);
+    server.send(b"late");
     terminal.wait_for("Server: late\r\n");
-    send(&server, b"\nnext\n");
+    server.send(b"\nnext\n");
     terminal.wait_for("Server: next\r\n");
     assert!(
         !terminal.text().contains("Server: \r\n"),
@@ -284,16 +276,14 @@ fn a_late_newline_does_not_add_an_empty_line() {
 
 #[test]
 fn a_closed_connection_is_reported_at_once() {
-    let peer = TestServer::new();
-    let mut terminal = Terminal::open(peer.address, &["--timeout=1h"]);
-    let server = peer.accept();
+    let (mut terminal, server) = open_session(&["--timeout=1h"]);
+    let message = format!("echo-client: {} closed the connection; ", server.address());
     terminal.press("half");
     terminal.wait_for("> half");
-    send(&server, b"bye");
+    server.send(b"bye");
     drop(server);
     terminal.wait_for("Server: bye\r\n");
     let (code, shown) = terminal.end();
-    let message = format!("echo-client: {} closed the connection; ", peer.address);
     let last = shown.lines().last().expect("lines");
     assert!(code == 1 && last.contains(&message), "{code}: {shown:?}");
     assert!(
@@ -304,13 +294,10 @@ fn a_closed_connection_is_reported_at_once() {
 
 #[test]
 fn a_reset_is_reported_at_once() {
-    let peer = TestServer::new();
-    let mut terminal = Terminal::open(peer.address, &["--timeout=1h"]);
-    reset(peer.accept().into_inner());
-    terminal.wait_for(&format!(
-        "echo-client: {} reset the connection",
-        peer.address
-    ));
+    let (mut terminal, server) = open_session(&["--timeout=1h"]);
+    let address = server.address();
+    reset(server.0.into_inner());
+    terminal.wait_for(&format!("echo-client: {address} reset the connection"));
     assert_eq!(terminal.end().0, 1);
 }
 
@@ -318,36 +305,28 @@ fn a_reset_is_reported_at_once() {
 #[test]
 fn a_reset_during_a_write_is_reported_as_a_reset() {
     for _ in 0..10 {
-        let peer = TestServer::new();
-        let mut terminal = Terminal::spawn(peer.address, "", |client| {
+        let (mut terminal, mut server) = start_session(|client| {
             client.env("TERM", "dumb");
         });
+        let address = server.address();
         terminal.disable_echo();
-        let mut server = peer.accept().into_inner();
         terminal.press_endlessly();
-        server
-            .read_exact(&mut vec![0; 100_000])
-            .expect("the client sends");
-        reset(server);
-        terminal.wait_for(&format!(
-            "echo-client: {} reset the connection",
-            peer.address
-        ));
+        let received = server.0.read_exact(&mut vec![0; 100_000]);
+        received.expect("the client sends");
+        reset(server.0.into_inner());
+        terminal.wait_for(&format!("echo-client: {address} reset the connection"));
         assert_eq!(terminal.wait(), 1);
     }
 }
 
 #[test]
 fn replies_after_quit_are_shown() {
-    let peer = TestServer::new();
-    let mut terminal = Terminal::open(peer.address, &[]);
-    let mut server = peer.accept();
+    let (mut terminal, mut server) = open_session(&[]);
     terminal.press("one\rtwo\rquit\r");
     let mut sent = Vec::new();
-    server
-        .read_to_end(&mut sent)
-        .expect("the client half-closes");
-    send(&server, &sent);
+    let received = server.0.read_to_end(&mut sent);
+    received.expect("the client half-closes");
+    server.send(&sent);
     terminal.wait_for("Server: one\nServer: two\n".replace('\n', "\r\n").as_str());
     drop(server);
     terminal.wait_for("Disconnected from ");
@@ -368,14 +347,12 @@ fn the_timeout_ends_only_a_session_without_progress() {
 }
 
 fn echoes_that_arrive_while_suspended_are_not_missing() {
-    let peer = TestServer::new();
-    let mut terminal = Terminal::open(peer.address, &["--timeout=3s"]);
-    let mut server = peer.accept();
+    let (mut terminal, mut server) = open_session(&["--timeout=3s"]);
     terminal.press("hello\rquit\r");
-    assert_eq!(read_line(&mut server), "hello\n");
+    assert_eq!(server.read_line(), "hello\n");
     terminal.wait_for("> quit\r\n");
     signal::pause(&terminal.client);
-    send(&server, b"hello\n");
+    server.send(b"hello\n");
     drop(server);
     // Longer than the client's timeout, whenever it began.
     thread::sleep(Duration::from_millis(3500));
@@ -386,28 +363,24 @@ fn echoes_that_arrive_while_suspended_are_not_missing() {
 }
 
 fn missing_bytes_are_reported_after_the_timeout() {
-    let peer = TestServer::new();
-    let mut terminal = Terminal::open(peer.address, &["--timeout=3s"]);
-    let mut server = peer.accept();
+    let (mut terminal, mut server) = open_session(&["--timeout=3s"]);
     terminal.press("hello\rquit\r");
-    assert_eq!(read_line(&mut server), "hello\n");
-    send(&server, b"he");
+    assert_eq!(server.read_line(), "hello\n");
+    server.send(b"he");
     terminal.wait_for("Server: he\r\n");
+    let address = server.address();
     terminal.wait_for(&format!(
-        "echo-client: {} did not return 4 bytes within 3s",
-        peer.address
+        "echo-client: {address} did not return 4 bytes within 3s"
     ));
     assert_eq!(terminal.end().0, 1);
 }
 
 /// The replies take longer than the timeout.
 fn each_reply_restarts_the_timeout() {
-    let peer = TestServer::new();
-    let mut terminal = Terminal::open(peer.address, &["--timeout=2500ms"]);
-    let mut server = peer.accept();
+    let (mut terminal, mut server) = open_session(&["--timeout=2500ms"]);
     terminal.press("0123456789\rquit\r");
-    for byte in read_line(&mut server).bytes() {
-        send(&server, &[byte]);
+    for byte in server.read_line().bytes() {
+        server.send(&[byte]);
         thread::sleep(Duration::from_millis(300));
     }
     drop(server);
@@ -417,12 +390,10 @@ fn each_reply_restarts_the_timeout() {
 
 #[test]
 fn missing_bytes_are_reported_if_the_server_closes() {
-    let peer = TestServer::new();
-    let mut terminal = Terminal::open(peer.address, &[]);
-    let mut server = peer.accept();
+    let (mut terminal, mut server) = open_session(&[]);
     terminal.press("hello\rquit\r");
-    assert_eq!(read_line(&mut server), "hello\n");
-    assert_eq!(read_line(&mut server), "");
+    assert_eq!(server.read_line(), "hello\n");
+    assert_eq!(server.read_line(), "");
     drop(server);
     terminal.wait_for("closed the connection without returning 6 bytes");
     assert_eq!(terminal.end().0, 1);
@@ -430,21 +401,17 @@ fn missing_bytes_are_reported_if_the_server_closes() {
 
 #[test]
 fn a_missing_fin_is_no_error() {
-    let peer = TestServer::new();
-    let mut terminal = Terminal::open(peer.address, &["--timeout=100ms"]);
-    let _server = peer.accept();
+    let (mut terminal, _server) = open_session(&["--timeout=100ms"]);
     terminal.press("quit\r");
     assert_eq!(terminal.end().0, 0);
 }
 
 fn a_server_that_does_not_read_does_not_hang_the_client() {
-    let peer = TestServer::new();
-    let mut terminal = Terminal::spawn(peer.address, "", |client| {
+    let (mut terminal, _server) = start_session(|client| {
         client.env("TERM", "dumb").arg("--timeout=500ms");
     });
     terminal.disable_echo();
     terminal.wait_for("Connected to ");
-    let _server = peer.accept();
     terminal.press_endlessly();
     terminal.wait_for(" bytes within 500ms");
     assert_eq!(terminal.wait(), 1);
@@ -452,18 +419,18 @@ fn a_server_that_does_not_read_does_not_hang_the_client() {
 
 /// The server sends for longer than the timeout.
 fn a_server_that_sends_but_does_not_read_is_kept() {
-    let peer = TestServer::new();
+    let (listener, address) = listen();
     // A small receive buffer makes the client's writes block soon.
-    let buffer = SockRef::from(&peer.listener).set_recv_buffer_size(4096);
+    let buffer = SockRef::from(&listener).set_recv_buffer_size(4096);
     buffer.expect("the size can be set");
-    let mut terminal = Terminal::spawn(peer.address, "", |client| {
+    let mut terminal = Terminal::spawn(address, "", |client| {
         client.env("TERM", "dumb").arg("--timeout=3s");
     });
     terminal.disable_echo();
-    let server = peer.accept();
+    let server = Peer::accept(&listener);
     terminal.press_endlessly();
     for number in 0..13 {
-        send(&server, format!("still here: {number}\n").as_bytes());
+        server.send(format!("still here: {number}\n").as_bytes());
         terminal.wait_for(&format!("Server: still here: {number}\r\n"));
         thread::sleep(Duration::from_millis(300));
     }
@@ -473,9 +440,8 @@ fn a_server_that_sends_but_does_not_read_is_kept() {
 
 #[test]
 fn ctrl_d_works_while_the_server_floods_the_terminal() {
-    let peer = TestServer::new();
-    let mut terminal = Terminal::open(peer.address, &["--timeout=500ms"]);
-    let mut server = peer.accept().into_inner();
+    let (mut terminal, server) = open_session(&["--timeout=500ms"]);
+    let mut server = server.0.into_inner();
     thread::spawn(move || while server.write_all(b"a flood\n").is_ok() {});
     terminal.wait_for("Server: a flood\r\n");
     terminal.press("\x04");
@@ -495,12 +461,11 @@ fn a_signal_restores_the_terminal() {
 /// As after the network of a remote terminal has failed.
 #[test]
 fn a_signal_works_while_the_terminal_is_blocked() {
-    let peer = TestServer::new();
     let (mut screen, line) = open_terminal();
-    let mut terminal = Terminal::spawn(peer.address, "", |client| {
+    let (mut terminal, server) = start_session(|client| {
         client.stdout(line);
     });
-    let mut server = peer.accept().into_inner();
+    let mut server = server.0.into_inner();
     read_until(&mut screen, b"> \x1b[3G");
     server
         .set_write_timeout(Some(Duration::from_millis(500)))
@@ -517,10 +482,10 @@ fn a_signal_works_while_the_terminal_is_blocked() {
 fn linux_a_closed_terminal_ends_the_client_silently() {
     use std::process::Stdio;
 
-    let peer = TestServer::new();
+    let (_listener, address) = listen();
     let (mut keyboard, line) = open_terminal();
     let duplicate = || line.try_clone().expect("it can be duplicated");
-    let mut client = common::echo_client(peer.address);
+    let mut client = common::echo_client(address);
     client
         .env("TERM", "xterm")
         .stdin(duplicate())
@@ -537,18 +502,16 @@ fn linux_a_closed_terminal_ends_the_client_silently() {
 
 #[test]
 fn losing_stdout_restores_the_terminal() {
-    let peer = TestServer::new();
     let (mut screen, line) = open_terminal();
-    let mut terminal = Terminal::spawn(peer.address, "", |client| {
+    let (mut terminal, server) = start_session(|client| {
         client.stdout(line);
     });
-    let server = peer.accept();
     read_until(&mut screen, b"> \x1b[3G");
     assert!(!terminal.is_restored());
     drop(screen);
     // A client that another test is starting may hold `screen` open a little longer.
     for _ in 0..2_000 {
-        if server.get_ref().write_all(b"hello\n").is_err() {
+        if server.0.get_ref().write_all(b"hello\n").is_err() {
             break;
         }
         thread::sleep(Duration::from_millis(10));
@@ -649,15 +612,15 @@ fn bench_shows_progress_and_throughput() {
 
 #[test]
 fn bench_shows_the_round_and_the_server() {
-    let servers = [TestServer::new(), TestServer::new()];
-    let addresses = servers.each_ref().map(|server| server.address.to_string());
+    let servers = [listen(), listen()];
+    let addresses = servers.each_ref().map(|(_, address)| address.to_string());
     let mut terminal = Terminal::spawn_client("", |client| {
         let options = ["--rounds=2", "--duration=1h", "--timeout=1h"];
         client.arg("bench").args(options).args(&addresses);
     });
     for round in [1, 2] {
-        for (server, address) in servers.iter().zip(&addresses) {
-            let connection = server.accept();
+        for ((listener, _), address) in servers.iter().zip(&addresses) {
+            let connection = accept(listener);
             terminal.wait_for(&format!("round {round}/2, {address}  "));
             terminal.wait_for(" messages/s");
             // Ends the round.
