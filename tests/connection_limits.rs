@@ -1,43 +1,29 @@
 //! The connection limit (`--max-connections`): clients over it wait in the listen backlog.
 
-use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use crate::common::{Server, exchange, local_address, local_server};
-
-/// Connects and sends a byte, which is echoed once the client is admitted.
-fn connect_and_send(server: &Server) -> TcpStream {
-    let mut client = server.connect();
-    client.write_all(b"k").expect("the byte is sent");
-    client
-}
-
-/// Waits for the echo of the byte that `connect_and_send` sent.
-fn wait_until_admitted(mut client: &TcpStream) {
-    let mut echo = [0];
-    client.read_exact(&mut echo).expect("the echo arrives");
-    assert_eq!(&echo, b"k");
-}
+use crate::common::{Server, exchange, local_address, local_server, receive_echo};
 
 #[test]
 fn clients_over_the_limit_wait_and_are_served_in_order() {
     let server = Server::start(&["--max-connections", "2"]);
-    let (first, second) = (connect_and_send(&server), connect_and_send(&server));
-    wait_until_admitted(&first);
-    wait_until_admitted(&second);
+    let (first, second) = (server.connect(), server.connect());
+    exchange(&first, b"hello");
+    exchange(&second, b"hello");
     server.wait_for_log("connection limit reached (2): new clients wait in the listen backlog");
-    let (third, fourth) = (connect_and_send(&server), connect_and_send(&server));
+    let third = server.connect_and_send(b"third");
+    let fourth = server.connect_and_send(b"fourth");
     let is_admitted = |client: &TcpStream| {
         server.count_in_log(&format!("{} connected", local_address(client))) > 0
     };
 
     assert!(!is_admitted(&third) && !is_admitted(&fourth));
     drop(first);
-    wait_until_admitted(&third);
+    receive_echo(&third, b"third");
     assert!(!is_admitted(&fourth));
     exchange(&second, b"admitted clients are served all the time");
     drop(second);
-    wait_until_admitted(&fourth);
+    receive_echo(&fourth, b"fourth");
     drop((third, fourth));
 
     server.wait_for_log("accepting new clients again");
@@ -50,7 +36,7 @@ fn clients_over_the_limit_wait_and_are_served_in_order() {
 #[test]
 fn connection_limit_can_come_from_the_environment() {
     let server = Server::spawn(local_server().env("ECHO_SERVER_MAX_CONNECTIONS", "1"));
-    wait_until_admitted(&connect_and_send(&server));
+    exchange(&server.connect(), b"hello");
     server.wait_for_log("connection limit reached (1)");
 }
 

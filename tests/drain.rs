@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::common::signal::{self, Signal};
 use crate::common::{
     self, Pace, Server, exchange, fill, local_address, local_server, noise, read_until_fin,
-    retry_if_late, run_at_once,
+    retry_if_late, run_at_once, send,
 };
 
 /// Only Unix can pause a program, so that clients stay in the listen backlog.
@@ -19,17 +19,15 @@ use crate::common::{
 fn drain_serves_clients_in_the_listen_backlog() {
     let mut server = Server::start(&[]);
     signal::pause(&server.child);
-    let clients: Vec<_> = (0..50).map(|_| server.connect()).collect();
-    for (number, mut client) in clients.iter().enumerate() {
-        client
-            .write_all(&noise(1000, number as u64))
-            .expect("the bytes are sent");
+    let clients = [(); 50].map(|()| server.connect());
+    for (number, client) in (0..).zip(&clients) {
+        send(client, &noise(1000, number));
     }
     server.signal(Signal::TERM);
     server.signal(Signal::CONT);
-    for (number, client) in clients.iter().enumerate() {
+    for (number, client) in (0..).zip(&clients) {
         assert!(
-            read_until_fin(client) == noise(1000, number as u64),
+            read_until_fin(client) == noise(1000, number),
             "client {number}"
         );
     }
@@ -46,18 +44,16 @@ fn drain_serves_the_listen_backlog_of_a_full_server_in_time() {
     };
     let admitted = server.connect();
     exchange(&admitted, b"admitted");
-    let waiting: Vec<_> = (0..100).map(|_| server.connect()).collect();
-    for (number, mut client) in waiting.iter().enumerate() {
-        client
-            .write_all(&noise(100, number as u64))
-            .expect("the bytes are sent");
+    let waiting = [(); 100].map(|()| server.connect());
+    for (number, client) in (0..).zip(&waiting) {
+        send(client, &noise(100, number));
     }
     server.signal(Signal::TERM);
     assert_eq!(read_until_fin(&admitted), b"");
     // The first client stays connected: its permit is released at the server's FIN.
-    for (number, client) in waiting.into_iter().enumerate() {
+    for (number, client) in (0..).zip(waiting) {
         assert!(
-            read_until_fin(&client) == noise(100, number as u64),
+            read_until_fin(&client) == noise(100, number),
             "client {number}"
         );
     }
@@ -136,10 +132,10 @@ fn client_that_sends_after_fin_gets_no_rst_during_lingering() {
 #[cfg(target_os = "linux")]
 fn linux_drain_waits_until_the_kernel_has_sent_everything() {
     let mut server = Server::start(&["--shutdown-timeout", "1h"]);
-    let mut client = common::connect_with_buffer(server.address, 4096);
+    let client = common::connect_with_buffer(server.address, 4096);
     // Few enough bytes for the server to have written them all: the rest is in the kernel.
     let sent = noise(60_000, 9);
-    client.write_all(&sent).expect("the bytes are sent");
+    send(&client, &sent);
     server.signal(Signal::TERM);
     server.wait_for_log("shutting down: ");
     // Longer than the server waits for a quiet client and lingers.
@@ -162,10 +158,8 @@ fn linux_drain_waits_until_the_kernel_has_sent_everything() {
 fn linux_unsent_data_delays_exit_until_the_shutdown_timeout() {
     retry_if_late(Duration::from_millis(1100), |pace| {
         let mut server = Server::start(&["--shutdown-timeout", "700ms", "-v"]);
-        let mut client = common::connect_with_buffer(server.address, 4096);
-        client
-            .write_all(&noise(60_000, 9))
-            .expect("the bytes are sent");
+        let client = common::connect_with_buffer(server.address, 4096);
+        send(&client, &noise(60_000, 9));
         common::wait_until("the server has sent them all", || {
             let log = server.log();
             let pieces = log.iter().filter_map(|line| {

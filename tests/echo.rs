@@ -1,6 +1,5 @@
 //! Whatever a client sends comes back byte for byte and in order, in whatever pieces it was sent.
 
-use std::io::Write;
 use std::net::{IpAddr, TcpStream};
 use std::thread;
 
@@ -63,8 +62,7 @@ fn messages_around_the_buffer_size_are_echoed() {
 #[test]
 fn urgent_byte_is_echoed_in_order() {
     let server = Server::start(&[]);
-    let mut client = server.connect();
-    client.write_all(b"abc").expect("the bytes are sent");
+    let client = server.connect_and_send(b"abc");
     socket2::SockRef::from(&client)
         .send_out_of_band(b"!")
         .expect("the byte is sent");

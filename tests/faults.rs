@@ -1,6 +1,6 @@
 //! `--fault`: what the server does wrong on purpose, and what its log and the conformance suite report.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
 use std::process::Stdio;
 use std::thread;
@@ -8,13 +8,12 @@ use std::time::{Duration, Instant};
 
 use crate::common::{
     Server, assert_contains, command, echo_server, end, exchange, half_close, local_address,
-    manual_block, noise, read_until_fin, start_tool, stderr_of,
+    manual_block, noise, read_until_fin, receive_echo, start_tool, stderr_of,
 };
 
 /// Sends `bytes` to a server with this fault and returns its echo up to the server's FIN.
 fn echo_until_fin(server: &Server, bytes: &[u8]) -> (TcpStream, Vec<u8>) {
-    let mut client = server.connect();
-    client.write_all(bytes).expect("the client sends");
+    let client = server.connect_and_send(bytes);
     let echo = read_until_fin(&client);
     (client, echo)
 }
@@ -73,8 +72,7 @@ fn limit_ends_the_echo_with_fin() {
 fn reset_ends_the_echo_with_rst() {
     let server = Server::start(&["--fault", "reset=1KiB"]);
     let bytes = noise(5000, 2);
-    let mut client = server.connect();
-    client.write_all(&bytes).expect("the client sends");
+    let mut client = server.connect_and_send(&bytes);
     let mut echo = Vec::new();
     let error = client
         .read_to_end(&mut echo)
@@ -92,9 +90,9 @@ fn linux_reset_waits_until_a_slow_client_has_all_echoes() {
     let server = Server::start(&["--fault", "reset=1MiB"]);
     let bytes = noise(1_048_576, 3);
     let mut client = server.connect();
-    let mut sender = client.try_clone().expect("the socket can be shared");
+    let sender = client.try_clone().expect("the socket can be shared");
     thread::scope(|scope| {
-        scope.spawn(|| sender.write_all(&bytes).expect("the client sends"));
+        scope.spawn(|| crate::common::send(&sender, &bytes));
         let mut echo = Vec::new();
         let mut piece = vec![0; 65_536];
         let error = loop {
@@ -114,13 +112,8 @@ fn linux_reset_waits_until_a_slow_client_has_all_echoes() {
 fn stall_keeps_the_connection_open_without_an_echo() {
     let mut server = Server::start(&["--fault", "stall=1KiB"]);
     let bytes = noise(1_000_000, 4);
-    let mut client = server.connect();
-    client.write_all(&bytes).expect("the server still receives");
-    let mut echo = vec![0; 1024];
-    client
-        .read_exact(&mut echo)
-        .expect("the first bytes are echoed");
-    assert!(echo == bytes[..1024]);
+    let mut client = server.connect_and_send(&bytes);
+    receive_echo(&client, &bytes[..1024]);
     client
         .set_read_timeout(Some(Duration::from_millis(200)))
         .expect("the timeout can be set");

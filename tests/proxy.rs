@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::{
-    Server, exchange, half_close, local_address, local_server, read_until_fin, run_at_once,
+    Server, exchange, half_close, local_address, local_server, read_until_fin, run_at_once, send,
 };
 use proxy_header::{ProxiedAddress, ProxyHeader};
 
@@ -31,10 +31,7 @@ fn v2(source: &str) -> Vec<u8> {
 
 /// Sends `header` and "hello" at once, and returns the echo.
 fn echo_after(server: &Server, header: &[u8]) -> Vec<u8> {
-    let mut client = server.connect();
-    client
-        .write_all(&[header, b"hello"].concat())
-        .expect("the bytes are sent");
+    let client = server.connect_and_send(&[header, b"hello"].concat());
     half_close(&client);
     read_until_fin(&client)
 }
@@ -80,8 +77,7 @@ fn connection_of_the_load_balancer_keeps_its_own_address() {
         b"PROXY UNKNOWN\r\n",
         b"PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n",
     ] {
-        let mut client = server.connect();
-        client.write_all(header).expect("the header is sent");
+        let client = server.connect_and_send(header);
         exchange(&client, b"hello");
         let address = local_address(&client);
         let line = server.wait_for_log(&format!("{address} connected"));
@@ -94,9 +90,9 @@ fn header_may_arrive_in_pieces_with_any_buffer_size() {
     for buffer_size in ["1", "7", "64KiB"] {
         let server = start(&["--buffer-size", buffer_size]);
         for header in [V1, &v2("198.51.100.7:4321")] {
-            let mut client = server.connect();
+            let client = server.connect();
             for byte in [header, b"hello"].concat() {
-                client.write_all(&[byte]).expect("the byte is sent");
+                send(&client, &[byte]);
             }
             half_close(&client);
             assert_eq!(read_until_fin(&client), b"hello");
@@ -123,8 +119,7 @@ fn connection_without_a_header_is_closed_and_logged() {
     .into_iter()
     .enumerate()
     {
-        let mut client = server.connect();
-        client.write_all(bytes).expect("the bytes are sent");
+        let mut client = server.connect_and_send(bytes);
         let mut echo = Vec::new();
         // FIN, or RST if the server has not read everything.
         let _ = client.read_to_end(&mut echo);
@@ -140,8 +135,7 @@ fn connection_without_a_header_is_closed_and_logged() {
 fn connection_that_ends_within_the_header_is_logged_as_such() {
     let server = start(&[]);
     for (number, bytes) in [&b""[..], &V1[..20], &LOCAL[..13]].into_iter().enumerate() {
-        let mut client = server.connect();
-        client.write_all(bytes).expect("the bytes are sent");
+        let client = server.connect_and_send(bytes);
         half_close(&client);
         assert_eq!(read_until_fin(&client), b"");
         server.wait_for_logs(
@@ -241,11 +235,7 @@ fn without_the_option_a_header_is_echoed() {
 #[test]
 fn per_ip_limit_applies_to_the_address_in_the_header() {
     let server = start(&["--max-connections-per-ip", "1"]);
-    let connect_as = |source: &str| {
-        let mut client = server.connect();
-        client.write_all(&v2(source)).expect("the header is sent");
-        client
-    };
+    let connect_as = |source: &str| server.connect_and_send(&v2(source));
     let first = connect_as("198.51.100.7:1");
     exchange(&first, b"hello");
     assert_eq!(read_until_fin(&connect_as("198.51.100.7:2")), b"");
@@ -265,8 +255,7 @@ fn proxy_protocol_can_be_set_in_the_environment() {
 #[cfg(unix)]
 fn shutdown_does_not_wait_for_a_header() {
     let mut server = start(&["--shutdown-timeout", "1h"]);
-    let mut client = server.connect();
-    client.write_all(&V1[..10]).expect("the bytes are sent");
+    let client = server.connect_and_send(&V1[..10]);
     let silent = server.connect();
     server.signal(rustix::process::Signal::TERM);
     assert_eq!(read_until_fin(&client), b"");

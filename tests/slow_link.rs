@@ -7,13 +7,13 @@
 #![cfg(target_os = "linux")]
 
 use std::env;
-use std::io::{Error, Read, Write};
+use std::io::{Error, Read};
 use std::net::{Shutdown, TcpStream};
 use std::process::Command;
 use std::thread;
 
 use crate::common::signal::Signal;
-use crate::common::{self, Server, noise};
+use crate::common::{self, Server, noise, send};
 
 /// A test that runs on a link with this rate and queue.
 struct Case {
@@ -135,11 +135,11 @@ fn check_that_no_byte_is_lost(count: usize, size: usize) {
             .iter()
             .map(|client| scope.spawn(|| read_and_close(client)))
             .collect();
-        for (mut client, bytes) in clients.iter().zip(&sent) {
+        for (client, bytes) in clients.iter().zip(&sent) {
             // The write returns when the kernel has the bytes, long before the server has them.
             let buffer = socket2::SockRef::from(client).set_send_buffer_size(size);
             buffer.expect("the size can be set");
-            client.write_all(bytes).expect("the bytes are sent");
+            send(client, bytes);
         }
         server.signal(Signal::TERM);
         readers

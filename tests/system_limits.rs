@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use common::{
     Server, assert_contains, connect_from, cpu_time, exchange, local_server, noise, read_until_fin,
-    wait_until,
+    receive_echo, wait_until,
 };
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 
@@ -82,15 +82,10 @@ fn connection_limit_is_lowered_to_the_open_files() {
     for client in &clients {
         exchange(client, b"hello");
     }
-    let mut waiting = server.connect();
-    waiting.write_all(b"hello").expect("the bytes are sent");
+    let waiting = server.connect_and_send(b"hello");
     server.wait_for_log(&format!("connection limit reached ({limit})"));
     clients.pop();
-    let mut echo = [0; 5];
-    waiting
-        .read_exact(&mut echo)
-        .expect("the client is admitted");
-    assert_eq!(&echo, b"hello");
+    receive_echo(&waiting, b"hello");
     assert_eq!(server.count_in_log("os error"), 0, "{:#?}", server.log());
 }
 
@@ -126,8 +121,7 @@ fn start_out_of_files(clients: usize) -> (Server, Vec<TcpStream>) {
 #[test]
 fn out_of_files_waiting_clients_are_served_once_files_are_free() {
     let (server, mut admitted) = start_out_of_files(3);
-    let mut waiting = server.connect();
-    waiting.write_all(b"waiting").expect("the bytes are sent");
+    let waiting = server.connect_and_send(b"waiting");
     server.wait_for_log("cannot accept new clients: Too many open files");
     let (begin, used) = (Instant::now(), cpu_time(&server.child));
     while begin.elapsed() < Duration::from_millis(500) {
@@ -143,9 +137,7 @@ fn out_of_files_waiting_clients_are_served_once_files_are_free() {
     );
 
     drop(admitted.pop());
-    let mut echo = [0; 7];
-    waiting.read_exact(&mut echo).expect("the client is served");
-    assert_eq!(&echo, b"waiting");
+    receive_echo(&waiting, b"waiting");
     drop((admitted, waiting));
     server.wait_for_log("accepting new clients again");
     assert_eq!(
@@ -162,11 +154,7 @@ fn out_of_files_the_drain_serves_the_listen_backlog() {
     // The last client sends nothing.
     let messages = [&b"waiting"[..]; 10].into_iter().chain([&b""[..]]);
     let waiting: Vec<_> = messages
-        .map(|message| {
-            let mut client = server.connect();
-            client.write_all(message).expect("the bytes are sent");
-            (client, message)
-        })
+        .map(|message| (server.connect_and_send(message), message))
         .collect();
     server.wait_for_log("cannot accept new clients");
     server.signal(Signal::TERM);

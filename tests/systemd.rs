@@ -3,7 +3,6 @@
 #![cfg(all(target_os = "linux", feature = "systemd"))]
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
@@ -16,7 +15,7 @@ use std::time::{Duration, Instant};
 use crate::common::tools::{Tool, wait_until_listening};
 use crate::common::{
     self, PATIENCE, Server, assert_contains, command, connect, echo_server, error_of, exchange,
-    half_close, listen, local_address, local_server, noise, read_until_fin, reserve_port,
+    half_close, listen, local_address, local_server, noise, read_until_fin, reserve_port, send,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -57,9 +56,8 @@ fn restart_refuses_no_client_and_loses_no_byte() {
         exchange(&server.connect(), b"hello");
         assert_eq!(server.shut_down().code(), Some(0));
         // No server runs while this client connects.
-        let mut client = server.connect();
         let sent = noise(50_000, round);
-        client.write_all(&sent).expect("the bytes are sent");
+        let client = server.connect_and_send(&sent);
         half_close(&client);
         waiting = Some((client, sent));
     }
@@ -73,9 +71,9 @@ fn first_client_of_an_inherited_socket_has_all_options() {
     let first = connect(address);
     // Sent before the server runs, whose idle timeout could elapse between them.
     let socket = socket2::SockRef::from(&first);
-    (&first).write_all(b"abc").expect("the bytes are sent");
+    send(&first, b"abc");
     socket.send_out_of_band(b"U").expect("the byte is sent");
-    (&first).write_all(b"def").expect("the bytes are sent");
+    send(&first, b"def");
     let mut command = inheriting(&listener);
     let mut server = Server::spawn(command.env("ECHO_SERVER_IDLE_TIMEOUT", "500ms"));
     assert_eq!(read_until_fin(&first), b"abcUdef");
@@ -99,8 +97,8 @@ fn clients_over_the_limit_are_left_to_the_next_server() {
     let admitted = server.connect();
     common::fill(&admitted);
     let waiting: Vec<TcpStream> = (0..5).map(|_| connect(address)).collect();
-    for mut client in &waiting {
-        client.write_all(b"hello").expect("the bytes are sent");
+    for client in &waiting {
+        send(client, b"hello");
         half_close(client);
     }
     assert_eq!(server.shut_down().code(), Some(0));

@@ -8,7 +8,7 @@ use std::thread;
 
 use super::log::Log;
 use super::signal::{self, Signal};
-use super::{PATIENCE, connect, echo_server, wait};
+use super::{PATIENCE, connect, echo_server, send, wait};
 
 /// A running server. Dropping it kills the process.
 pub struct Server {
@@ -74,6 +74,13 @@ impl Server {
 
     pub fn connect(&self) -> TcpStream {
         connect(self.address)
+    }
+
+    /// Connects and sends `bytes`.
+    pub fn connect_and_send(&self, bytes: &[u8]) -> TcpStream {
+        let client = self.connect();
+        send(&client, bytes);
+        client
     }
 
     /// Returns the log lines read so far.

@@ -108,21 +108,33 @@ pub fn local_address(stream: &TcpStream) -> SocketAddr {
     stream.local_addr().expect("the socket has an address")
 }
 
-/// Sends `message` and receives its echo.
-pub fn exchange(mut stream: &TcpStream, message: &[u8]) {
-    stream.write_all(message).expect("the message is sent");
+/// Sends `bytes`.
+#[track_caller]
+pub fn send(mut stream: &TcpStream, bytes: &[u8]) {
+    stream.write_all(bytes).expect("the bytes are sent");
+}
+
+/// Receives as many bytes as `message` has, and checks that they are its echo.
+#[track_caller]
+pub fn receive_echo(mut stream: &TcpStream, message: &[u8]) {
     let mut echo = vec![0; message.len()];
     stream.read_exact(&mut echo).expect("the echo arrives");
     assert!(echo == message, "the echo differs from the message");
+}
+
+/// Sends `message` and receives its echo.
+#[track_caller]
+pub fn exchange(stream: &TcpStream, message: &[u8]) {
+    send(stream, message);
+    receive_echo(stream, message);
 }
 
 /// Sends the chunks and then FIN. Returns what arrives meanwhile, until the server's FIN.
 pub fn send_and_read_all(stream: &TcpStream, chunks: &[&[u8]]) -> Vec<u8> {
     thread::scope(|scope| {
         scope.spawn(|| {
-            let mut writer = stream;
             for chunk in chunks {
-                writer.write_all(chunk).expect("the chunk is sent");
+                send(stream, chunk);
             }
             half_close(stream);
         });
