@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use crate::common::signal::{self, Signal};
 use crate::common::{
-    PATIENCE, Server, assert_contains, closed_port, echo_client, end, listen, reset, run_at_once,
-    stdout_of, stdout_text,
+    PATIENCE, Server, assert_contains, closed_port, echo_client, end, for_each_at_once, listen,
+    reset, run_at_once, stdout_of, stdout_text,
 };
 #[cfg(target_os = "linux")]
 use crate::output::unix::full_pipe;
@@ -525,15 +525,6 @@ fn slow_server_that_keeps_echoing_is_no_timeout() {
     assert!(number(&report, "bytes") > 0.0, "{report}");
 }
 
-/// Runs `check` for all values at once.
-fn for_each_at_once(values: &[&str], check: impl Fn(&str) + Sync) {
-    thread::scope(|scope| {
-        for value in values {
-            scope.spawn(|| check(value));
-        }
-    });
-}
-
 fn silent_server_is_a_timeout() {
     let server = server(|_, mut stream| {
         let _ = stream.read_to_end(&mut Vec::new());
@@ -544,7 +535,7 @@ fn silent_server_is_a_timeout() {
         "--mode bulk --duration 1h",
         "--mode connect",
     ];
-    for_each_at_once(&options, |options| {
+    for_each_at_once(options, |options| {
         let options = &format!("--json --timeout 2500ms {options}");
         let report = run_json(bench(server, options), 1);
         assert_eq!(failures(&report)[0].0, "timeout", "{report}");
@@ -855,7 +846,7 @@ fn ctrl_c_does_not_wait_for_a_message_that_arrives_slowly() {
 
 fn run_ends_in_time_if_a_message_arrives_slowly() {
     let (server, _first_byte) = byte_by_byte_server();
-    for_each_at_once(&["rtt", "connect"], |mode| {
+    for_each_at_once(["rtt", "connect"], |mode| {
         let options = &format!("--json --size 64KiB --timeout 2500ms --mode {mode}");
         let report = run_json(bench(server, options), 1);
         assert_eq!(failures(&report), [("timeout", 1)]);

@@ -2,11 +2,10 @@
 //! and log levels.
 
 use std::process::{Command, Stdio};
-use std::thread;
 
 use crate::common::{
-    self, Server, assert_contains, echo_server, error_of, exchange, listen, local_server,
-    stderr_of, stdout_of,
+    self, Server, assert_contains, echo_server, error_of, exchange, for_each_at_once, listen,
+    local_server, stderr_of, stdout_of,
 };
 
 #[test]
@@ -230,7 +229,15 @@ fn verbosity_ranges_from_silence_to_the_bytes() {
         "sent 11 bytes\n",
         "sent hello\\x1b[2J\\r\\n\n",
     ];
-    let check = |flag: &str, shown: usize| {
+    let shown_levels = [
+        ("-qqq", 0),
+        ("-qq", 0),
+        ("-q", 0),
+        ("--", 1),
+        ("-v", 2),
+        ("-vv", 3),
+    ];
+    for_each_at_once(shown_levels, |(flag, shown)| {
         let mut command = local_server();
         let flags: &[&str] = if flag == "--" { &[] } else { &[flag] };
         let Some(log) = log_of_one_client(command.args(flags)) else {
@@ -244,18 +251,6 @@ fn verbosity_ranges_from_silence_to_the_bytes() {
             );
         }
         assert!(!log.contains("sent 0 bytes"), "FIN is no data: {log}");
-    };
-    thread::scope(|scope| {
-        for (flag, shown) in [
-            ("-qqq", 0),
-            ("-qq", 0),
-            ("-q", 0),
-            ("--", 1),
-            ("-v", 2),
-            ("-vv", 3),
-        ] {
-            scope.spawn(move || check(flag, shown));
-        }
     });
 }
 

@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use crate::common::conformance::{checks, failures, run_checks, run_suite};
 use crate::common::{
-    Server, assert_contains, assert_silent_exit, closed_port, echo_client, end, error_of, listen,
-    reset_can_be_read, reset_on_close, run, run_at_once, stderr_of, stdout_of, wait_until,
+    Server, assert_contains, assert_silent_exit, closed_port, echo_client, end, error_of,
+    for_each_at_once, listen, reset_can_be_read, reset_on_close, run, run_at_once, stderr_of,
+    stdout_of, wait_until,
 };
 use quick_junit::{NonSuccessKind, Report, TestCaseStatus};
 use serde_json::Value;
@@ -227,16 +228,10 @@ fn reset_during_a_write_is_reported_as_a_reset() {
             reset_on_close(stream);
         }
     });
-    let check_report = || {
-        let output = run(echo_client(address).args(["test", "both ways"]));
-        let report = String::from_utf8_lossy(&output.stdout);
-        assert_contains(&report, "got 0 bytes, then a reset");
-    };
     // Each run makes 64 MiB of random bytes, slowly in a debug build, so only a few.
-    thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(check_report);
-        }
+    for_each_at_once(0..4, |_| {
+        let report = stdout_of(echo_client(address).args(["test", "both ways"]), 1);
+        assert_contains(&report, "got 0 bytes, then a reset");
     });
 }
 
@@ -444,10 +439,8 @@ fn silent_and_slow_servers_fail_in_time() {
 }
 
 fn silent_servers() {
-    thread::scope(|scope| {
-        for (serve, check, timeout, expected, got) in SILENT_SERVERS {
-            scope.spawn(move || check_failure(self::serve(serve), check, timeout, expected, got));
-        }
+    for_each_at_once(SILENT_SERVERS, |(serve, check, timeout, expected, got)| {
+        check_failure(self::serve(serve), check, timeout, expected, got);
     });
 }
 

@@ -1,11 +1,10 @@
 //! Whatever a client sends comes back byte for byte and in order, in whatever pieces it was sent.
 
 use std::net::{IpAddr, TcpStream};
-use std::thread;
 
 use crate::common::{
-    Server, assert_contains, connect, echo_server, exchange, fill, half_close, local_address,
-    noise, read_until_fin, reset, send_and_read_all,
+    Server, assert_contains, connect, echo_server, exchange, fill, for_each_at_once, half_close,
+    local_address, noise, read_until_fin, reset, send_and_read_all,
 };
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -115,14 +114,9 @@ fn two_hundred_clients_each_have_their_own_thread() {
 #[test]
 fn concurrent_clients_each_get_their_own_bytes() {
     let server = Server::start(&[]);
-    thread::scope(|scope| {
-        for number in 0..16 {
-            let server = &server;
-            scope.spawn(move || {
-                let message = noise(1_000_000, number);
-                assert!(send_and_read_all(&server.connect(), &[&message]) == message);
-            });
-        }
+    for_each_at_once(0..16, |number| {
+        let message = noise(1_000_000, number);
+        assert!(send_and_read_all(&server.connect(), &[&message]) == message);
     });
 }
 

@@ -7,8 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::{
-    Server, assert_contains, command, echo_server, end, exchange, half_close, local_address,
-    manual_block, noise, read_until_fin, receive_echo, start_tool, stderr_of,
+    Server, assert_contains, command, echo_server, end, exchange, for_each_at_once, half_close,
+    local_address, manual_block, noise, read_until_fin, receive_echo, start_tool, stderr_of,
 };
 
 /// Sends `bytes` to a server with this fault and returns its echo up to the server's FIN.
@@ -25,13 +25,9 @@ fn latency_delays_connections_side_by_side() {
     let server = Server::start(&["--fault", "latency=250ms"]);
     let clients: Vec<TcpStream> = (0..CLIENTS).map(|_| server.connect()).collect();
     let started = Instant::now();
-    thread::scope(|scope| {
-        for client in &clients {
-            scope.spawn(|| {
-                exchange(client, b"hello");
-                assert!(started.elapsed() >= LATENCY);
-            });
-        }
+    for_each_at_once(&clients, |client| {
+        exchange(client, b"hello");
+        assert!(started.elapsed() >= LATENCY);
     });
     let elapsed = started.elapsed();
     assert!(
@@ -278,22 +274,18 @@ fn conformance_suite_detects_the_faults_that_lose_bytes() {
         ("stall=1KiB", &LOSSES),
         ("corrupt=1KiB", &LOSSES),
     ];
-    thread::scope(|scope| {
-        for (fault, expected) in faults {
-            scope.spawn(move || {
-                let server = Server::start(&["-q", "--fault", fault]);
-                // Only after `stall` does a check wait until its timeout.
-                let timeout = if fault == "stall=1KiB" { "3s" } else { "20s" };
-                let (report, code) = run_suite(server.address, timeout);
-                let mut failed: Vec<String> = failures(&report)
-                    .into_iter()
-                    .map(|[name, ..]| name)
-                    .collect();
-                // This client sends megabytes. It fails if it still sends when the server closes.
-                failed.retain(|name| name != "a client that never reads" || expected.is_empty());
-                assert_eq!(failed, expected, "{fault}: {report:#}");
-                assert_eq!(code, Some(i32::from(!expected.is_empty())), "{fault}");
-            });
-        }
+    for_each_at_once(faults, |(fault, expected)| {
+        let server = Server::start(&["-q", "--fault", fault]);
+        // Only after `stall` does a check wait until its timeout.
+        let timeout = if fault == "stall=1KiB" { "3s" } else { "20s" };
+        let (report, code) = run_suite(server.address, timeout);
+        let mut failed: Vec<String> = failures(&report)
+            .into_iter()
+            .map(|[name, ..]| name)
+            .collect();
+        // This client sends megabytes. It fails if it still sends when the server closes.
+        failed.retain(|name| name != "a client that never reads" || expected.is_empty());
+        assert_eq!(failed, expected, "{fault}: {report:#}");
+        assert_eq!(code, Some(i32::from(!expected.is_empty())), "{fault}");
     });
 }

@@ -9,12 +9,12 @@ use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread;
 
 use crate::common::conformance::{failures, run_checks, run_suite};
 use crate::common::tools::Tool;
 use crate::common::{
-    Log, Server, assert_contains, manual_block, reserve_port, run_at_once, skip, wait_until,
+    Log, Server, assert_contains, for_each_at_once, manual_block, reserve_port, run_at_once, skip,
+    wait_until,
 };
 use rustix::process::geteuid;
 use socket2::Socket;
@@ -43,23 +43,19 @@ fn these_pass_the_suite() {
         ("ssh", ssh),
         ("socat", socat),
     ];
-    thread::scope(|scope| {
-        for (name, start) in all {
-            scope.spawn(move || {
-                let setup = Setup::new();
-                let Some(running) = start(&setup) else {
-                    return;
-                };
-                let (report, code) = run_suite(setup.front(), "20s");
-                let failures = failures(&report);
-                assert!(
-                    failures.is_empty(),
-                    "{name}: {failures:#?}, {}",
-                    logs(&running)
-                );
-                assert_eq!(code, Some(0), "{name}: {report:#}");
-            });
-        }
+    for_each_at_once(all, |(name, start)| {
+        let setup = Setup::new();
+        let Some(running) = start(&setup) else {
+            return;
+        };
+        let (report, code) = run_suite(setup.front(), "20s");
+        let failures = failures(&report);
+        assert!(
+            failures.is_empty(),
+            "{name}: {failures:#?}, {}",
+            logs(&running)
+        );
+        assert_eq!(code, Some(0), "{name}: {report:#}");
     });
 }
 
@@ -70,17 +66,13 @@ fn these_lose_bytes_after_a_half_close() {
         ("redir", redir, half_close),
         ("rinetd", rinetd, half_close),
     ];
-    thread::scope(|scope| {
-        for (name, start, filters) in all {
-            scope.spawn(move || {
-                let setup = Setup::new();
-                let Some(running) = start(&setup) else {
-                    return;
-                };
-                let failed = failed_half_closes(name, &setup, filters);
-                assert_ne!(failed, 0, "{name} loses no byte, {}", logs(&running));
-            });
-        }
+    for_each_at_once(all, |(name, start, filters)| {
+        let setup = Setup::new();
+        let Some(running) = start(&setup) else {
+            return;
+        };
+        let failed = failed_half_closes(name, &setup, filters);
+        assert_ne!(failed, 0, "{name} loses no byte, {}", logs(&running));
     });
 }
 

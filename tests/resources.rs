@@ -6,7 +6,9 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::{PATIENCE, Server, cpu_time, exchange, fill, noise, run_at_once};
+use crate::common::{
+    PATIENCE, Server, cpu_time, exchange, fill, for_each_at_once, noise, run_at_once,
+};
 
 #[test]
 fn client_that_never_reads_costs_the_server_one_buffer() {
@@ -14,11 +16,7 @@ fn client_that_never_reads_costs_the_server_one_buffer() {
     exchange(&server.connect(), &noise(200_000, 8));
     let before = resident_kib(&server);
     let clients: Vec<TcpStream> = (0..4).map(|_| server.connect()).collect();
-    thread::scope(|scope| {
-        for client in &clients {
-            scope.spawn(|| fill(client));
-        }
-    });
+    for_each_at_once(&clients, |client| drop(fill(client)));
     let each = resident_kib(&server).saturating_sub(before) / clients.len();
     // A thread, a buffer of 64 KiB and what the allocator keeps. Each client has sent megabytes.
     assert!(each < 256, "{each} KiB for each client");

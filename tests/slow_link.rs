@@ -81,11 +81,7 @@ fn shutdown_on_a_slow_link_is_graceful_and_prompt() {
         ));
         return;
     }
-    thread::scope(|scope| {
-        for case in &CASES {
-            scope.spawn(|| run_in_namespace(case));
-        }
-    });
+    common::for_each_at_once(&CASES, run_in_namespace);
 }
 
 /// Runs a case on its link and checks that it passes.

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::{Server, noise, reset, wait_until, with_timeouts};
+use crate::common::{Server, for_each_at_once, noise, reset, wait_until, with_timeouts};
 use rustix::process::Signal;
 
 /// Returns a number below `bound` that differs from call to call and from run to run.
@@ -154,14 +154,10 @@ fn linux_mixed_clients_lose_no_byte_and_leave_nothing_behind() {
         .ok()
         .and_then(|seconds| seconds.parse().ok());
     let end = Instant::now() + Duration::from_secs(seconds.unwrap_or(0));
-    thread::scope(|scope| {
-        for disconnect_first in [true, false] {
-            scope.spawn(move || {
-                run_server(disconnect_first);
-                while Instant::now() < end {
-                    run_server(disconnect_first);
-                }
-            });
+    for_each_at_once([true, false], |disconnect_first| {
+        run_server(disconnect_first);
+        while Instant::now() < end {
+            run_server(disconnect_first);
         }
     });
 }

@@ -12,8 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    Server, assert_contains, connect_from, cpu_time, exchange, local_server, noise, read_until_fin,
-    receive_echo, wait_until,
+    Server, assert_contains, connect_from, cpu_time, exchange, for_each_at_once, local_server,
+    noise, read_until_fin, receive_echo, wait_until,
 };
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 
@@ -280,13 +280,9 @@ fn root_of_a_user_namespace_has_the_limit_on_threads() {
 /// serves its client, or the client's buffer. So this test takes seconds to try several limits.
 #[test]
 fn server_survives_more_clients_than_its_memory_holds() {
-    thread::scope(|scope| {
-        for mebibytes in (78..=300).step_by(20) {
-            scope.spawn(move || {
-                let mut server = start_under(&format!("ulimit -v {}", mebibytes * 1024), "");
-                check_survival(&mut server, 300, &format!("{mebibytes} MiB"));
-            });
-        }
+    for_each_at_once((78..=300).step_by(20), |mebibytes| {
+        let mut server = start_under(&format!("ulimit -v {}", mebibytes * 1024), "");
+        check_survival(&mut server, &format!("{mebibytes} MiB"));
     });
 }
 
@@ -296,17 +292,17 @@ fn one_malloc_arena_leaves_memory_for_clients() {
     for mebibytes in [146, 210] {
         let ulimit = format!("export MALLOC_ARENA_MAX=1; ulimit -v {}", mebibytes * 1024);
         let mut server = start_under(&ulimit, "");
-        check_survival(&mut server, 300, &format!("{mebibytes} MiB"));
+        check_survival(&mut server, &format!("{mebibytes} MiB"));
     }
 }
 
-/// Connects `count` clients, each of which sends 64 KiB and reads nothing. Checks that the server
+/// Connects 300 clients, each of which sends 64 KiB and reads nothing. Checks that the server
 /// still serves the first one, then serves new ones, and shuts down as usual.
-fn check_survival(server: &mut Server, count: usize, what: &str) {
+fn check_survival(server: &mut Server, what: &str) {
     let first = server.connect();
     exchange(&first, b"first");
     let bytes = noise(65_536, 1);
-    let clients: Vec<TcpStream> = (0..count)
+    let clients: Vec<TcpStream> = (0..300)
         .map_while(|_| {
             let mut client = TcpStream::connect(server.address).ok()?;
             // The server may reject it.
@@ -413,10 +409,8 @@ fn unread_log_under_a_memory_limit_does_not_end_the_server() {
     }
     // Far more lines than the queue holds.
     let bytes = noise(100_000, 17);
-    thread::scope(|scope| {
-        for client in &clients {
-            scope.spawn(|| assert!(common::send_and_read_all(client, &[&bytes]) == bytes));
-        }
+    for_each_at_once(&clients, |client| {
+        assert!(common::send_and_read_all(client, &[&bytes]) == bytes);
     });
     drop(clients);
     exchange(&server.connect(), b"hello");

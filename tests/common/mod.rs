@@ -103,14 +103,20 @@ pub fn assert_contains(text: &str, part: &str) {
     assert!(text.contains(part), "expected {part:?} in: {text}");
 }
 
+/// Calls `check` for all items at once, each in a thread of its own. Fails the test if a call panics.
+pub fn for_each_at_once<T: Send>(items: impl IntoIterator<Item = T>, check: impl Fn(T) + Sync) {
+    let check = &check;
+    thread::scope(|scope| {
+        for item in items {
+            scope.spawn(move || check(item));
+        }
+    });
+}
+
 /// Runs cases that mostly wait, all at once. As tests of their own they would take turns: the harness
 /// runs as many tests at a time as there are CPUs.
 pub fn run_at_once(cases: &[fn()]) {
-    thread::scope(|scope| {
-        for case in cases {
-            scope.spawn(case);
-        }
-    });
+    for_each_at_once(cases, |case| case());
 }
 
 /// Polls `condition` until it holds. For conditions that no event announces.
