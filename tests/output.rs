@@ -58,7 +58,8 @@ pub mod unix {
     use super::check_service;
     use crate::common::signal::Signal;
     use crate::common::{
-        Server, command, echo_server, exchange, fill, listen, local_server, run_at_once, wait,
+        Server, command, echo_server, exchange, fill, listen, local_server, retry, run_at_once,
+        wait,
     };
     use rustix::io::ioctl_fionbio;
 
@@ -165,9 +166,8 @@ pub mod unix {
     #[test]
     fn full_stderr_gets_the_error_line_after_the_log() {
         let (_listener, address) = listen();
-        // The server waits a second for a reader. If a busy machine delays a program for longer, the
-        // test tries again.
-        for _ in 0..20 {
+        // The server waits a second for a reader. A busy machine may delay a program for longer.
+        let error_follows_log = || {
             let (mut reader, stderr) = full_pipe();
             let begin = Instant::now();
             let mut child = cannot_start(address.port())
@@ -191,11 +191,12 @@ pub mod unix {
                 assert!(log_line.contains(" WARN ] "), "{lines:?}");
                 let error = "echo-server: cannot listen on ";
                 assert!(error_line.starts_with(error), "{lines:?}");
-                return;
+                return true;
             }
             assert!(begin.elapsed() >= Duration::from_secs(1), "{lines:?}");
-        }
-        panic!("each attempt was delayed");
+            false
+        };
+        retry(error_follows_log, "each attempt was delayed");
     }
 }
 

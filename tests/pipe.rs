@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::{
     Server, assert_contains, assert_silent_exit, echo_client, end, error_line, listen, noise,
-    read_until_fin, reset, reset_can_be_read, run, run_at_once,
+    read_until_fin, reset, reset_can_be_read, retry, run, run_at_once,
 };
 
 /// Starts a client as a pipe to `address`.
@@ -82,7 +82,7 @@ fn echo_is_written_at_once_and_stdin_may_pause() {
         assert!(all_arrived, "an echo differs from its message");
         true
     };
-    assert!((0..20).any(|_| echoes()), "the server is late");
+    retry(echoes, "the server is late");
 }
 
 /// Linux has a file that shows how much memory a program has used at most.

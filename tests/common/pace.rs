@@ -27,6 +27,12 @@ impl Pace {
     }
 }
 
+/// Runs `attempt`, up to 20 times, until it returns true. For what a busy machine may delay.
+#[track_caller]
+pub fn retry(attempt: impl Fn() -> bool, failure: &str) {
+    assert!((0..20).any(|_| attempt()), "{failure}");
+}
+
 /// Runs `test`, and runs it again if it fails and one of its steps has taken `limit` or longer. A test
 /// that fails without a long step has failed.
 pub fn retry_if_late(limit: Duration, test: impl Fn(&mut Pace)) {
