@@ -27,10 +27,8 @@ fn clients_over_the_limit_wait_and_are_served_in_order() {
     drop((third, fourth));
 
     server.wait_for_log("accepting new clients again");
-    let log = server.log();
-    for line in ["connection limit reached", "accepting new clients again"] {
-        assert_eq!(server.count_in_log(line), 1, "{log:#?}");
-    }
+    server.assert_log_count(1, "connection limit reached");
+    server.assert_log_count(1, "accepting new clients again");
 }
 
 #[test]

@@ -140,14 +140,7 @@ fn linux_drain_waits_until_the_kernel_has_sent_everything() {
     server.wait_for_log("shutting down: ");
     // Longer than the server waits for a quiet client and lingers.
     thread::sleep(Duration::from_millis(600));
-    assert!(
-        server
-            .child
-            .try_wait()
-            .expect("the status can be read")
-            .is_none(),
-        "the server has exited"
-    );
+    server.assert_running();
     assert!(read_until_fin(&client) == sent);
     drop(client);
     assert_eq!(server.wait().code(), Some(0));

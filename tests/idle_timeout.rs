@@ -176,6 +176,6 @@ fn linux_client_that_reads_slowly_is_not_closed() {
         }
         pace.stop();
         let disconnected = format!("{} disconnected", local_address(&client));
-        assert_eq!(server.count_in_log(&disconnected), 0, "{:#?}", server.log());
+        server.assert_log_count(0, &disconnected);
     });
 }

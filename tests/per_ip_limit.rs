@@ -25,24 +25,10 @@ fn clients_over_the_limit_are_rejected_and_logged_once() {
     for client in &admitted {
         exchange(client, b"admitted clients are still served");
     }
-    assert_eq!(
-        server.count_in_log("per-IP limit reached for"),
-        1,
-        "{:#?}",
-        server.log()
-    );
-    assert_eq!(
-        server.count_in_log(" connected"),
-        2,
-        "rejected clients have no lines of their own: {:#?}",
-        server.log()
-    );
-    assert_eq!(
-        server.count_in_log(" disconnected"),
-        0,
-        "a flood of rejected clients must not fill the log: {:#?}",
-        server.log()
-    );
+    // Rejected clients have no lines of their own: a flood of them must not fill the log.
+    server.assert_log_count(1, "per-IP limit reached for");
+    server.assert_log_count(2, " connected");
+    server.assert_log_count(0, " disconnected");
 }
 
 #[test]
@@ -78,7 +64,7 @@ fn default_is_no_per_ip_limit() {
     for client in &clients {
         exchange(client, b"hello");
     }
-    assert_eq!(server.count_in_log("per-IP limit reached for"), 0);
+    server.assert_log_count(0, "per-IP limit reached for");
 }
 
 #[test]

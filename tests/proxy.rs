@@ -208,12 +208,7 @@ fn bytes_of_a_header_restart_the_idle_timeout() {
 fn without_the_option_a_header_is_echoed() {
     let server = Server::start(&[]);
     assert_eq!(echo_after(&server, V1), [V1, b"hello"].concat());
-    assert_eq!(
-        server.count_in_log("198.51.100.7"),
-        0,
-        "{:#?}",
-        server.log()
-    );
+    server.assert_log_count(0, "198.51.100.7");
 }
 
 #[test]

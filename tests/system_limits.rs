@@ -39,12 +39,7 @@ fn lowered_limit(server: &Server, from: usize, setting: &str) -> usize {
     let line = server.wait_for_log(&start);
     assert_contains(&line, "WARN");
     assert_contains(&line, setting);
-    assert_eq!(
-        server.count_in_log("limit lowered"),
-        1,
-        "{:#?}",
-        server.log()
-    );
+    server.assert_log_count(1, "limit lowered");
     let number = line
         .split(&start)
         .last()
@@ -69,7 +64,7 @@ fn soft_limit_of_open_files_is_raised_to_the_hard_limit() {
     assert_eq!(columns[3..5], ["2000", "2000"]);
     exchange(&server.connect(), b"hello");
     server.wait_for_log("closed by client");
-    assert_eq!(server.count_in_log("lowered"), 0, "{:#?}", server.log());
+    server.assert_log_count(0, "lowered");
 }
 
 #[test]
@@ -86,7 +81,7 @@ fn connection_limit_is_lowered_to_the_open_files() {
     server.wait_for_log(&format!("connection limit reached ({limit})"));
     clients.pop();
     receive_echo(&waiting, b"hello");
-    assert_eq!(server.count_in_log("os error"), 0, "{:#?}", server.log());
+    server.assert_log_count(0, "os error");
 }
 
 #[test]
@@ -94,7 +89,7 @@ fn connection_limit_that_fits_is_not_lowered() {
     let server = start_under("ulimit -n 64", "--max-connections 32");
     exchange(&server.connect(), b"hello");
     server.wait_for_log(" disconnected: ");
-    assert_eq!(server.count_in_log("lowered"), 0, "{:#?}", server.log());
+    server.assert_log_count(0, "lowered");
 }
 
 #[test]
@@ -140,12 +135,7 @@ fn out_of_files_waiting_clients_are_served_once_files_are_free() {
     receive_echo(&waiting, b"waiting");
     drop((admitted, waiting));
     server.wait_for_log("accepting new clients again");
-    assert_eq!(
-        server.count_in_log("cannot accept"),
-        1,
-        "{:#?}",
-        server.log()
-    );
+    server.assert_log_count(1, "cannot accept");
 }
 
 #[test]
@@ -201,7 +191,7 @@ fn client_without_a_thread_is_rejected_and_others_are_unharmed() {
         );
     }
     server.wait_for_logs(3, "rejected: cannot spawn a thread");
-    assert_eq!(server.count_in_log("cannot accept new clients"), 0);
+    server.assert_log_count(0, "cannot accept new clients");
     exchange(&first, b"unharmed");
     if let Some(other) = &other {
         drop(held);
@@ -282,7 +272,7 @@ fn root_of_a_user_namespace_has_the_limit_on_threads() {
 fn server_survives_more_clients_than_its_memory_holds() {
     for_each_at_once((78..=300).step_by(20), |mebibytes| {
         let mut server = start_under(&format!("ulimit -v {}", mebibytes * 1024), "");
-        check_survival(&mut server, &format!("{mebibytes} MiB"));
+        check_survival(&mut server);
     });
 }
 
@@ -292,13 +282,13 @@ fn one_malloc_arena_leaves_memory_for_clients() {
     for mebibytes in [146, 210] {
         let ulimit = format!("export MALLOC_ARENA_MAX=1; ulimit -v {}", mebibytes * 1024);
         let mut server = start_under(&ulimit, "");
-        check_survival(&mut server, &format!("{mebibytes} MiB"));
+        check_survival(&mut server);
     }
 }
 
 /// Connects 300 clients, each of which sends 64 KiB and reads nothing. Checks that the server
 /// still serves the first one, then serves new ones, and shuts down as usual.
-fn check_survival(server: &mut Server, what: &str) {
+fn check_survival(server: &mut Server) {
     let first = server.connect();
     exchange(&first, b"first");
     let bytes = noise(65_536, 1);
@@ -310,29 +300,15 @@ fn check_survival(server: &mut Server, what: &str) {
             Some(client)
         })
         .collect();
-    assert_runs(server, what);
+    server.assert_running();
     exchange(&first, &bytes);
     drop(clients);
     server.wait_for_log(" disconnected: ");
     wait_until("the clients' threads have ended", || server.threads() == 4);
     exchange(&server.connect(), &bytes);
     drop(first);
-    assert_runs(server, what);
-    assert_eq!(
-        server.shut_down().code(),
-        Some(0),
-        "{what}: {:#?}",
-        server.log()
-    );
-}
-
-fn assert_runs(server: &mut Server, what: &str) {
-    let status = server.child.try_wait().expect("the status can be read");
-    assert!(
-        status.is_none(),
-        "{what}: {status:?}, log: {:#?}",
-        server.log()
-    );
+    server.assert_running();
+    assert_eq!(server.shut_down().code(), Some(0), "{:#?}", server.log());
 }
 
 /// Takes five seconds, because it takes as many clients to reach the default of 65,530 maps. If more
@@ -376,7 +352,7 @@ fn server_survives_more_clients_than_its_memory_maps() {
         server.threads() == limit + 3
     });
     drop(clients);
-    assert_runs(&mut server, "17,000 clients");
+    server.assert_running();
     exchange(&server.connect(), b"hello again");
 }
 

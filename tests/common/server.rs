@@ -94,6 +94,13 @@ impl Server {
         log.iter().filter(|line| line.contains(text)).count()
     }
 
+    /// Checks that `count` of the log lines read so far contain `text`.
+    #[track_caller]
+    pub fn assert_log_count(&self, count: usize, text: &str) {
+        let log = self.log();
+        assert_eq!(self.count_in_log(text), count, "{text:?} in {log:#?}");
+    }
+
     /// Waits until the server closes stderr, then returns the whole log.
     pub fn rest_of_log(&mut self) -> Vec<String> {
         self.log.read_to_end()
@@ -118,6 +125,13 @@ impl Server {
     pub fn wait(&mut self) -> ExitStatus {
         wait(&mut self.child)
             .unwrap_or_else(|| panic!("the server still runs, log: {:#?}", self.log()))
+    }
+
+    /// Checks that the server has not exited.
+    #[track_caller]
+    pub fn assert_running(&mut self) {
+        let status = self.child.try_wait().expect("the status can be read");
+        assert_eq!(status, None, "log: {:#?}", self.log());
     }
 
     /// Returns what stdout contains after the ready line. The server must have exited.
