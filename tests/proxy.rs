@@ -208,6 +208,7 @@ fn bytes_of_a_header_restart_the_idle_timeout() {
 fn without_the_option_a_header_is_echoed() {
     let server = Server::start(&[]);
     assert_eq!(echo_after(&server, V1), [V1, b"hello"].concat());
+    server.wait_for_log("closed by client");
     server.assert_log_count(0, "198.51.100.7");
 }
 
