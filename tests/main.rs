@@ -17,6 +17,7 @@ mod hostile_clients;
 mod idle_timeout;
 mod interactive;
 mod intermediaries;
+mod junit;
 mod kubernetes;
 mod library;
 mod links;
