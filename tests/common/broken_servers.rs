@@ -171,23 +171,15 @@ pub fn truncates_long_messages(stream: &TcpStream, _: &State) {
     echo(stream, |piece| piece.truncate(1024));
 }
 
-/// After a megabyte it echoes each piece only with the next one, and drops the last piece at the
-/// client's FIN.
-pub fn loses_pending_bytes_at_half_close(mut stream: &TcpStream, _: &State) {
-    let (mut buffer, mut kept, mut received) = (vec![0; 65536], Vec::new(), 0);
-    while let Ok(n @ 1..) = stream.read(&mut buffer) {
-        received += n;
-        kept.extend_from_slice(&buffer[..n]);
-        let out = if received < 1_000_000 {
-            kept.len()
-        } else {
-            kept.len() - n
-        };
-        if stream.write_all(&kept[..out]).is_err() {
-            return;
+/// After a megabyte it echoes each piece only when the next one arrives, so never the last one.
+pub fn loses_pending_bytes_at_half_close(stream: &TcpStream, _: &State) {
+    let (mut kept, mut received) = (Vec::new(), 0);
+    echo(stream, |piece| {
+        received += piece.len();
+        if received > 1_000_000 {
+            std::mem::swap(&mut kept, piece);
         }
-        kept.drain(..out);
-    }
+    });
 }
 
 /// A proxy in front of a correct server. It closes both connections at the client's FIN.
@@ -204,22 +196,15 @@ pub fn relays_without_half_close(mut client: &TcpStream, _: &State) {
 }
 
 /// All connections share a buffer.
-pub fn mixes_up_its_clients(mut stream: &TcpStream, state: &State) {
-    let mut buffer = [0; 4096];
-    while let Ok(n @ 1..) = stream.read(&mut buffer) {
-        *state.buffer.lock().expect("the lock is not poisoned") = buffer[..n].to_vec();
-        if buffer.starts_with(b"message") {
+pub fn mixes_up_its_clients(stream: &TcpStream, state: &State) {
+    let buffer = || state.buffer.lock().expect("the lock is not poisoned");
+    echo(stream, |piece| {
+        buffer().clone_from(piece);
+        if piece.starts_with(b"message") {
             state.barrier.wait();
         }
-        let echo = state
-            .buffer
-            .lock()
-            .expect("the lock is not poisoned")
-            .clone();
-        if stream.write_all(&echo).is_err() {
-            return;
-        }
-    }
+        piece.clone_from(&buffer());
+    });
 }
 
 pub fn serves_one_client_at_a_time(stream: &TcpStream, state: &State) {
