@@ -4,6 +4,7 @@
 mod common;
 
 mod bench;
+mod bench_comparison;
 mod cli;
 mod client;
 mod conformance;

@@ -7,6 +7,8 @@
 )]
 
 #[cfg(feature = "client")]
+pub mod bench;
+#[cfg(feature = "client")]
 pub mod broken_servers;
 #[cfg(feature = "client")]
 pub mod conformance;
