@@ -60,7 +60,7 @@ pub fn start(mut command: Command) -> Child {
     command.spawn().expect("the client starts")
 }
 
-pub fn parse_json(report: &str) -> Value {
+fn parse_json(report: &str) -> Value {
     serde_json::from_str(report).unwrap_or_else(|error| panic!("{error}: {report}"))
 }
 
@@ -68,6 +68,14 @@ pub fn number(report: &Value, key: &str) -> f64 {
     report[key]
         .as_f64()
         .unwrap_or_else(|| panic!("no number {key}: {report}"))
+}
+
+/// Checks that these numbers of a JSON report are positive.
+#[track_caller]
+pub fn assert_positive(report: &Value, keys: &[&str]) {
+    for key in keys {
+        assert!(number(report, key) > 0.0, "{key}: {report}");
+    }
 }
 
 /// Returns the failures in a JSON report: the name of each reason and its count.
@@ -140,4 +148,9 @@ pub fn interrupt_at(event: &mpsc::Receiver<()>, command: Command, code: i32) -> 
     event.recv_timeout(PATIENCE).expect("the event occurs");
     signal::send(&client, Signal::INT);
     stdout_text(end(client), code)
+}
+
+/// Does the same and returns the report as JSON.
+pub fn interrupted_report(event: &mpsc::Receiver<()>, command: Command, code: i32) -> Value {
+    parse_json(&interrupt_at(event, command, code))
 }
