@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use crate::common::{
     Server, assert_contains, command, echo_server, end, exchange, for_each_at_once, half_close,
-    local_address, manual_block, noise, read_until_fin, receive_echo, start_tool, stderr_of,
+    local_address, manual_block, noise, read_until_fin, receive_echo, set_read_timeout, start_tool,
+    stderr_of,
 };
 
 /// Sends `bytes` to a server with this fault and returns its echo up to the server's FIN.
@@ -110,9 +111,7 @@ fn stall_keeps_the_connection_open_without_an_echo() {
     let bytes = noise(1_000_000, 4);
     let mut client = server.connect_and_send(&bytes);
     receive_echo(&client, &bytes[..1024]);
-    client
-        .set_read_timeout(Some(Duration::from_millis(200)))
-        .expect("the timeout can be set");
+    set_read_timeout(&client, Duration::from_millis(200));
     let error = client.read(&mut [0]).expect_err("nothing more is sent");
     assert!(
         matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),

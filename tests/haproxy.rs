@@ -14,7 +14,8 @@ use crate::common::signal::Signal;
 use crate::common::tools::Haproxy;
 use crate::common::{
     PATIENCE, Server, assert_contains, connect_from, echo_server, exchange, fill, local_address,
-    manual_block, noise, read_until_fin, reserve_port, send_and_read_all, wait_until,
+    manual_block, noise, read_until_fin, reserve_port, send_and_read_all, set_read_timeout,
+    wait_for, wait_until,
 };
 use socket2::Socket;
 
@@ -68,18 +69,10 @@ impl Cluster {
     fn server_of(&self, client: &TcpStream) -> usize {
         let address = local_address(client);
         let connected = format!(" {address} connected via ");
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let index = self
-                .servers
-                .iter()
-                .position(|server| server.count_in_log(&connected) > 0);
-            if let Some(index) = index {
-                return index;
-            }
-            assert!(Instant::now() < deadline, "no server has logged {address}");
-            thread::sleep(Duration::from_millis(2));
-        }
+        wait_for("a server logs the client", || {
+            let mut servers = self.servers.iter();
+            servers.position(|server| server.count_in_log(&connected) > 0)
+        })
     }
 
     /// Connects a client that the server `index` serves.
@@ -327,17 +320,13 @@ impl Client {
         let Some(mut stream) = connection.take() else {
             return;
         };
-        stream
-            .set_read_timeout(Some(Duration::from_millis(500)))
-            .expect("the timeout can be set");
+        set_read_timeout(&stream, Duration::from_millis(500));
         match stream.read(&mut [0]) {
             Ok(0) => self.record_close(&stream),
             Ok(_) => panic!("more bytes are echoed than were sent"),
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}");
-                stream
-                    .set_read_timeout(Some(PATIENCE))
-                    .expect("the timeout can be set");
+                set_read_timeout(&stream, PATIENCE);
                 *connection = Some(stream);
             }
         }

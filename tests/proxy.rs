@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::{
     Server, exchange, half_close, local_address, local_server, read_until_fin, retry_if_late,
-    run_at_once, send,
+    run_at_once, send, set_read_timeout,
 };
 use proxy_header::{ProxiedAddress, ProxyHeader};
 
@@ -175,9 +175,7 @@ fn connection_is_closed_if_no_header_arrives_in_five_seconds() {
 
 /// Sends a byte every 400 ms until the server closes the connection.
 fn send_slowly(mut client: &TcpStream, bytes: &[u8]) {
-    client
-        .set_read_timeout(Some(Duration::from_millis(400)))
-        .expect("the timeout can be set");
+    set_read_timeout(client, Duration::from_millis(400));
     for byte in bytes {
         let closed = client.write_all(&[*byte]).is_err() || client.read(&mut [0]).is_ok();
         if closed {

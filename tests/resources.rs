@@ -4,10 +4,10 @@
 
 use std::net::TcpStream;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::common::{
-    PATIENCE, Server, cpu_time, exchange, fill, for_each_at_once, noise, run_at_once,
+    Server, cpu_time, exchange, fill, for_each_at_once, noise, run_at_once, wait_until,
 };
 
 #[test]
@@ -62,18 +62,11 @@ fn server_that_busy_polled_does_not_wake_up_once_idle() {
 
 /// Waits for a second in which no thread of the server wakes up or uses CPU time.
 fn wait_until_idle(server: &Server) {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
+    wait_until("no thread of the server wakes up", || {
         let before = (sleeps(server), cpu_time(&server.child));
         thread::sleep(Duration::from_secs(1));
-        if (sleeps(server), cpu_time(&server.child)) == before {
-            return;
-        }
-        assert!(
-            Instant::now() < deadline,
-            "threads of the server keep waking up"
-        );
-    }
+        (sleeps(server), cpu_time(&server.child)) == before
+    });
 }
 
 /// Returns how often the server's threads have blocked so far.

@@ -12,8 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    Server, assert_contains, connect_from, cpu_time, exchange, for_each_at_once, local_server,
-    noise, read_until_fin, receive_echo, wait_until,
+    PATIENCE, Server, assert_contains, connect_from, cpu_time, exchange, for_each_at_once,
+    local_server, noise, read_until_fin, receive_echo, set_read_timeout, wait_until,
 };
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 
@@ -369,18 +369,12 @@ fn unread_log_under_a_memory_limit_does_not_end_the_server() {
     // As many clients as the memory allows.
     let mut clients = Vec::new();
     loop {
-        let mut client = server.connect();
-        let timeout = client.read_timeout().expect("the timeout can be read");
-        client
-            .set_read_timeout(Some(Duration::from_millis(500)))
-            .expect("the timeout can be set");
-        client.write_all(b"x").expect("the byte is sent");
+        let mut client = server.connect_and_send(b"x");
+        set_read_timeout(&client, Duration::from_millis(500));
         if client.read_exact(&mut [0]).is_err() {
             break;
         }
-        client
-            .set_read_timeout(timeout)
-            .expect("the timeout can be set");
+        set_read_timeout(&client, PATIENCE);
         clients.push(client);
     }
     // Far more lines than the queue holds.

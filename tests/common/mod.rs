@@ -124,9 +124,19 @@ pub fn run_at_once(cases: &[fn()]) {
 }
 
 /// Polls `condition` until it holds. For conditions that no event announces.
+#[track_caller]
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    wait_for(what, || condition().then_some(()));
+}
+
+/// Calls `poll` until it returns a value, and returns that.
+#[track_caller]
+pub fn wait_for<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
-    while !condition() {
+    loop {
+        if let Some(value) = poll() {
+            return value;
+        }
         assert!(Instant::now() < deadline, "waited in vain until {what}");
         thread::sleep(Duration::from_millis(2));
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use socket2::{Domain, Socket, Type};
 
-use super::{PATIENCE, skip};
+use super::{PATIENCE, skip, wait_for};
 
 /// Connects to `address`.
 pub fn connect(address: SocketAddr) -> TcpStream {
@@ -40,29 +40,28 @@ pub fn connect_from(ip: [u8; 4], server: SocketAddr) -> TcpStream {
 
 /// Accepts the next client of `listener`.
 pub fn accept(listener: &TcpListener) -> TcpStream {
-    let deadline = Instant::now() + PATIENCE;
     listener.set_nonblocking(true).expect("the mode can be set");
-    loop {
-        match listener.accept() {
-            Ok((stream, _)) => {
-                // On some systems it inherits the mode.
-                stream.set_nonblocking(false).expect("the mode can be set");
-                return with_timeouts(stream);
-            }
-            Err(error) => {
-                assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}");
-                assert!(Instant::now() < deadline, "no client connects");
-                thread::sleep(Duration::from_millis(2));
-            }
+    let stream = wait_for("a client connects", || match listener.accept() {
+        Ok((stream, _)) => Some(stream),
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}");
+            None
         }
-    }
+    });
+    // On some systems it inherits the mode.
+    stream.set_nonblocking(false).expect("the mode can be set");
+    with_timeouts(stream)
+}
+
+/// Sets how long a read may block.
+pub fn set_read_timeout(stream: &TcpStream, timeout: Duration) {
+    let set = stream.set_read_timeout(Some(timeout));
+    set.expect("the timeout can be set");
 }
 
 /// Bounds each read and write by [`PATIENCE`].
 pub fn with_timeouts(stream: TcpStream) -> TcpStream {
-    stream
-        .set_read_timeout(Some(PATIENCE))
-        .expect("the timeout can be set");
+    set_read_timeout(&stream, PATIENCE);
     stream
         .set_write_timeout(Some(PATIENCE))
         .expect("the timeout can be set");
