@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use crate::common::{
     self, Server, assert_contains, echo_server, error_of, exchange, for_each_at_once, listen,
-    local_server, stderr_of, stdout_of,
+    local_server, pipe_without_reader, stderr_of, stdout_of,
 };
 
 #[test]
@@ -270,11 +270,11 @@ fn invalid_rust_log_is_logged_and_ignored() {
     assert_contains(&log, "WARN ] ignoring invalid RUST_LOG: ");
     assert_contains(&log, " connected\n");
 
-    let (reader, stderr) = std::io::pipe().expect("a pipe can be created");
-    drop(reader);
     let mut command = local_server();
-    command.env("RUST_LOG", "echo_server=loud");
-    let server = Server::spawn_as_is(command.stdout(Stdio::piped()).stderr(stderr));
+    command
+        .env("RUST_LOG", "echo_server=loud")
+        .stdout(Stdio::piped());
+    let server = Server::spawn_as_is(command.stderr(pipe_without_reader()));
     exchange(&server.connect(), b"hello");
 }
 

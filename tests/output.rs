@@ -4,23 +4,23 @@
 use std::io::pipe;
 use std::process::Stdio;
 
-use crate::common::{Server, exchange, local_server, noise, send_and_read_all, signal};
+use crate::common::{
+    Server, exchange, local_server, noise, pipe_without_reader, send_and_read_all, signal,
+};
 
 #[test]
 fn stdout_without_a_reader_does_not_stop_the_service() {
-    let (reader, writer) = pipe().expect("a pipe can be created");
-    drop(reader);
     let mut command = local_server();
-    command.arg("-v").stdout(writer).stderr(Stdio::piped());
+    command.arg("-v").stdout(pipe_without_reader());
+    command.stderr(Stdio::piped());
     check_service(&mut Server::spawn_as_is(&mut command));
 }
 
 #[test]
 fn stderr_without_a_reader_does_not_stop_the_service() {
-    let (reader, writer) = pipe().expect("a pipe can be created");
-    drop(reader);
     let mut command = local_server();
-    command.arg("-vv").stdout(Stdio::piped()).stderr(writer);
+    command.arg("-vv").stdout(Stdio::piped());
+    command.stderr(pipe_without_reader());
     check_service(&mut Server::spawn_as_is(&mut command));
 }
 

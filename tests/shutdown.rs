@@ -1,10 +1,11 @@
 //! Graceful shutdown on a signal: the exit code, the log, the listener, and clients with nothing
 //! pending. `drain.rs` covers clients with pending echoes.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::signal::{SHUTDOWN_SIGNALS, Signal};
-use crate::common::{self, Server, echo_server, exchange, fill, read_until_fin};
+use crate::common::{self, Server, echo_server, exchange, fill, read_until_fin, retry};
 
 #[test]
 fn each_signal_shuts_an_idle_server_down_with_exit_code_0() {
@@ -57,7 +58,30 @@ fn idle_client_that_does_not_close_delays_exit_by_the_lingering() {
 
 #[test]
 fn idle_client_that_closes_is_disconnected_in_half_a_second() {
-    common::check_that_idle_client_is_closed_at_once();
+    check_that_idle_client_is_closed_at_once();
+}
+
+/// Checks that a server disconnects an idle client and exits within half a second of the signal, and
+/// a little later elsewhere than on Linux. A busy machine may delay that, so the check tries again.
+pub fn check_that_idle_client_is_closed_at_once() {
+    let closes_at_once = || {
+        let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else {
+            return true;
+        };
+        let client = server.connect();
+        exchange(&client, b"hello");
+        // Long enough for the connection's thread to have blocked and to wait for the shutdown too.
+        thread::sleep(Duration::from_millis(500));
+        let begin = Instant::now();
+        server.signal(Signal::TERM);
+        assert_eq!(read_until_fin(&client), b"");
+        drop(client);
+        assert_eq!(server.wait().code(), Some(0));
+        // Without `TCP_INFO` the server cannot know that the client is idle.
+        let limit = if cfg!(target_os = "linux") { 500 } else { 900 };
+        begin.elapsed() < Duration::from_millis(limit)
+    };
+    retry(closes_at_once, "the server exits late");
 }
 
 #[test]

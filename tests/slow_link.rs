@@ -13,6 +13,7 @@ use std::process::Command;
 use std::thread;
 
 use crate::common::signal::Signal;
+use crate::common::tools::is_possible;
 use crate::common::{self, Server, noise, send};
 
 /// A test that runs on a link with this rate and queue.
@@ -50,7 +51,7 @@ const CASES: [Case; 4] = [
         name: "idle client is closed in half a second",
         rate: "1mbit",
         queue: "250ms",
-        body: common::check_that_idle_client_is_closed_at_once,
+        body: crate::shutdown::check_that_idle_client_is_closed_at_once,
     },
 ];
 
@@ -65,23 +66,10 @@ fn shutdown_on_a_slow_link_is_graceful_and_prompt() {
         let case = CASES.iter().find(|case| name == case.name);
         return (case.expect("the name is that of a case").body)();
     }
-    let probe = in_namespace("4mbit", "100ms").arg("true").output();
-    let error = match probe {
-        Ok(output) if output.status.success() => None,
-        Ok(output) => Some(
-            String::from_utf8_lossy(&output.stderr)
-                .trim_end()
-                .to_owned(),
-        ),
-        Err(error) => Some(error.to_string()),
-    };
-    if let Some(error) = error {
-        common::skip(format_args!(
-            "no namespace with a slow link can be made: {error}"
-        ));
-        return;
+    let mut probe = in_namespace("4mbit", "100ms");
+    if is_possible("a namespace with a slow link", probe.arg("true")) {
+        common::for_each_at_once(&CASES, run_in_namespace);
     }
-    common::for_each_at_once(&CASES, run_in_namespace);
 }
 
 /// Runs a case on its link and checks that it passes.

@@ -6,27 +6,23 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::common::signal::Signal;
+use crate::common::tools::is_possible;
 use crate::common::{self, Server, exchange, local_address, read_until_fin};
 
 /// Starts a server whose system calls fail as `injection` says, if `strace` may trace it.
 fn start_with(injection: &str) -> Option<Server> {
     // The process that is spawned becomes the server. A grandchild traces it.
     let strace = ["-D", "-f", "-qq", "-o", "/dev/null", "-e", injection];
-    let probe = Command::new("strace").args(strace).arg("true").output();
-    let error = match probe {
-        Ok(output) if output.status.success() => {
-            let mut command = common::command("strace");
-            command
-                .args(strace)
-                .arg(env!("CARGO_BIN_EXE_echo-server"))
-                .args(["--host", "127.0.0.1", "--port", "0"]);
-            return Some(Server::spawn(&mut command));
-        }
-        Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
-        Err(error) => error.to_string(),
-    };
-    common::skip(format_args!("strace cannot trace the server: {error}"));
-    None
+    let mut probe = Command::new("strace");
+    if !is_possible("strace of the server", probe.args(strace).arg("true")) {
+        return None;
+    }
+    let mut command = common::command("strace");
+    command
+        .args(strace)
+        .arg(env!("CARGO_BIN_EXE_echo-server"))
+        .args(["--host", "127.0.0.1", "--port", "0"]);
+    Some(Server::spawn(&mut command))
 }
 
 #[test]

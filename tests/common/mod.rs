@@ -27,7 +27,7 @@ pub use pace::{Pace, retry, retry_if_late};
 pub use server::{Server, local_server};
 pub use sockets::*;
 
-use std::io::{Read, Write};
+use std::io::{PipeWriter, Read, Write};
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread::{self, JoinHandle};
@@ -204,6 +204,12 @@ fn read_all(mut source: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
     })
 }
 
+/// Returns the write end of a pipe that has no reader.
+pub fn pipe_without_reader() -> PipeWriter {
+    let (_, writer) = std::io::pipe().expect("a pipe can be created");
+    writer
+}
+
 /// Runs `command` until it exits, and returns its output.
 pub fn run(command: &mut Command) -> Output {
     end(command
@@ -282,27 +288,4 @@ pub fn manual_block(page: &str, heading: &str, language: &str) -> &'static str {
         .and_then(|rest| rest.split_inclusive("\n```").next())
         .and_then(|block| block.strip_suffix("```"))
         .unwrap_or_else(|| panic!("{page}.md has no such block under {heading:?}"))
-}
-
-/// Checks that a server disconnects an idle client and exits within half a second of the signal, and
-/// a little later elsewhere than on Linux. A busy machine may delay that, so the check tries again.
-pub fn check_that_idle_client_is_closed_at_once() {
-    let closes_at_once = || {
-        let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else {
-            return true;
-        };
-        let client = server.connect();
-        exchange(&client, b"hello");
-        // Long enough for the connection's thread to have blocked and to wait for the shutdown too.
-        thread::sleep(Duration::from_millis(500));
-        let begin = Instant::now();
-        server.signal(signal::Signal::TERM);
-        assert_eq!(read_until_fin(&client), b"");
-        drop(client);
-        assert_eq!(server.wait().code(), Some(0));
-        // Without `TCP_INFO` the server cannot know that the client is idle.
-        let limit = if cfg!(target_os = "linux") { 500 } else { 900 };
-        begin.elapsed() < Duration::from_millis(limit)
-    };
-    retry(closes_at_once, "the server exits late");
 }

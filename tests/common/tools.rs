@@ -8,11 +8,25 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use super::{Log, listen, start_tool, wait, wait_until};
+use super::{Log, listen, skip, start_tool, wait, wait_until};
 
 /// Waits until a program listens on `address`.
 pub fn wait_until_listening(address: SocketAddr) {
     wait_until("a program listens", || TcpStream::connect(address).is_ok());
+}
+
+/// Runs `probe` to find out whether this machine can do `what`. Skips the test and returns false if it
+/// fails.
+pub fn is_possible(what: &str, probe: &mut Command) -> bool {
+    let error = match probe.output() {
+        Ok(output) if output.status.success() => return true,
+        Ok(output) => String::from_utf8_lossy(&output.stderr)
+            .trim_end()
+            .to_owned(),
+        Err(error) => error.to_string(),
+    };
+    skip(format_args!("{what}: {error}"));
+    false
 }
 
 /// A running program. Dropping it kills the program and the processes that it has forked.
