@@ -4,13 +4,13 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Output, Stdio};
+use std::process::{Child, ChildStdin, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::{
     Server, assert_contains, assert_silent_exit, echo_client, end, error_line, listen, noise,
-    read_until_fin, reset, reset_can_be_read, retry, run, run_at_once,
+    read_until_fin, reset, reset_can_be_read, retry, run, run_at_once, send,
 };
 
 /// Starts a client as a pipe to `address`.
@@ -24,8 +24,15 @@ fn pipe(address: SocketAddr, arguments: &[&str]) -> Child {
     client.spawn().expect("the client can be spawned")
 }
 
+/// Starts a client as a pipe whose stdin stays open until the test drops it.
+fn open_pipe(address: SocketAddr, arguments: &[&str]) -> (Child, ChildStdin) {
+    let mut client = pipe(address, arguments);
+    let stdin = client.stdin.take().expect("stdin is piped");
+    (client, stdin)
+}
+
 /// Writes `input` to the client's stdin, closes it, and returns the output.
-fn send(mut client: Child, input: &[u8]) -> Output {
+fn send_input(mut client: Child, input: &[u8]) -> Output {
     let mut stdin = client.stdin.take().expect("stdin is piped");
     thread::scope(|scope| {
         // The write may fail: a client that exits does not read everything.
@@ -46,7 +53,7 @@ fn input_of_any_size_is_echoed() {
     let server = Server::start(&[]);
     for size in [0, 1, 65_536, 30_000_000] {
         let input = noise(size, 3);
-        let output = send(pipe(server.address, &[]), &input);
+        let output = send_input(pipe(server.address, &[]), &input);
         assert!(
             output.stdout == input,
             "{} of {size} bytes were echoed",
@@ -60,8 +67,7 @@ fn input_of_any_size_is_echoed() {
 fn echo_is_written_at_once_and_stdin_may_pause() {
     let server = Server::start(&[]);
     let echoes = || {
-        let mut client = pipe(server.address, &["--timeout", "300ms"]);
-        let mut stdin = client.stdin.take().expect("stdin is piped");
+        let (mut client, mut stdin) = open_pipe(server.address, &["--timeout", "300ms"]);
         let mut stdout = client.stdout.take().expect("stdout is piped");
         let all_arrived = [b"no newline", b"more bytes"].iter().all(|message| {
             let mut echo = [0; 10];
@@ -90,8 +96,7 @@ fn echo_is_written_at_once_and_stdin_may_pause() {
 #[cfg(target_os = "linux")]
 fn linux_long_stream_takes_little_memory() {
     let server = Server::start(&[]);
-    let mut client = pipe(server.address, &[]);
-    let mut stdin = client.stdin.take().expect("stdin is piped");
+    let (mut client, mut stdin) = open_pipe(server.address, &[]);
     let mut stdout = client.stdout.take().expect("stdout is piped");
     let (chunk, count) = (vec![7; 1_000_000], 300);
     let stdin = thread::scope(|scope| {
@@ -105,15 +110,8 @@ fn linux_long_stream_takes_little_memory() {
     });
     let status = std::fs::read_to_string(format!("/proc/{}/status", client.id()));
     let status = status.expect("the client still runs");
-    let peak = status
-        .lines()
-        .find(|line| line.starts_with("VmHWM:"))
-        .expect("Linux shows it");
-    let kib = peak
-        .split_whitespace()
-        .nth(1)
-        .and_then(|kib| kib.parse::<u32>().ok());
-    assert!(kib.expect("a number") < 30_000, "{peak}");
+    let peak_kib = crate::common::number_after("VmHWM:", &status).expect("Linux shows it");
+    assert!(peak_kib < 30_000, "{peak_kib} KiB");
     drop(stdin);
     assert_eq!(end(client).status.code(), Some(0));
 }
@@ -123,10 +121,9 @@ fn server_that_closes_too_early_is_an_error() {
     let address = server(|mut stream| {
         let mut bytes = [0; 3];
         stream.read_exact(&mut bytes).expect("the client sends");
-        stream.write_all(&bytes).expect("the client reads");
+        send(&stream, &bytes);
     });
-    let mut client = pipe(address, &[]);
-    let mut stdin = client.stdin.take().expect("stdin is piped");
+    let (client, mut stdin) = open_pipe(address, &[]);
     stdin.write_all(b"abc").expect("the client reads");
     let output = end(client);
     assert_eq!(output.stdout, b"abc");
@@ -138,26 +135,23 @@ fn server_that_closes_too_early_is_an_error() {
 
 #[test]
 fn server_that_loses_bytes_is_an_error() {
-    let address = server(|mut stream| {
+    let address = server(|stream| {
         read_until_fin(&stream);
-        stream.write_all(b"ab").expect("the client reads");
+        send(&stream, b"ab");
     });
-    let output = send(pipe(address, &[]), b"abc");
+    let output = send_input(pipe(address, &[]), b"abc");
     assert_eq!(output.stdout, b"ab");
-    let message = error_line(&output);
-    assert_contains(
-        &message,
-        &format!("{address} closed the connection after returning 2 of 3 bytes"),
-    );
+    let expected = format!("{address} closed the connection after returning 2 of 3 bytes");
+    assert_contains(&error_line(&output), &expected);
 }
 
 #[test]
 fn server_that_adds_bytes_is_an_error() {
-    let address = server(|mut stream| {
+    let address = server(|stream| {
         read_until_fin(&stream);
-        stream.write_all(b"abc!").expect("the client reads");
+        send(&stream, b"abc!");
     });
-    let output = send(pipe(address, &[]), b"abc");
+    let output = send_input(pipe(address, &[]), b"abc");
     assert_eq!(output.stdout, b"abc");
     let message = error_line(&output);
     let expected =
@@ -169,12 +163,11 @@ fn server_that_adds_bytes_is_an_error() {
 fn server_that_adds_a_byte_after_the_echo_is_an_error() {
     let address = server(|mut stream| {
         stream.read_exact(&mut [0; 3]).expect("the client sends");
-        stream.write_all(b"abc").expect("the client reads");
+        send(&stream, b"abc");
         read_until_fin(&stream);
-        stream.write_all(b"!").expect("the client reads");
+        send(&stream, b"!");
     });
-    let mut client = pipe(address, &[]);
-    let mut stdin = client.stdin.take().expect("stdin is piped");
+    let (mut client, mut stdin) = open_pipe(address, &[]);
     let mut stdout = client.stdout.take().expect("stdout is piped");
     stdin.write_all(b"abc").expect("the client reads");
     let mut echo = [0; 3];
@@ -192,8 +185,7 @@ fn server_that_adds_a_byte_after_the_echo_is_an_error() {
 #[test]
 fn server_that_floods_is_an_error_before_stdin_ends() {
     let address = server(|mut stream| while stream.write_all(b"chargen").is_ok() {});
-    let mut client = pipe(address, &[]);
-    let mut stdin = client.stdin.take().expect("stdin is piped");
+    let (mut client, mut stdin) = open_pipe(address, &[]);
     // Fails if the client has already exited.
     let _ = stdin.write_all(b"abc");
     let mut received = Vec::new();
@@ -217,8 +209,7 @@ fn server_that_resets_is_an_error() {
         stream.read_exact(&mut [0; 3]).expect("the client sends");
         reset(stream);
     });
-    let mut client = pipe(address, &[]);
-    let mut stdin = client.stdin.take().expect("stdin is piped");
+    let (client, mut stdin) = open_pipe(address, &[]);
     stdin.write_all(b"abc").expect("the client reads");
     let message = error_line(&end(client));
     assert_contains(&message, &format!("{address} reset the connection"));
@@ -234,7 +225,7 @@ fn reset_during_a_write_is_reported_as_a_reset() {
                 .expect("the client sends");
             reset(stream);
         });
-        let message = error_line(&send(pipe(address, &[]), &vec![0; 10_000_000]));
+        let message = error_line(&send_input(pipe(address, &[]), &vec![0; 10_000_000]));
         assert_contains(&message, &format!("{address} reset the connection"));
     }
 }
@@ -250,13 +241,13 @@ fn timeout_ends_a_run_with_an_error_unless_the_echo_is_complete() {
 }
 
 fn server_that_stops_echoing_is_an_error_after_the_timeout() {
-    let address = server(|mut stream| {
+    let address = server(|stream| {
         read_until_fin(&stream);
-        stream.write_all(b"he").expect("the client reads");
+        send(&stream, b"he");
         thread::park();
     });
     let started = Instant::now();
-    let message = error_line(&send(pipe(address, &["--timeout", "3s"]), b"hello"));
+    let message = error_line(&send_input(pipe(address, &["--timeout", "3s"]), b"hello"));
     assert!(started.elapsed() >= Duration::from_secs(3));
     let expected = format!("{address} returned 2 of 5 bytes, then nothing for 3s");
     assert_contains(&message, &expected);
@@ -267,7 +258,7 @@ fn server_that_never_reads_is_an_error_after_the_timeout() {
         thread::park();
         drop(stream);
     });
-    let message = error_line(&send(
+    let message = error_line(&send_input(
         pipe(address, &["--timeout", "500ms"]),
         &noise(30_000_000, 1),
     ));
@@ -275,13 +266,11 @@ fn server_that_never_reads_is_an_error_after_the_timeout() {
 }
 
 fn complete_echo_succeeds_if_the_server_never_closes() {
-    let address = server(|mut stream| {
-        stream
-            .write_all(&read_until_fin(&stream))
-            .expect("the client reads");
+    let address = server(|stream| {
+        send(&stream, &read_until_fin(&stream));
         thread::park();
     });
-    let output = send(pipe(address, &["--timeout", "3s"]), b"hello");
+    let output = send_input(pipe(address, &["--timeout", "3s"]), b"hello");
     assert_eq!(output.stdout, b"hello");
     assert_silent_exit(&output, 0);
 }
@@ -291,7 +280,7 @@ fn closed_stdout_ends_the_client_without_a_message() {
     let server = Server::start(&[]);
     let mut client = pipe(server.address, &[]);
     drop(client.stdout.take());
-    let output = send(client, &noise(1_000_000, 2));
+    let output = send_input(client, &noise(1_000_000, 2));
     assert_silent_exit(&output, 1);
 }
 
@@ -309,7 +298,7 @@ fn linux_full_disk_is_an_error() {
         .stdin(Stdio::piped())
         .stdout(full)
         .stderr(Stdio::piped());
-    let message = error_line(&send(
+    let message = error_line(&send_input(
         client.spawn().expect("the client can be spawned"),
         b"hello",
     ));
@@ -345,8 +334,7 @@ fn pause_by_job_control_loses_no_byte() {
     use crate::common::signal::{self, Signal, pause};
 
     let server = Server::start(&[]);
-    let mut client = pipe(server.address, &[]);
-    let mut stdin = client.stdin.take().expect("stdin is piped");
+    let (mut client, mut stdin) = open_pipe(server.address, &[]);
     let mut stdout = client.stdout.take().expect("stdout is piped");
     let mut echo = [0; 5];
     for _ in 0..10 {

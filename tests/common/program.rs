@@ -112,6 +112,13 @@ pub fn cpu_time(child: &Child) -> Duration {
     Duration::from_millis(ticks.sum::<u64>() * 10)
 }
 
+/// Returns the number after `key` in the text of a file in /proc.
+#[cfg(target_os = "linux")]
+pub fn number_after(key: &str, text: &str) -> Option<u64> {
+    let line = text.lines().find(|line| line.starts_with(key))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
 fn read_all(mut source: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
     thread::spawn(move || {
         let mut bytes = Vec::new();
