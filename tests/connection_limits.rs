@@ -44,7 +44,7 @@ fn connection_limit_can_come_from_the_environment() {
 fn linux_clients_that_are_being_closed_hold_their_permit() {
     let server = Server::start(&["--max-connections", "1", "--fault", "limit=0"]);
     // They stay open, so that each lingering close takes its full time.
-    let clients: Vec<_> = (0..20).map(|_| server.connect()).collect();
+    let clients = server.connect_many(20);
     server.wait_for_log("disconnected: fault limit");
     assert!(server.threads() < 10, "{} threads", server.threads());
     drop(clients);

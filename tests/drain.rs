@@ -19,7 +19,7 @@ use crate::common::{
 fn drain_serves_clients_in_the_listen_backlog() {
     let mut server = Server::start(&[]);
     signal::pause(&server.child);
-    let clients = [(); 50].map(|()| server.connect());
+    let clients = server.connect_many(50);
     for (number, client) in (0..).zip(&clients) {
         send(client, &noise(1000, number));
     }
@@ -42,9 +42,8 @@ fn drain_serves_the_listen_backlog_of_a_full_server_in_time() {
     let Some(mut server) = Server::start_to_signal(&["--max-connections", "1"]) else {
         return;
     };
-    let admitted = server.connect();
-    exchange(&admitted, b"admitted");
-    let waiting = [(); 100].map(|()| server.connect());
+    let admitted = server.connect_and_exchange(b"admitted");
+    let waiting = server.connect_many(100);
     for (number, client) in (0..).zip(&waiting) {
         send(client, &noise(100, number));
     }
@@ -227,8 +226,7 @@ fn quiet_client_is_closed_while_others_are_served() {
     let never_reads = server.connect();
     fill(&never_reads);
     let never_pauses = server.connect();
-    let quiet = server.connect();
-    exchange(&quiet, b"hello");
+    let quiet = server.connect_and_exchange(b"hello");
     thread::scope(|scope| {
         scope.spawn(|| send_until_closed(&never_pauses, &mut Pace::default()));
         server.signal(Signal::TERM);
@@ -275,8 +273,7 @@ fn shutdown_timeout_of_zero_forcibly_closes_clients_at_once() {
             return;
         }
         let mut server = Server::spawn(local_server().env("ECHO_SERVER_SHUTDOWN_TIMEOUT", "0s"));
-        let client = server.connect();
-        exchange(&client, b"hello");
+        let _client = server.connect_and_exchange(b"hello");
         pace.step();
         assert_eq!(server.shut_down().code(), Some(0));
         pace.stop();

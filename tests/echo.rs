@@ -1,6 +1,6 @@
 //! Whatever a client sends comes back byte for byte and in order, in whatever pieces it was sent.
 
-use std::net::{IpAddr, TcpStream};
+use std::net::IpAddr;
 
 use crate::common::{
     Server, assert_contains, connect, echo_server, exchange, fill, for_each_at_once, half_close,
@@ -96,7 +96,7 @@ fn client_that_reads_late_gets_20_megabytes_then_fin() {
 #[test]
 fn two_hundred_clients_each_have_their_own_thread() {
     let server = Server::start(&[]);
-    let clients: Vec<TcpStream> = (0..200).map(|_| server.connect()).collect();
+    let clients = server.connect_many(200);
     for (number, client) in clients.iter().enumerate() {
         exchange(client, &noise(1000, number as u64));
     }

@@ -22,26 +22,21 @@ fn echo_until_fin(server: &Server, bytes: &[u8]) -> (TcpStream, Vec<u8>) {
 #[test]
 fn latency_delays_connections_side_by_side() {
     const LATENCY: Duration = Duration::from_millis(250);
-    const CLIENTS: u32 = 40;
     let server = Server::start(&["--fault", "latency=250ms"]);
-    let clients: Vec<TcpStream> = (0..CLIENTS).map(|_| server.connect()).collect();
+    let clients = server.connect_many(40);
     let started = Instant::now();
     for_each_at_once(&clients, |client| {
         exchange(client, b"hello");
         assert!(started.elapsed() >= LATENCY);
     });
     let elapsed = started.elapsed();
-    assert!(
-        elapsed < LATENCY * CLIENTS,
-        "one after the other: {elapsed:?}"
-    );
+    assert!(elapsed < LATENCY * 40, "one after the other: {elapsed:?}");
 }
 
 #[test]
 fn slice_limits_the_size_of_each_write() {
     let server = Server::start(&["--fault", "slice=3", "-v"]);
-    let client = server.connect();
-    exchange(&client, b"ten bytes.");
+    let client = server.connect_and_exchange(b"ten bytes.");
     let peer = local_address(&client);
     drop(client);
     server.wait_for_disconnect(peer);
@@ -59,8 +54,7 @@ fn limit_ends_the_echo_with_fin() {
     let line = server.wait_for_disconnect(local_address(&client));
     assert_contains(&line, "disconnected: fault limit, 1024 bytes echoed in ");
     // A client that sends less is served as usual.
-    let client = server.connect();
-    exchange(&client, &bytes[..1023]);
+    let client = server.connect_and_exchange(&bytes[..1023]);
     half_close(&client);
     assert!(read_until_fin(&client).is_empty());
 }

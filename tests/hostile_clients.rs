@@ -1,8 +1,6 @@
 //! Clients that misbehave, by intent or not: resets, payload that looks like log lines, clients that
 //! never read. Other clients and the log must not suffer.
 
-use std::net::TcpStream;
-
 use crate::common::{
     Server, exchange, fill, for_each_at_once, local_address, noise, reset, send_and_read_all,
 };
@@ -99,7 +97,7 @@ fn payload_cannot_forge_log_lines_or_control_the_terminal() {
 #[test]
 fn clients_that_never_read_do_not_slow_down_the_next() {
     let server = Server::start(&[]);
-    let blocked: Vec<TcpStream> = (0..4).map(|_| server.connect()).collect();
+    let blocked = server.connect_many(4);
     for_each_at_once(&blocked, |client| drop(fill(client)));
     let bytes = noise(5_000_000, 11);
     assert!(send_and_read_all(&server.connect(), &[&bytes]) == bytes);

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::net::TcpStream;
 
-use crate::common::{Server, exchange, local_server, read_until_fin};
+use crate::common::{Server, exchange, exchange_all, local_server, read_until_fin};
 
 /// Checks that the server closes the connection without an echo.
 fn assert_rejected(mut client: TcpStream) {
@@ -15,16 +15,12 @@ fn assert_rejected(mut client: TcpStream) {
 fn clients_over_the_limit_are_rejected_and_logged_once() {
     let server = Server::start(&["--max-connections-per-ip", "2"]);
     let admitted = [server.connect(), server.connect()];
-    for client in &admitted {
-        exchange(client, b"hello");
-    }
+    exchange_all(&admitted, b"hello");
     for _ in 0..3 {
         assert_rejected(server.connect());
     }
     server.wait_for_log("per-IP limit reached for 127.0.0.1 (2): rejecting its new connections");
-    for client in &admitted {
-        exchange(client, b"admitted clients are still served");
-    }
+    exchange_all(&admitted, b"admitted clients are still served");
     // Rejected clients have no lines of their own: a flood of them must not fill the log.
     server.assert_log_count(1, "per-IP limit reached for");
     server.assert_log_count(2, " connected");
@@ -35,8 +31,7 @@ fn clients_over_the_limit_are_rejected_and_logged_once() {
 fn released_permit_is_reused_and_the_next_rejection_logged() {
     let server = Server::start(&["--max-connections-per-ip", "1"]);
     for round in 1..=3 {
-        let client = server.connect();
-        exchange(&client, b"hello");
+        let client = server.connect_and_exchange(b"hello");
         assert_rejected(server.connect());
         server.wait_for_logs(round, "per-IP limit reached for");
         drop(client);
@@ -48,8 +43,7 @@ fn released_permit_is_reused_and_the_next_rejection_logged() {
 #[cfg(target_os = "linux")]
 fn another_address_has_permits_of_its_own() {
     let server = Server::start(&["--max-connections-per-ip", "1"]);
-    let first = server.connect();
-    exchange(&first, b"hello");
+    let _first = server.connect_and_exchange(b"hello");
     assert_rejected(server.connect());
     let other = crate::common::connect_from([127, 0, 0, 2], server.address);
     exchange(&other, b"hello");
@@ -60,17 +54,14 @@ fn another_address_has_permits_of_its_own() {
 #[test]
 fn default_is_no_per_ip_limit() {
     let server = Server::start(&[]);
-    let clients: Vec<TcpStream> = (0..50).map(|_| server.connect()).collect();
-    for client in &clients {
-        exchange(client, b"hello");
-    }
+    let clients = server.connect_many(50);
+    exchange_all(&clients, b"hello");
 }
 
 #[test]
 fn per_ip_limit_can_come_from_the_environment() {
     let server = Server::spawn(local_server().env("ECHO_SERVER_MAX_CONNECTIONS_PER_IP", "1"));
-    let client = server.connect();
-    exchange(&client, b"hello");
+    let _client = server.connect_and_exchange(b"hello");
     assert_rejected(server.connect());
 }
 
@@ -78,8 +69,7 @@ fn per_ip_limit_can_come_from_the_environment() {
 #[cfg(unix)]
 fn rejected_clients_do_not_count_as_served() {
     let mut server = Server::start(&["--max-connections-per-ip", "1"]);
-    let client = server.connect();
-    exchange(&client, b"hello");
+    let client = server.connect_and_exchange(b"hello");
     assert_rejected(server.connect());
     drop(client);
     server.wait_for_log("closed by client");
@@ -96,8 +86,7 @@ fn client_that_reconnects_at_the_servers_fin_is_admitted() {
         // The server closes a connection after 5 bytes.
         assert_eq!(read_until_fin(&client), b"");
         // The client has not closed the old connection yet.
-        let next = server.connect();
-        exchange(&next, b"hello");
+        let next = server.connect_and_exchange(b"hello");
         client = next;
     }
 }

@@ -2,13 +2,12 @@
 //! lets a test measure that from outside.
 #![cfg(target_os = "linux")]
 
-use std::net::TcpStream;
 use std::thread;
 use std::time::Duration;
 
 use crate::common::{
-    Server, cpu_time, exchange, fill, for_each_at_once, noise, number_after, run_at_once,
-    wait_until,
+    Server, cpu_time, exchange, exchange_all, fill, for_each_at_once, noise, number_after,
+    run_at_once, wait_until,
 };
 
 #[test]
@@ -16,7 +15,7 @@ fn client_that_never_reads_costs_the_server_one_buffer() {
     let server = Server::start(&[]);
     exchange(&server.connect(), &noise(200_000, 8));
     let before = resident_kib(&server);
-    let clients: Vec<TcpStream> = (0..4).map(|_| server.connect()).collect();
+    let clients = server.connect_many(4);
     for_each_at_once(&clients, |client| drop(fill(client)));
     let each = resident_kib(&server).saturating_sub(before) / 4;
     // A thread, a buffer of 64 KiB and what the allocator keeps. Each client has sent megabytes.
@@ -42,10 +41,8 @@ fn idle_server_does_not_wake_up() {
 
 fn server_with_idle_clients_does_not_wake_up() {
     let server = Server::start(&["--idle-timeout", "1h"]);
-    let clients: Vec<TcpStream> = (0..100).map(|_| server.connect()).collect();
-    for client in &clients {
-        exchange(client, b"hello");
-    }
+    let clients = server.connect_many(100);
+    exchange_all(&clients, b"hello");
     wait_until_idle(&server);
 }
 

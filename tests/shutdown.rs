@@ -25,8 +25,7 @@ fn idle_clients_get_fin_and_the_log_has_the_reason() {
     let Some(mut server) = Server::start_to_signal(&[]) else {
         return;
     };
-    let active_before = server.connect();
-    exchange(&active_before, b"hello");
+    let active_before = server.connect_and_exchange(b"hello");
     let silent = server.connect();
     server.wait_for_logs(2, " connected");
     server.signal(Signal::TERM);
@@ -43,8 +42,7 @@ fn idle_client_that_does_not_close_delays_exit_by_the_lingering() {
     let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else {
         return;
     };
-    let client = server.connect();
-    exchange(&client, b"hello");
+    let _client = server.connect_and_exchange(b"hello");
     let begin = Instant::now();
     assert_eq!(server.shut_down().code(), Some(0));
     // The server waits 0.1 s for a quiet client and lingers for 0.3 s. The timeout is far away.
@@ -68,8 +66,7 @@ pub fn check_that_idle_client_is_closed_at_once() {
         let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else {
             return true;
         };
-        let client = server.connect();
-        exchange(&client, b"hello");
+        let client = server.connect_and_exchange(b"hello");
         // Long enough for the connection's thread to have blocked and to wait for the shutdown too.
         thread::sleep(Duration::from_millis(500));
         let begin = Instant::now();

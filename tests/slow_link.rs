@@ -110,7 +110,7 @@ fn in_namespace(rate: &str, queue: &str) -> Command {
 /// once all have sent, and checks what each of them received.
 fn check_that_no_byte_is_lost(count: usize, size: usize) {
     let mut server = Server::start(&["--shutdown-timeout", "1h"]);
-    let clients: Vec<TcpStream> = (0..count).map(|_| server.connect()).collect();
+    let clients = server.connect_many(count);
     let sent: Vec<Vec<u8>> = (0..count)
         .map(|number| noise(size, number as u64))
         .collect();

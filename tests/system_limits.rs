@@ -12,8 +12,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    PATIENCE, Server, assert_contains, connect_from, cpu_time, exchange, for_each_at_once,
-    local_server, noise, read_until_fin, receive_echo, set_read_timeout, wait_until,
+    PATIENCE, Server, assert_contains, connect_from, cpu_time, exchange, exchange_all,
+    for_each_at_once, local_server, noise, read_until_fin, receive_echo, set_read_timeout,
+    wait_until,
 };
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 
@@ -73,10 +74,8 @@ fn connection_limit_is_lowered_to_the_open_files() {
     let limit = lowered_limit(&server, 10_000, "ulimit -n");
     assert!((32..64).contains(&limit), "{limit}");
 
-    let mut clients: Vec<TcpStream> = (0..limit).map(|_| server.connect()).collect();
-    for client in &clients {
-        exchange(client, b"hello");
-    }
+    let mut clients = server.connect_many(limit);
+    exchange_all(&clients, b"hello");
     let waiting = server.connect_and_send(b"hello");
     server.wait_for_log(&format!("connection limit reached ({limit})"));
     clients.pop();
@@ -106,10 +105,8 @@ fn start_out_of_files(clients: usize) -> (Server, Vec<TcpStream>) {
     let used = server.files();
     let mut free = (0..).filter(|number| !used.contains(number));
     limit(&server, Resource::Nofile, free.nth(clients));
-    let admitted: Vec<TcpStream> = (0..clients).map(|_| server.connect()).collect();
-    for client in &admitted {
-        exchange(client, b"admitted");
-    }
+    let admitted = server.connect_many(clients);
+    exchange_all(&admitted, b"admitted");
     (server, admitted)
 }
 
@@ -120,9 +117,7 @@ fn out_of_files_waiting_clients_are_served_once_files_are_free() {
     server.wait_for_log("cannot accept new clients: Too many open files");
     let (begin, used) = (Instant::now(), cpu_time(&server.child));
     while begin.elapsed() < Duration::from_millis(500) {
-        for client in &admitted {
-            exchange(client, b"unharmed");
-        }
+        exchange_all(&admitted, b"unharmed");
         thread::sleep(Duration::from_millis(20));
     }
     let used = cpu_time(&server.child).saturating_sub(used);
@@ -169,17 +164,14 @@ fn client_without_a_thread_is_rejected_and_others_are_unharmed() {
         Some(other) => (0..50).map(|_| other.connect()).collect(),
         None => Vec::new(),
     };
-    for client in &held {
-        exchange(client, b"hold");
-    }
+    exchange_all(&held, b"hold");
     // 53 threads of the other server, 3 of this one, and one client.
     let server = if other.is_some() {
         start_as_user(1, Some(57))
     } else {
         Server::start(&[])
     };
-    let first = server.connect();
-    exchange(&first, b"first");
+    let first = server.connect_and_exchange(b"first");
     if other.is_none() {
         limit(&server, Resource::Nproc, Some(1));
     }
@@ -289,8 +281,7 @@ fn one_malloc_arena_leaves_memory_for_clients() {
 /// Connects 300 clients, each of which sends 64 KiB and reads nothing. Checks that the server
 /// still serves the first one, then serves new ones, and shuts down as usual.
 fn check_survival(server: &mut Server) {
-    let first = server.connect();
-    exchange(&first, b"first");
+    let first = server.connect_and_exchange(b"first");
     let bytes = noise(65_536, 1);
     let clients: Vec<TcpStream> = (0..300)
         .map_while(|_| {

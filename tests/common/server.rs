@@ -8,7 +8,7 @@ use std::thread;
 
 use super::log::Log;
 use super::signal::{self, Signal};
-use super::{PATIENCE, connect, echo_server, send, wait};
+use super::{PATIENCE, connect, echo_server, exchange, send, wait};
 
 /// A running server. Dropping it kills the process.
 pub struct Server {
@@ -74,6 +74,17 @@ impl Server {
 
     pub fn connect(&self) -> TcpStream {
         connect(self.address)
+    }
+
+    pub fn connect_many(&self, count: usize) -> Vec<TcpStream> {
+        (0..count).map(|_| self.connect()).collect()
+    }
+
+    /// Connects and exchanges a message, so the server has admitted the client.
+    pub fn connect_and_exchange(&self, message: &[u8]) -> TcpStream {
+        let client = self.connect();
+        exchange(&client, message);
+        client
     }
 
     /// Connects and sends `bytes`.

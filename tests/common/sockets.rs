@@ -128,6 +128,14 @@ pub fn exchange(stream: &TcpStream, message: &[u8]) {
     receive_echo(stream, message);
 }
 
+/// Exchanges `message` with each client, one after the other.
+#[track_caller]
+pub fn exchange_all(clients: &[TcpStream], message: &[u8]) {
+    for client in clients {
+        exchange(client, message);
+    }
+}
+
 /// Sends the chunks and then FIN. Returns what arrives meanwhile, until the server's FIN.
 pub fn send_and_read_all(stream: &TcpStream, chunks: &[&[u8]]) -> Vec<u8> {
     thread::scope(|scope| {
