@@ -1,4 +1,4 @@
-//! `echo-client` in a pseudo-terminal. Not on Windows, whose pseudo-terminals `rustix` does not support.
+//! The prompt of `echo-client` in a pseudo-terminal. Not on Windows, whose pseudo-terminals `rustix` does not support.
 #![cfg(all(unix, feature = "client"))]
 
 use std::fs::{File, OpenOptions};
@@ -56,7 +56,7 @@ fn open_session(arguments: &[&str]) -> (Terminal, Peer) {
 /// Does the same without waiting for the prompt; `change` may modify the command.
 fn start_session(change: impl FnOnce(&mut Command)) -> (Terminal, Peer) {
     let (listener, address) = listen();
-    let terminal = Terminal::spawn(address, "", change);
+    let terminal = Terminal::spawn(address, change);
     (terminal, Peer::accept(&listener))
 }
 
@@ -95,7 +95,9 @@ fn every_way_to_disconnect_is_graceful() {
 fn lines_typed_ahead_and_their_replies_are_not_lost() {
     let server = Server::start(&[]);
     for _ in 0..5 {
-        let mut ahead = Terminal::start(server.address, &[], "hello\nquit\n");
+        let mut ahead = Terminal::spawn_client("hello\nquit\n", |client| {
+            client.args(["--port", &server.address.port().to_string()]);
+        });
         let mut pasted = Terminal::open(server.address, &[]);
         pasted.press("hello\nquit\n");
         for terminal in [&mut ahead, &mut pasted] {
@@ -423,7 +425,7 @@ fn a_server_that_sends_but_does_not_read_is_kept() {
     // A small receive buffer makes the client's writes block soon.
     let buffer = SockRef::from(&listener).set_recv_buffer_size(4096);
     buffer.expect("the size can be set");
-    let mut terminal = Terminal::spawn(address, "", |client| {
+    let mut terminal = Terminal::spawn(address, |client| {
         client.env("TERM", "dumb").arg("--timeout=3s");
     });
     terminal.disable_echo();
@@ -524,7 +526,7 @@ fn losing_stdout_restores_the_terminal() {
 #[test]
 fn a_dumb_terminal_gets_plain_lines() {
     let server = Server::start(&[]);
-    let mut terminal = Terminal::spawn(server.address, "", |client| {
+    let mut terminal = Terminal::spawn(server.address, |client| {
         client.env("TERM", "dumb");
     });
     terminal.wait_for("Connected to ");
@@ -540,7 +542,7 @@ fn a_dumb_terminal_gets_plain_lines() {
 fn a_file_as_stdout_gets_plain_lines() {
     let server = Server::start(&[]);
     let path = std::env::temp_dir().join(format!("echo-client-{}", server.address.port()));
-    let mut terminal = Terminal::spawn(server.address, "", |client| {
+    let mut terminal = Terminal::spawn(server.address, |client| {
         client.stdout(File::create(&path).expect("a file"));
     });
     terminal.press("hello\nquit\n");
@@ -561,7 +563,7 @@ fn a_file_as_stdout_gets_plain_lines() {
 #[cfg(target_os = "linux")]
 fn linux_a_full_disk_is_reported_for_stdout() {
     let server = Server::start(&[]);
-    let mut terminal = Terminal::spawn(server.address, "", |client| {
+    let mut terminal = Terminal::spawn(server.address, |client| {
         client.stdout(
             OpenOptions::new()
                 .write(true)
@@ -570,62 +572,5 @@ fn linux_a_full_disk_is_reported_for_stdout() {
         );
     });
     terminal.wait_for("echo-client: cannot write to stdout: No space left");
-    assert_eq!(terminal.end().0, 1);
-}
-
-#[test]
-fn test_results_start_on_a_new_row() {
-    let server = Server::start(&[]);
-    for (arguments, result) in [
-        (&["test", "NUL"][..], "1 passed, 0 failed"),
-        (&["test", "NUL", "--json"], "{"),
-    ] {
-        let mut terminal = Terminal::start(server.address, arguments, "");
-        let (code, shown) = terminal.end();
-        // The progress bar ends with "clear the row".
-        let mut rows = shown.lines().filter_map(|row| row.rsplit("\x1b[2K").next());
-        assert!(rows.any(|row| row.starts_with(result)), "{shown:?}");
-        assert_eq!(code, 0);
-    }
-}
-
-#[test]
-fn bench_shows_progress_and_throughput() {
-    let server = Server::start(&[]);
-    // One percent is 0.3 s. The test does not wait for the end.
-    let arguments = ["bench", "--warm-up", "0s", "--duration", "30s"];
-    let mut terminal = Terminal::start(server.address, &arguments, "");
-    common::wait_until("a percentage and two rates are shown", || {
-        let shown = terminal.text();
-        let positive_numbers = |unit: &str| {
-            let numbers = shown.split(unit).filter_map(|part| part.rsplit(' ').next());
-            numbers
-                .filter(|n| n.starts_with(|c| ('1'..='9').contains(&c)))
-                .count()
-        };
-        positive_numbers(" %") >= 1 && positive_numbers(" messages/s") >= 2
-    });
-    signal::send(&terminal.client, Signal::INT);
-    terminal.wait_for("rtt on ");
-    assert_eq!(terminal.end().0, 0);
-}
-
-#[test]
-fn bench_shows_the_round_and_the_server() {
-    let servers = [listen(), listen()];
-    let addresses = servers.each_ref().map(|(_, address)| address.to_string());
-    let mut terminal = Terminal::spawn_client("", |client| {
-        let options = ["--rounds=2", "--duration=1h", "--timeout=1h"];
-        client.arg("bench").args(options).args(&addresses);
-    });
-    for round in [1, 2] {
-        for ((listener, _), address) in servers.iter().zip(&addresses) {
-            let connection = accept(listener);
-            terminal.wait_for(&format!("round {round}/2, {address}  "));
-            terminal.wait_for(" messages/s");
-            // Ends the round.
-            drop(connection);
-        }
-    }
     assert_eq!(terminal.end().0, 1);
 }

@@ -27,6 +27,7 @@ mod other_servers;
 mod output;
 mod per_ip_limit;
 mod pipe;
+mod progress;
 mod proxy;
 mod resources;
 mod shutdown;

@@ -89,16 +89,16 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Starts a client for `address`, with `ahead` typed before it starts.
-    pub fn start(address: SocketAddr, arguments: &[&str], ahead: &str) -> Self {
-        Self::spawn(address, ahead, |client| {
+    /// Starts a client for `address`.
+    pub fn start(address: SocketAddr, arguments: &[&str]) -> Self {
+        Self::spawn(address, |client| {
             client.args(arguments);
         })
     }
 
     /// Starts a client for `address` and waits for its prompt.
     pub fn open(address: SocketAddr, arguments: &[&str]) -> Self {
-        let mut terminal = Self::start(address, arguments, "");
+        let mut terminal = Self::start(address, arguments);
         terminal.wait_for(&format!("Connected to {address}\r\n"));
         terminal.wait_for("quit, exit or Ctrl+D");
         terminal.wait_for("> ");
@@ -106,14 +106,14 @@ impl Terminal {
     }
 
     /// Starts a client for `address`; `change` may modify the command.
-    pub fn spawn(address: SocketAddr, ahead: &str, change: impl FnOnce(&mut Command)) -> Self {
-        Self::spawn_client(ahead, |client| {
+    pub fn spawn(address: SocketAddr, change: impl FnOnce(&mut Command)) -> Self {
+        Self::spawn_client("", |client| {
             client.args(["--port", &address.port().to_string()]);
             change(client);
         })
     }
 
-    /// Starts a client; `change` may modify the command, which has no arguments.
+    /// Starts a client after typing `ahead`; `change` may modify the command, which has no arguments.
     pub fn spawn_client(ahead: &str, change: impl FnOnce(&mut Command)) -> Self {
         let (mut keyboard, line) = open_terminal();
         let modes = modes(&line);
