@@ -6,29 +6,26 @@ use serde_json::Value;
 
 use super::{echo_client, run};
 
-/// Runs the checks whose names contain `filter` against the server at `address`. Returns the report
-/// and the exit code.
-pub fn run_checks(filter: &str, address: SocketAddr, timeout: &str) -> (Value, Option<i32>) {
+/// Runs the checks whose names contain `filter` against the server at `address`. Returns the report,
+/// with which the exit code must agree.
+pub fn run_checks(filter: &str, address: SocketAddr, timeout: &str) -> Value {
     let mut client = echo_client(address);
     client.args(["test", filter, "--json", "--timeout", timeout]);
     let output = run(&mut client);
-    let report = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
-        panic!(
-            "no JSON ({error}): {}",
-            String::from_utf8_lossy(&output.stderr)
-        )
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        panic!("no JSON ({error}): {stderr}")
     });
-    (report, output.status.code())
+    let code = i32::from(report["failed"] != 0);
+    assert_eq!(output.status.code(), Some(code), "{report:#}");
+    report
 }
 
-/// Runs all checks. Returns the report and the exit code.
-pub fn run_suite(address: SocketAddr, timeout: &str) -> (Value, Option<i32>) {
-    run_checks("", address, timeout)
-}
-
-/// Returns for each failed check its name, what it expected, and what it got.
-pub fn failures(report: &Value) -> Vec<[String; 3]> {
-    let failed = checks(report)
+/// Runs the checks whose names contain `filter`. Returns for each failed check its name, what it
+/// expected, and what it got.
+pub fn failed_checks(filter: &str, address: SocketAddr, timeout: &str) -> Vec<[String; 3]> {
+    let report = run_checks(filter, address, timeout);
+    let failed = checks(&report)
         .iter()
         .filter(|check| check["passed"] == false);
     let text = |value: &Value| value.as_str().expect("a string").to_owned();
