@@ -16,7 +16,9 @@ pub fn run_checks(filter: &str, address: SocketAddr, timeout: &str) -> Value {
         let stderr = String::from_utf8_lossy(&output.stderr);
         panic!("no JSON ({error}): {stderr}")
     });
-    let code = i32::from(report["failed"] != 0);
+    let failed = failed(&report).count();
+    assert_eq!(report["failed"], failed, "{report:#}");
+    let code = i32::from(failed > 0);
     assert_eq!(output.status.code(), Some(code), "{report:#}");
     report
 }
@@ -25,13 +27,15 @@ pub fn run_checks(filter: &str, address: SocketAddr, timeout: &str) -> Value {
 /// expected, and what it got.
 pub fn failed_checks(filter: &str, address: SocketAddr, timeout: &str) -> Vec<[String; 3]> {
     let report = run_checks(filter, address, timeout);
-    let failed = checks(&report)
-        .iter()
-        .filter(|check| check["passed"] == false);
     let text = |value: &Value| value.as_str().expect("a string").to_owned();
-    failed
+    failed(&report)
         .map(|check| ["name", "expected", "got"].map(|key| text(&check[key])))
         .collect()
+}
+
+fn failed(report: &Value) -> impl Iterator<Item = &Value> {
+    let checks = checks(report).iter();
+    checks.filter(|check| check["passed"] == false)
 }
 
 /// Returns the report's list of checks.
