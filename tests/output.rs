@@ -58,29 +58,21 @@ pub mod unix {
     use super::check_service;
     use crate::common::signal::Signal;
     use crate::common::{
-        Server, command, echo_server, exchange, fill, listen, local_server, retry, run_at_once,
-        wait,
+        Server, echo_server, exchange, fill, listen, local_server, retry, run_at_once,
+        server_from_shell, wait,
     };
     use rustix::io::ioctl_fionbio;
 
     #[test]
     fn closed_stdout_does_not_stop_the_service() {
-        let mut command = start_without(">&-");
+        let mut command = server_from_shell(":", "-vv >&-");
         check_service(&mut Server::spawn_as_is(command.stderr(Stdio::piped())));
     }
 
     #[test]
     fn closed_stderr_does_not_stop_the_service() {
-        let mut command = start_without("2>&-");
+        let mut command = server_from_shell(":", "-vv 2>&-");
         check_service(&mut Server::spawn_as_is(command.stdout(Stdio::piped())));
-    }
-
-    /// Returns a command that starts a server and closes one of its streams.
-    fn start_without(redirection: &str) -> Command {
-        let script = format!(r#"exec "$0" --host 127.0.0.1 --port 0 -vv {redirection}"#);
-        let mut shell = command("sh");
-        shell.args(["-c", &script, env!("CARGO_BIN_EXE_echo-server")]);
-        shell
     }
 
     /// Returns a pipe that accepts no byte until its reader reads. It contains only `x`.
@@ -211,11 +203,9 @@ fn full_disk_drops_whole_log_lines_and_counts_them() {
     let name = format!("full-disk-{}.log", std::process::id());
     let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let file = File::create(&path).expect("the file can be created");
-    let mut shell = crate::common::command("sh");
     // Without the trap, the signal SIGXFSZ ends a process that reaches the limit.
-    let script = r#"trap "" XFSZ; exec "$0" --host 127.0.0.1 --port 0"#;
-    shell.args(["-c", script, env!("CARGO_BIN_EXE_echo-server")]);
-    let mut server = Server::spawn_as_is(shell.stdout(Stdio::piped()).stderr(file));
+    let mut command = crate::common::server_from_shell(r#"trap "" XFSZ"#, "");
+    let mut server = Server::spawn_as_is(command.stdout(Stdio::piped()).stderr(file));
 
     limit_file_size(&server, Some(SPACE));
     for _ in 0..10 {

@@ -13,16 +13,14 @@ use std::time::{Duration, Instant};
 
 use common::{
     PATIENCE, Server, assert_contains, connect_from, cpu_time, exchange, exchange_all,
-    for_each_at_once, local_server, noise, read_until_fin, receive_echo, set_read_timeout,
-    wait_until,
+    for_each_at_once, local_server, noise, read_until_fin, receive_echo, server_from_shell,
+    set_read_timeout, wait_until,
 };
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 
 /// Starts the server from a shell that first runs the command `ulimit`.
 fn start_under(ulimit: &str, arguments: &str) -> Server {
-    let binary = env!("CARGO_BIN_EXE_echo-server");
-    let script = format!("{ulimit} && exec {binary} --host 127.0.0.1 --port 0 {arguments}");
-    Server::spawn(common::command("sh").args(["-c", &script]))
+    Server::spawn(&mut server_from_shell(ulimit, arguments))
 }
 
 /// Sets a limit of a running server. `None` sets the highest possible limit.
@@ -350,12 +348,8 @@ fn server_survives_more_clients_than_its_memory_maps() {
 #[test]
 fn unread_log_under_a_memory_limit_does_not_end_the_server() {
     let (_unread, stderr) = pipe().expect("the system has a pipe");
-    let binary = env!("CARGO_BIN_EXE_echo-server");
-    let arguments = "--host 127.0.0.1 --port 0 -vv --buffer-size 1KiB";
-    let script = format!("ulimit -v 30720 && exec {binary} {arguments}");
-    let mut command = common::command("sh");
-    command.args(["-c", &script]).stdout(Stdio::piped());
-    let server = Server::spawn_as_is(command.stderr(stderr));
+    let mut command = server_from_shell("ulimit -v 30720", "-vv --buffer-size 1KiB");
+    let server = Server::spawn_as_is(command.stdout(Stdio::piped()).stderr(stderr));
 
     // As many clients as the memory allows.
     let mut clients = Vec::new();

@@ -26,7 +26,7 @@ pub mod tools;
 pub use log::Log;
 pub use pace::{Pace, retry, retry_if_late};
 pub use program::*;
-pub use server::{Server, local_server};
+pub use server::*;
 pub use sockets::*;
 
 use std::io::Write;

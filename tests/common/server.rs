@@ -8,7 +8,7 @@ use std::thread;
 
 use super::log::Log;
 use super::signal::{self, Signal};
-use super::{PATIENCE, connect, echo_server, exchange, send, wait};
+use super::{PATIENCE, command, connect, echo_server, exchange, send, wait};
 
 /// A running server. Dropping it kills the process.
 pub struct Server {
@@ -198,6 +198,16 @@ pub fn local_server() -> Command {
     let mut command = echo_server();
     command.args(["--host", "127.0.0.1", "--port", "0"]);
     command
+}
+
+/// Returns a command for a shell that runs `setup` and then becomes `echo-server` with an ephemeral port
+/// of 127.0.0.1 and these arguments, which may redirect its streams.
+#[cfg(unix)]
+pub fn server_from_shell(setup: &str, arguments: &str) -> Command {
+    let script = format!(r#"{setup} && exec "$0" --host 127.0.0.1 --port 0 {arguments}"#);
+    let mut shell = command("sh");
+    shell.args(["-c", &script, env!("CARGO_BIN_EXE_echo-server")]);
+    shell
 }
 
 /// Returns the first line of `stdout` and the rest of it, or nothing if no line arrives in time.
