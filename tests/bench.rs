@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use crate::common::bench::{
     assert_positive, bench, echo, failures, interrupt_at, interrupted_report, notifying_server,
-    number, run_json, run_text, server, start,
+    number, run_json, run_text, server,
 };
 use crate::common::{
-    self, Server, assert_contains, end, for_each_at_once, reset, run_at_once, signal, stdout_text,
+    self, Server, assert_contains, end, for_each_at_once, reset, run_at_once, signal, start,
+    stdout_text,
 };
 #[cfg(target_os = "linux")]
 use crate::output::unix::full_pipe;
@@ -380,7 +381,7 @@ fn silent_server_is_a_timeout() {
 fn closed_stdout_ends_the_run_without_a_message() {
     let server = Server::start(&["-q"]);
     for format in ["--json", "--mode=rtt"] {
-        let mut client = start(bench(server.address, format));
+        let mut client = start(&mut bench(server.address, format));
         drop(client.stdout.take());
         assert_eq!(stdout_text(end(client), 1), "");
     }
@@ -446,8 +447,8 @@ fn first_ctrl_c_after_the_run_ends_the_client() {
     });
     let (_reader, stdout) = full_pipe();
     let mut command = bench(server, "");
-    command.stdout(stdout);
-    let client = start(command);
+    command.stdout(stdout).stderr(std::process::Stdio::piped());
+    let client = command.spawn().expect("the client can be spawned");
     wait_for_close
         .recv_timeout(common::PATIENCE)
         .expect("the run ends");
@@ -472,7 +473,7 @@ fn second_ctrl_c_ends_the_run_at_once() {
     socket.listen(0).expect("the socket can listen");
     let listener = std::net::TcpListener::from(socket);
     let options = "--connections 8 --timeout 1h";
-    let mut client = start(bench(address, options));
+    let mut client = start(&mut bench(address, options));
     let _first = common::accept(&listener);
     common::wait_until("the client exits", || {
         let status = client.try_wait().expect("the status can be read");

@@ -4,7 +4,6 @@
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
-use std::process::Stdio;
 use std::sync::LazyLock;
 use std::thread;
 use std::time::Duration;
@@ -13,7 +12,7 @@ use crate::common::broken_servers::{self, Serve, echo, serve};
 use crate::common::conformance::{checks, failed_checks, run_checks};
 use crate::common::{
     Server, assert_contains, assert_silent_exit, echo_client, end, for_each_at_once,
-    reset_can_be_read, reset_on_close, retry, run_at_once, stderr_of, stdout_of,
+    reset_can_be_read, reset_on_close, retry, run_at_once, start, stderr_of, stdout_of,
 };
 
 /// Takes five seconds: in some checks, the suite waits for bytes that must not arrive.
@@ -82,12 +81,7 @@ fn checks_can_be_chosen_by_a_part_of_their_name() {
 #[test]
 fn closed_stdout_ends_the_run_without_a_message() {
     let server = Server::start(&[]);
-    let mut client = echo_client(server.address);
-    client
-        .arg("test")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut client = client.spawn().expect("the client can be spawned");
+    let mut client = start(echo_client(server.address).arg("test"));
     drop(client.stdout.take());
     assert_silent_exit(&end(client), 1);
 }

@@ -190,12 +190,10 @@ fn full_disk_is_an_error() {
     let completions = SHELLS.map(|shell| format!("--completions={shell}"));
     for program in BINARIES {
         for document in completions.iter().map(String::as_str).chain(["--man"]) {
-            let full = std::fs::File::options()
-                .write(true)
-                .open("/dev/full")
-                .expect("Linux has this file");
-            let output = command(program).arg(document).stdout(full).output();
-            let error = crate::common::error_line(&output.expect("the program can be spawned"));
+            let mut command = command(program);
+            command.arg(document).stdout(crate::common::full_disk());
+            let output = command.output().expect("the program can be spawned");
+            let error = crate::common::error_line(&output);
             assert_contains(&error, "cannot write to stdout: ");
         }
     }

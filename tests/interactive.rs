@@ -1,7 +1,7 @@
 //! The prompt of `echo-client` in a pseudo-terminal. Not on Windows, whose pseudo-terminals `rustix` does not support.
 #![cfg(all(unix, feature = "client"))]
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
@@ -564,12 +564,7 @@ fn a_file_as_stdout_gets_plain_lines() {
 fn linux_a_full_disk_is_reported_for_stdout() {
     let server = Server::start(&[]);
     let mut terminal = Terminal::spawn(server.address, |client| {
-        client.stdout(
-            OpenOptions::new()
-                .write(true)
-                .open("/dev/full")
-                .expect("Linux has it"),
-        );
+        client.stdout(common::full_disk());
     });
     terminal.wait_for("echo-client: cannot write to stdout: No space left");
     assert_eq!(terminal.end().0, 1);

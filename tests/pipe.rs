@@ -10,18 +10,13 @@ use std::time::{Duration, Instant};
 
 use crate::common::{
     Server, assert_contains, assert_silent_exit, echo_client, end, error_line, listen, noise,
-    read_until_fin, reset, reset_can_be_read, retry, run, run_at_once, send,
+    read_until_fin, reset, reset_can_be_read, retry, run, run_at_once, send, start,
 };
 
 /// Starts a client as a pipe to `address`.
 fn pipe(address: SocketAddr, arguments: &[&str]) -> Child {
     let mut client = echo_client(address);
-    client
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    client.spawn().expect("the client can be spawned")
+    start(client.args(arguments).stdin(Stdio::piped()))
 }
 
 /// Starts a client as a pipe whose stdin stays open until the test drops it.
@@ -290,19 +285,13 @@ fn closed_stdout_ends_the_client_without_a_message() {
 fn linux_full_disk_is_an_error() {
     let server = Server::start(&[]);
     let mut client = echo_client(server.address);
-    let full = std::fs::OpenOptions::new()
-        .write(true)
-        .open("/dev/full")
-        .expect("Linux has this file");
-    client
-        .stdin(Stdio::piped())
-        .stdout(full)
-        .stderr(Stdio::piped());
-    let message = error_line(&send_input(
-        client.spawn().expect("the client can be spawned"),
-        b"hello",
-    ));
-    assert_contains(&message, "cannot write to stdout: No space left");
+    client.stdin(Stdio::piped()).stderr(Stdio::piped());
+    let client = client.stdout(crate::common::full_disk()).spawn();
+    let output = send_input(client.expect("the client can be spawned"), b"hello");
+    assert_contains(
+        &error_line(&output),
+        "cannot write to stdout: No space left",
+    );
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc;
@@ -12,7 +12,7 @@ use serde_json::Value;
 use socket2::SockRef;
 
 use super::signal::{self, Signal};
-use super::{PATIENCE, default_client, echo_client, end, listen, stdout_of, stdout_text};
+use super::{PATIENCE, default_client, echo_client, end, listen, start, stdout_of, stdout_text};
 
 /// Returns the command `echo-client bench` for a run of 0.2 s without a warm-up, unless the arguments
 /// say otherwise.
@@ -40,10 +40,7 @@ pub fn bench_command(mut command: Command, duration: &str, arguments: &str) -> C
             command.args([option, value]);
         }
     }
-    command
-        .args(arguments.split_whitespace())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.args(arguments.split_whitespace());
     command
 }
 
@@ -54,10 +51,6 @@ pub fn run_text(mut command: Command, code: i32) -> String {
 
 pub fn run_json(command: Command, code: i32) -> Value {
     parse_json(&run_text(command, code))
-}
-
-pub fn start(mut command: Command) -> Child {
-    command.spawn().expect("the client starts")
 }
 
 fn parse_json(report: &str) -> Value {
@@ -143,8 +136,8 @@ pub fn notifying_server(count: usize, echoes: bool) -> (SocketAddr, mpsc::Receiv
 /// Starts a run, presses Ctrl+C at the event, and returns the report.
 ///
 /// A run of a fixed duration may measure nothing: a busy machine can delay a program for all of it.
-pub fn interrupt_at(event: &mpsc::Receiver<()>, command: Command, code: i32) -> String {
-    let client = start(command);
+pub fn interrupt_at(event: &mpsc::Receiver<()>, mut command: Command, code: i32) -> String {
+    let client = start(&mut command);
     event.recv_timeout(PATIENCE).expect("the event occurs");
     signal::send(&client, Signal::INT);
     stdout_text(end(client), code)

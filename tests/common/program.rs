@@ -1,5 +1,7 @@
 //! Runs programs, ours and others, and checks their exit code and output.
 
+#[cfg(target_os = "linux")]
+use std::fs::File;
 use std::io::{PipeWriter, Read};
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -133,13 +135,22 @@ pub fn pipe_without_reader() -> PipeWriter {
     writer
 }
 
+/// Opens a file that behaves like one on a full disk.
+#[cfg(target_os = "linux")]
+pub fn full_disk() -> File {
+    let file = File::options().write(true).open("/dev/full");
+    file.expect("Linux has this file")
+}
+
+/// Spawns `command` with pipes as stdout and stderr.
+pub fn start(command: &mut Command) -> Child {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().expect("the program can be spawned")
+}
+
 /// Runs `command` until it exits, and returns its output.
 pub fn run(command: &mut Command) -> Output {
-    end(command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the program can be spawned"))
+    end(start(command))
 }
 
 /// Runs a command that must exit with this code and write nothing to stderr. Returns its stdout.
