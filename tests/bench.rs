@@ -112,7 +112,9 @@ fn messages_may_have_any_size() {
         assert_positive(&report, &["max_us"]);
         assert_eq!(failures(&report), []);
         for line in server.wait_for_logs(2, " disconnected: closed by client, ") {
-            let (_, end) = line.split_once("by client, ").expect("it is in the line");
+            let (_, end) = line
+                .split_once("by client, ")
+                .expect("the reason is in the line");
             let echoed = end.split(' ').next().and_then(|n| n.parse::<usize>().ok());
             let echoed = echoed.expect("a number of bytes");
             assert_eq!(echoed % bytes, 0, "{line}");

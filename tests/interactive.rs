@@ -11,11 +11,11 @@ use std::time::Duration;
 #[cfg(not(target_os = "linux"))]
 use std::time::Instant;
 
+use crate::common::signal::Signal;
 use crate::common::terminal::{Terminal, open_terminal, read_until, resize};
 use crate::common::{
     self, Server, accept, assert_contains, listen, local_address, reset, run_at_once, signal,
 };
-use rustix::process::{Pid, Signal, kill_process};
 use socket2::SockRef;
 
 /// The server's end of a session, which the test serves itself.
@@ -455,7 +455,7 @@ fn a_signal_restores_the_terminal() {
     let server = Server::start(&[]);
     for signal in [Signal::TERM, Signal::HUP, Signal::INT] {
         let mut terminal = Terminal::open(server.address, &[]);
-        kill_process(Pid::from_child(&terminal.client), signal).expect("it can be signalled");
+        signal::send(&terminal.client, signal);
         assert_eq!(terminal.end().0, 130);
     }
 }
@@ -473,7 +473,7 @@ fn a_signal_works_while_the_terminal_is_blocked() {
         .set_write_timeout(Some(Duration::from_millis(500)))
         .expect("a timeout can be set");
     while server.write_all(b"a flood\n").is_ok() {}
-    kill_process(Pid::from_child(&terminal.client), Signal::TERM).expect("it can be signalled");
+    signal::send(&terminal.client, Signal::TERM);
     assert_eq!(terminal.wait(), 130);
     assert!(terminal.is_restored());
 }
@@ -486,7 +486,7 @@ fn linux_a_closed_terminal_ends_the_client_silently() {
 
     let (_listener, address) = listen();
     let (mut keyboard, line) = open_terminal();
-    let duplicate = || line.try_clone().expect("it can be duplicated");
+    let duplicate = || line.try_clone().expect("the terminal can be duplicated");
     let mut client = common::echo_client(address);
     client
         .env("TERM", "xterm")
@@ -496,7 +496,7 @@ fn linux_a_closed_terminal_ends_the_client_silently() {
     let child = client.spawn().expect("the client starts");
     drop((client, line));
     // The prompt appears before the client reads keys.
-    keyboard.write_all(b"x").expect("it has keys");
+    keyboard.write_all(b"x").expect("the keys can be typed");
     read_until(&mut keyboard, b"> x\x1b[4G");
     drop(keyboard);
     common::assert_silent_exit(&common::end(child), 1);

@@ -293,7 +293,7 @@ impl Setup {
         let mut log = Log::read(tool.0.stderr.take().expect("stderr is piped"));
         let mut has_exited = false;
         wait_until(&format!("{line} listens"), || {
-            has_exited = tool.0.try_wait().expect("it can be waited for").is_some();
+            has_exited = tool.0.try_wait().expect("the status can be read").is_some();
             has_exited || TcpStream::connect(address).is_ok()
         });
         assert!(!has_exited, "{line} exits: {:#?}", log.read_to_end());

@@ -119,7 +119,7 @@ fn named_pipe_receives_the_whole_junit_report() {
     let xml = reader.join().expect("it does not panic");
     std::fs::remove_file(&path).expect("the pipe can be removed");
     let report = Report::deserialize_from_str(&xml.expect("the report is text"));
-    assert_eq!(report.expect("it is a report").tests, 1);
+    assert_eq!(report.expect("the file is a JUnit report").tests, 1);
 }
 
 /// Linux's `/dev/full` acts as a full disk.

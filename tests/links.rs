@@ -169,7 +169,7 @@ impl Document {
         if file.is_empty() {
             return self.anchors.contains(anchor);
         }
-        let directory = self.path.parent().expect("it is a file");
+        let directory = self.path.parent().expect("a file is in a directory");
         let path = directory.join(file);
         if !root().join(&path).exists() {
             return false;

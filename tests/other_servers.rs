@@ -96,7 +96,7 @@ fn commands_of_the_manual_compare_three_servers() {
     };
     let mut reports = String::new();
     let mut stdout = bash.0.stdout.take().expect("stdout is piped");
-    stdout.read_to_string(&mut reports).expect("it is text");
+    stdout.read_to_string(&mut reports).expect("stdout is text");
     assert!(bash.wait().success(), "{reports}");
     for mode in ["rtt", "bulk", "connect"] {
         assert_contains(&reports, &format!("{mode} in turns, "));

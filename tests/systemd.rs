@@ -12,12 +12,12 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::common::signal::{self, Signal};
 use crate::common::tools::{Tool, wait_until_listening};
 use crate::common::{
     self, PATIENCE, Server, assert_contains, command, connect, echo_server, error_of, exchange,
     half_close, listen, local_address, local_server, noise, read_until_fin, reserve_port, send,
 };
-use rustix::process::{Pid, Signal, kill_process};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_echo-server");
 
@@ -254,7 +254,6 @@ fn systemd_socket_activate_can_start_the_server() {
     };
     wait_until_listening(address);
     exchange(&connect(address), b"hello");
-    let pid = Pid::from_child(&server.0);
-    kill_process(pid, Signal::TERM).expect("the signal can be sent");
+    signal::send(&server.0, Signal::TERM);
     assert_eq!(server.wait().code(), Some(0));
 }

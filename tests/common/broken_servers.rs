@@ -106,7 +106,9 @@ pub fn sends_a_greeting(mut stream: &TcpStream, _: &State) {
 
 pub fn resets_silent_clients(stream: &TcpStream, _: &State) {
     let timeout = Some(Duration::from_millis(20));
-    stream.set_read_timeout(timeout).expect("it is not zero");
+    stream
+        .set_read_timeout(timeout)
+        .expect("the timeout can be set");
     if stream.peek(&mut [0]).is_err() {
         reset_on_close(stream);
     } else {
@@ -226,7 +228,9 @@ pub fn blocks_on_a_client_that_never_reads(mut stream: &TcpStream, state: &State
 
 pub fn resets_a_client_that_never_reads(stream: &TcpStream, _: &State) {
     let timeout = Some(Duration::from_millis(100));
-    stream.set_write_timeout(timeout).expect("it is not zero");
+    stream
+        .set_write_timeout(timeout)
+        .expect("the timeout can be set");
     echo(stream, |_| {});
     reset_on_close(stream);
 }

@@ -24,12 +24,12 @@ pub fn open_terminal() -> (File, File) {
     // Atomically if possible: another test may be starting a client.
     #[cfg(target_os = "linux")]
     let flags = flags | OpenptFlags::CLOEXEC;
-    let keyboard = openpt(flags).expect("a terminal");
-    fcntl_setfd(&keyboard, FdFlags::CLOEXEC).expect("it can be kept from other tests' clients");
+    let keyboard = openpt(flags).expect("a pseudo-terminal can be opened");
+    fcntl_setfd(&keyboard, FdFlags::CLOEXEC).expect("the flag can be set");
     grantpt(&keyboard)
         .and_then(|()| unlockpt(&keyboard))
-        .expect("it can be used");
-    let path = ptsname(&keyboard, Vec::new()).expect("it has a name");
+        .expect("the client's end can be unlocked");
+    let path = ptsname(&keyboard, Vec::new()).expect("the client's end has a name");
     let path = Path::new(std::ffi::OsStr::from_bytes(path.as_bytes()));
     let no_tty = OpenptFlags::NOCTTY.bits().cast_signed();
     let line = OpenOptions::new()
@@ -37,7 +37,7 @@ pub fn open_terminal() -> (File, File) {
         .write(true)
         .custom_flags(no_tty)
         .open(path);
-    let line = line.expect("it can be opened");
+    let line = line.expect("the client's end can be opened");
     resize(&line, 80);
     (keyboard.into(), line)
 }
@@ -49,12 +49,12 @@ pub fn resize(line: &File, columns: u16) {
         ws_xpixel: 0,
         ws_ypixel: 0,
     };
-    tcsetwinsize(line, size).expect("it has a size");
+    tcsetwinsize(line, size).expect("the size can be set");
 }
 
 /// Returns the terminal's modes in a comparable form.
 fn modes(line: &File) -> String {
-    let mut modes = tcgetattr(line).expect("it has modes");
+    let mut modes = tcgetattr(line).expect("the modes can be read");
     // Set by macOS while typed keys are pending.
     modes.local_modes.remove(LocalModes::PENDIN);
     format!("{modes:?}")
@@ -64,7 +64,7 @@ fn modes(line: &File) -> String {
 pub fn read_until(screen: &mut File, end: &[u8]) {
     let mut shown = Vec::new();
     while !shown.ends_with(end) {
-        let patience = Timespec::try_from(PATIENCE).expect("it is short");
+        let patience = Timespec::try_from(PATIENCE).expect("the time is short");
         let more = poll(&mut [PollFd::new(screen, PollFlags::IN)], Some(&patience));
         assert_eq!(more, Ok(1), "the end comes after {}", shown.escape_ascii());
         let mut buffer = [0; 4096];
@@ -117,10 +117,12 @@ impl Terminal {
     pub fn spawn_client(ahead: &str, change: impl FnOnce(&mut Command)) -> Self {
         let (mut keyboard, line) = open_terminal();
         let modes = modes(&line);
-        keyboard.write_all(ahead.as_bytes()).expect("it has keys");
+        keyboard
+            .write_all(ahead.as_bytes())
+            .expect("the keys can be typed");
         let mut client = default_client();
         client.env("TERM", "xterm");
-        let duplicate = || line.try_clone().expect("it can be duplicated");
+        let duplicate = || line.try_clone().expect("the terminal can be duplicated");
         client
             .stdin(duplicate())
             .stdout(duplicate())
@@ -131,15 +133,17 @@ impl Terminal {
         drop(client);
         let shown: Arc<(Mutex<Vec<u8>>, Condvar)> = Arc::default();
         let reader = {
-            let (mut screen, shown) = (keyboard.try_clone().expect("a duplicate"), shown.clone());
+            let (mut screen, shown) = (
+                keyboard
+                    .try_clone()
+                    .expect("the terminal can be duplicated"),
+                shown.clone(),
+            );
             thread::spawn(move || {
                 let mut buffer = [0; 4096];
                 while let Ok(n @ 1..) = screen.read(&mut buffer) {
-                    shown
-                        .0
-                        .lock()
-                        .expect("no panics")
-                        .extend_from_slice(&buffer[..n]);
+                    let mut text = shown.0.lock().expect("the lock is not poisoned");
+                    text.extend_from_slice(&buffer[..n]);
                     shown.1.notify_all();
                 }
             })
@@ -158,19 +162,22 @@ impl Terminal {
     pub fn press(&mut self, keys: &str) {
         self.keyboard
             .write_all(keys.as_bytes())
-            .expect("it has keys");
+            .expect("the keys can be typed");
     }
 
     /// Turns echo off, so that typed keys do not appear in the client's output.
     pub fn disable_echo(&self) {
-        let mut modes = tcgetattr(&self.line).expect("it has modes");
+        let mut modes = tcgetattr(&self.line).expect("the modes can be read");
         modes.local_modes.remove(LocalModes::ECHO);
-        tcsetattr(&self.line, OptionalActions::Now, &modes).expect("they can be changed");
+        tcsetattr(&self.line, OptionalActions::Now, &modes).expect("the modes can be set");
     }
 
     /// Types lines, of a length that every system accepts, from a thread that ends with the tests.
     pub fn press_endlessly(&self) {
-        let mut keyboard = self.keyboard.try_clone().expect("a duplicate");
+        let mut keyboard = self
+            .keyboard
+            .try_clone()
+            .expect("the terminal can be duplicated");
         let line = "0123456789".repeat(90) + "\n";
         thread::spawn(move || {
             while keyboard.write_all(line.as_bytes()).is_ok() {
@@ -193,10 +200,10 @@ impl Terminal {
             searched = searched.max(shown.len().saturating_sub(text.len()));
             None
         };
-        let shown = shown.lock().expect("no panics");
+        let shown = shown.lock().expect("the lock is not poisoned");
         let (shown, _) = more
             .wait_timeout_while(shown, PATIENCE, |shown| find(shown).is_none())
-            .expect("no panics");
+            .expect("the lock is not poisoned");
         self.seen = find(&shown).unwrap_or_else(|| {
             let (seen, rest) = shown.split_at(self.seen);
             panic!(
@@ -216,7 +223,7 @@ impl Terminal {
     pub fn wait(&mut self) -> i32 {
         let status = super::wait(&mut self.client);
         let status = status.unwrap_or_else(|| panic!("the client still runs: {}", self.text()));
-        status.code().expect("it was not killed")
+        status.code().expect("no signal has killed the client")
     }
 
     /// Waits until the client exits. Returns its exit code and output, and checks that the terminal
@@ -225,7 +232,9 @@ impl Terminal {
         let code = self.wait();
         assert_eq!(modes(&self.line), self.modes);
         // The reader has read all output once it has read this.
-        self.line.write_all(b"the end").expect("it is open");
+        self.line
+            .write_all(b"the end")
+            .expect("the terminal is open");
         self.wait_for("the end");
         let mut shown = self.text();
         shown.truncate(shown.len() - "the end".len());
@@ -238,7 +247,8 @@ impl Terminal {
     }
 
     pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.shown.0.lock().expect("no panics")).into_owned()
+        String::from_utf8_lossy(&self.shown.0.lock().expect("the lock is not poisoned"))
+            .into_owned()
     }
 }
 
