@@ -9,9 +9,16 @@ use std::time::{Duration, Instant};
 use crate::common::{connect, exchange, fill, read_until_fin, wait_until};
 use echo_server::{Config, Server, ShutdownHandle};
 
+/// Returns the default configuration, for an ephemeral port of 127.0.0.1.
+fn local_config() -> Config {
+    Config {
+        address: ([127, 0, 0, 1], 0).into(),
+        ..Config::default()
+    }
+}
+
 /// Runs a server in a thread of the test.
-fn run(mut config: Config) -> (SocketAddr, ShutdownHandle, JoinHandle<()>) {
-    config.address = ([127, 0, 0, 1], 0).into();
+fn run(config: Config) -> (SocketAddr, ShutdownHandle, JoinHandle<()>) {
     let server = Server::bind(config).expect("a port is free");
     let address = server.local_addr().expect("the server has an address");
     (
@@ -28,11 +35,7 @@ fn wait_for(server: JoinHandle<()>) {
 
 #[test]
 fn shutdown_before_run_takes_effect() {
-    let config = Config {
-        address: ([127, 0, 0, 1], 0).into(),
-        ..Config::default()
-    };
-    let server = Server::bind(config).expect("a port is free");
+    let server = Server::bind(local_config()).expect("a port is free");
     let handle = server.shutdown_handle();
     assert!(!handle.is_shutdown());
     handle.shutdown();
@@ -43,7 +46,7 @@ fn shutdown_before_run_takes_effect() {
 
 #[test]
 fn idle_clients_get_fin_at_shutdown() {
-    let (address, handle, server) = run(Config::default());
+    let (address, handle, server) = run(local_config());
     let clients = [connect(address), connect(address)];
     exchange(&clients[0], b"hello");
     exchange(&clients[1], b"hello");
@@ -58,7 +61,7 @@ fn idle_clients_get_fin_at_shutdown() {
 fn client_that_reads_late_gets_everything_it_sent() {
     let (address, handle, server) = run(Config {
         shutdown_timeout: Duration::MAX,
-        ..Config::default()
+        ..local_config()
     });
     let client = connect(address);
     let sent = fill(&client);
@@ -73,7 +76,7 @@ fn client_that_never_reads_is_forcibly_closed() {
     let shutdown_timeout = Duration::from_millis(500);
     let (address, handle, server) = run(Config {
         shutdown_timeout,
-        ..Config::default()
+        ..local_config()
     });
     let client = connect(address);
     fill(&client);
@@ -85,21 +88,12 @@ fn client_that_never_reads_is_forcibly_closed() {
 
 #[test]
 fn configuration_out_of_range_is_an_error() {
-    let no_connections = Config {
-        max_connections: 0,
-        ..Config::default()
-    };
-    let no_buffer = Config {
-        buffer_size: 0,
-        ..Config::default()
-    };
-    let huge_buffer = Config {
-        buffer_size: usize::MAX,
-        ..Config::default()
-    };
-    for config in [no_connections, no_buffer, huge_buffer] {
-        let address = ([127, 0, 0, 1], 0).into();
-        let error = Server::bind(Config { address, ..config }).expect_err("the value is invalid");
+    let mut configs = [(); 3].map(|()| local_config());
+    configs[0].max_connections = 0;
+    configs[1].buffer_size = 0;
+    configs[2].buffer_size = usize::MAX;
+    for config in configs {
+        let error = Server::bind(config).expect_err("the value is invalid");
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
     }
 }
