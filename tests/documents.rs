@@ -14,6 +14,11 @@ const BINARIES: [&str; 1] = [env!("CARGO_BIN_EXE_echo-server")];
 
 const SHELLS: [&str; 5] = ["bash", "elvish", "fish", "powershell", "zsh"];
 
+/// Returns what a successful run prints.
+fn printed(program: &str, arguments: &[&str]) -> String {
+    stdout_of(command(program).args(arguments), 0)
+}
+
 /// Returns the long options in a help text.
 fn options(help: &str) -> BTreeSet<String> {
     let words = help.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
@@ -25,14 +30,11 @@ fn options(help: &str) -> BTreeSet<String> {
 
 /// Returns the long options of a binary and its commands.
 fn all_options(program: &str) -> BTreeSet<String> {
-    let help = stdout_of(command(program).arg("--help"), 0);
+    let help = printed(program, &["--help"]);
     let mut all = options(&help);
     if help.contains("Commands:") {
         for name in ["test", "bench"] {
-            all.append(&mut options(&stdout_of(
-                command(program).args([name, "--help"]),
-                0,
-            )));
+            all.append(&mut options(&printed(program, &[name, "--help"])));
         }
     }
     assert!(all.len() > 5, "{all:?}");
@@ -42,9 +44,9 @@ fn all_options(program: &str) -> BTreeSet<String> {
 #[test]
 fn help_ends_with_examples_and_fits_a_terminal() {
     for program in BINARIES {
-        let version = stdout_of(command(program).arg("-V"), 0);
+        let version = printed(program, &["-V"]);
         assert_contains(&version, env!("CARGO_PKG_VERSION"));
-        let help = stdout_of(command(program).arg("--help"), 0);
+        let help = printed(program, &["--help"]);
         assert_contains(&help, "Usage: echo-");
         let (_, examples) = help
             .split_once("\nExamples:\n")
@@ -77,7 +79,7 @@ fn has_word(text: &str, word: &str) -> bool {
 #[test]
 fn man_page_has_every_option() {
     for program in BINARIES {
-        let page = stdout_of(command(program).arg("--man"), 0)
+        let page = printed(program, &["--man"])
             .replace("\\fR", "")
             .replace('\\', "");
         assert_contains(&page, ".TH echo-");
@@ -102,7 +104,7 @@ fn completions_for_every_shell_have_every_option() {
     for program in BINARIES {
         let options = all_options(program);
         for shell in SHELLS {
-            let script = stdout_of(command(program).args(["--completions", shell]), 0);
+            let script = printed(program, &["--completions", shell]);
             for option in &options {
                 // A fish script has the options without dashes.
                 let fish = format!("-l {}", option.trim_start_matches('-'));
@@ -115,7 +117,7 @@ fn completions_for_every_shell_have_every_option() {
 
 #[test]
 fn environment_variables_do_not_affect_documents() {
-    let page = stdout_of(command(BINARIES[0]).arg("--man"), 0);
+    let page = printed(BINARIES[0], &["--man"]);
     let variables: Vec<&str> = page
         .lines()
         .filter(|line| line.starts_with("ECHO_SERVER_"))
@@ -123,7 +125,7 @@ fn environment_variables_do_not_affect_documents() {
     assert!(variables.len() > 5, "{page}");
     for program in BINARIES {
         for document in ["--man", "--completions=bash"] {
-            let document_alone = stdout_of(command(program).arg(document), 0);
+            let document_alone = printed(program, &[document]);
             let mut command = command(program);
             command.envs(variables.iter().map(|variable| (variable, "invalid")));
             assert_eq!(
@@ -156,15 +158,12 @@ fn readme_has_every_option_of_the_server() {
 #[cfg(all(target_os = "linux", feature = "client"))]
 fn bash_completes_the_options_of_a_command() {
     let program = env!("CARGO_BIN_EXE_echo-client");
-    let script = stdout_of(command(program).args(["--completions", "bash"]), 0);
+    let script = printed(program, &["--completions", "bash"]);
     let complete = r#"
         COMP_WORDS=(echo-client bench --mo) COMP_CWORD=2
         _echo__client echo-client --mo bench
         echo "${COMPREPLY[@]}""#;
-    let reply = stdout_of(
-        command("bash").args(["-c", &format!("{script}\n{complete}")]),
-        0,
-    );
+    let reply = printed("bash", &["-c", &format!("{script}\n{complete}")]);
     assert_eq!(reply.trim(), "--mode");
 }
 
