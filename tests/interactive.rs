@@ -78,8 +78,7 @@ fn every_way_to_disconnect_is_graceful() {
     for keys in ["quit\r", "exit\r", "\x04", "\x03", "half a line\x03"] {
         let mut terminal = Terminal::open(server.address, &[]);
         terminal.press(keys);
-        let (code, shown) = terminal.end();
-        assert_eq!(code, 0, "{shown}");
+        let shown = terminal.end_with(0);
         let last = format!("Disconnected from {}\r\n", server.address);
         assert!(
             shown.ends_with(&last) && !shown.contains("Server:"),
@@ -103,8 +102,8 @@ fn lines_typed_ahead_and_their_replies_are_not_lost() {
         for terminal in [&mut ahead, &mut pasted] {
             terminal.wait_for("Server: hello\r\n");
             terminal.wait_for("Disconnected from ");
-            let (code, shown) = terminal.end();
-            assert_eq!((code, shown.matches("Server: ").count()), (0, 1), "{shown}");
+            let shown = terminal.end_with(0);
+            assert_eq!(shown.matches("Server: ").count(), 1, "{shown}");
         }
     }
 }
@@ -204,7 +203,7 @@ fn ctrl_z_suspends_and_fg_redraws_the_prompt() {
     server.send(b"half done\n");
     drop(server);
     terminal.wait_for("Disconnected from ");
-    assert_eq!(terminal.end().0, 0);
+    terminal.end_with(0);
 }
 
 /// The handler of the signal and the prompt, which continues, may run at the same time. One run would
@@ -285,13 +284,10 @@ fn a_closed_connection_is_reported_at_once() {
     server.send(b"bye");
     drop(server);
     terminal.wait_for("Server: bye\r\n");
-    let (code, shown) = terminal.end();
-    let last = shown.lines().last().expect("lines");
-    assert!(code == 1 && last.contains(&message), "{code}: {shown:?}");
-    assert!(
-        shown.contains("> half\x1b[7G\r\n"),
-        "the message has a line of its own: {shown:?}"
-    );
+    let shown = terminal.end_with(1);
+    assert_contains(shown.lines().last().expect("lines"), &message);
+    // The message has a line of its own.
+    assert_contains(&shown, "> half\x1b[7G\r\n");
 }
 
 #[test]
@@ -300,7 +296,7 @@ fn a_reset_is_reported_at_once() {
     let address = server.address();
     reset(server.0.into_inner());
     terminal.wait_for(&format!("echo-client: {address} reset the connection"));
-    assert_eq!(terminal.end().0, 1);
+    terminal.end_with(1);
 }
 
 /// Either thread of the client may get the error, so the test runs several times.
@@ -332,7 +328,7 @@ fn replies_after_quit_are_shown() {
     terminal.wait_for("Server: one\nServer: two\n".replace('\n', "\r\n").as_str());
     drop(server);
     terminal.wait_for("Disconnected from ");
-    assert_eq!(terminal.end().0, 0);
+    terminal.end_with(0);
 }
 
 /// Takes seven seconds: in one case the server sends for longer than the timeout, which must be longer
@@ -361,7 +357,7 @@ fn echoes_that_arrive_while_suspended_are_not_missing() {
     signal::send(&terminal.client, Signal::CONT);
     terminal.wait_for("Server: hello\r\n");
     terminal.wait_for("Disconnected from ");
-    assert_eq!(terminal.end().0, 0);
+    terminal.end_with(0);
 }
 
 fn missing_bytes_are_reported_after_the_timeout() {
@@ -374,7 +370,7 @@ fn missing_bytes_are_reported_after_the_timeout() {
     terminal.wait_for(&format!(
         "echo-client: {address} did not return 4 bytes within 3s"
     ));
-    assert_eq!(terminal.end().0, 1);
+    terminal.end_with(1);
 }
 
 /// The replies take longer than the timeout.
@@ -387,7 +383,7 @@ fn each_reply_restarts_the_timeout() {
     }
     drop(server);
     terminal.wait_for("Disconnected from ");
-    assert_eq!(terminal.end().0, 0);
+    terminal.end_with(0);
 }
 
 #[test]
@@ -398,14 +394,14 @@ fn missing_bytes_are_reported_if_the_server_closes() {
     assert_eq!(server.read_line(), "");
     drop(server);
     terminal.wait_for("closed the connection without returning 6 bytes");
-    assert_eq!(terminal.end().0, 1);
+    terminal.end_with(1);
 }
 
 #[test]
 fn a_missing_fin_is_no_error() {
     let (mut terminal, _server) = open_session(&["--timeout=100ms"]);
     terminal.press("quit\r");
-    assert_eq!(terminal.end().0, 0);
+    terminal.end_with(0);
 }
 
 fn a_server_that_does_not_read_does_not_hang_the_client() {
@@ -456,7 +452,7 @@ fn a_signal_restores_the_terminal() {
     for signal in [Signal::TERM, Signal::HUP, Signal::INT] {
         let mut terminal = Terminal::open(server.address, &[]);
         signal::send(&terminal.client, signal);
-        assert_eq!(terminal.end().0, 130);
+        terminal.end_with(130);
     }
 }
 
@@ -534,8 +530,8 @@ fn a_dumb_terminal_gets_plain_lines() {
     terminal.wait_for("Server: hello\r\n");
     terminal.press("\x04");
     terminal.wait_for("Disconnected from ");
-    let (code, shown) = terminal.end();
-    assert!(code == 0 && !shown.contains('\x1b'), "{code}: {shown:?}");
+    let shown = terminal.end_with(0);
+    assert!(!shown.contains('\x1b'), "{shown:?}");
 }
 
 #[test]
@@ -567,5 +563,5 @@ fn linux_a_full_disk_is_reported_for_stdout() {
         client.stdout(common::full_disk());
     });
     terminal.wait_for("echo-client: cannot write to stdout: No space left");
-    assert_eq!(terminal.end().0, 1);
+    terminal.end_with(1);
 }

@@ -226,10 +226,11 @@ impl Terminal {
         status.code().expect("no signal has killed the client")
     }
 
-    /// Waits until the client exits. Returns its exit code and output, and checks that the terminal
-    /// is restored.
-    pub fn end(&mut self) -> (i32, String) {
-        let code = self.wait();
+    /// Waits until the client exits. Checks its exit code and that the terminal is restored, and
+    /// returns the output.
+    #[track_caller]
+    pub fn end_with(&mut self, code: i32) -> String {
+        assert_eq!(self.wait(), code, "{}", self.text());
         assert_eq!(modes(&self.line), self.modes);
         // The reader has read all output once it has read this.
         self.line
@@ -243,7 +244,7 @@ impl Terminal {
             !shown.contains("\x1b[?2004"),
             "a mode was changed: {shown:?}"
         );
-        (code, shown)
+        shown
     }
 
     pub fn text(&self) -> String {
