@@ -4,8 +4,8 @@
 use std::process::{Command, Stdio};
 
 use crate::common::{
-    self, Server, assert_contains, echo_server, error_of, exchange, for_each_at_once, listen,
-    local_server, pipe_without_reader, stderr_of, stdout_of,
+    self, Server, assert_contains, count_lines, echo_server, error_of, exchange, for_each_at_once,
+    line_with, listen, local_server, pipe_without_reader, stderr_of, stdout_of,
 };
 
 #[test]
@@ -146,11 +146,7 @@ fn default_host_is_every_interface() {
 #[test]
 fn default_port_is_54000() {
     let help = stdout_of(echo_server().arg("--help"), 0);
-    let line = help
-        .lines()
-        .find(|line| line.contains("--port"))
-        .expect("the help has the option");
-    assert_contains(line, "[default: 54000]");
+    assert_contains(line_with(&help, "--port"), "[default: 54000]");
 }
 
 /// The port is in use, so the server's error shows which address it tried. A free port could be taken
@@ -283,15 +279,9 @@ fn info_log_has_two_lines_per_client_and_the_totals() {
     let Some(log) = log_of_one_client(&mut local_server()) else {
         return;
     };
-    let count = |text: &str| log.lines().filter(|line| line.contains(text)).count();
-    assert_eq!(
-        (
-            count(" connected"),
-            count("disconnected: closed by client, 11 bytes echoed in ")
-        ),
-        (1, 1),
-        "{log}"
-    );
+    assert_eq!(count_lines(&log, " connected"), 1, "{log}");
+    let end = "disconnected: closed by client, 11 bytes echoed in ";
+    assert_eq!(count_lines(&log, end), 1, "{log}");
     let last = log.lines().last().expect("the log has lines");
     assert_contains(
         last,

@@ -11,8 +11,8 @@ use std::time::Duration;
 use crate::common::broken_servers::{self, Serve, echo, serve};
 use crate::common::conformance::{checks, failed_checks, run_checks};
 use crate::common::{
-    Server, assert_contains, assert_silent_exit, echo_client, end, for_each_at_once,
-    reset_can_be_read, reset_on_close, retry, run_at_once, start, stderr_of, stdout_of,
+    Server, assert_contains, assert_silent_exit, count_lines, echo_client, end, for_each_at_once,
+    line_with, reset_can_be_read, reset_on_close, retry, run_at_once, start, stderr_of, stdout_of,
 };
 
 /// Takes five seconds: in some checks, the suite waits for bytes that must not arrive.
@@ -43,17 +43,11 @@ fn report_has_a_line_for_each_check_and_a_summary() {
     let report = stdout_of(echo_client(address).args(["test", "closed"]), 1);
     let lines: Vec<&str> = report.lines().collect();
     assert_eq!(lines[0], format!("Testing {address}"));
-    let line = |mark: &str| {
-        lines
-            .iter()
-            .find(|line| line.starts_with(mark))
-            .expect("the report has such a line")
-    };
-    assert!(line("✓ 100 connections closed at once (").ends_with("s)"));
-    let failed = line("✗ nothing sent, half-closed: FIN (");
+    let passed = line_with(&report, "✓ 100 connections closed at once (");
+    assert!(passed.ends_with("s)"), "{passed}");
+    let failed = line_with(&report, "✗ nothing sent, half-closed: FIN (");
     assert!(failed.ends_with("): expected FIN; got \"bye\""), "{failed}");
-    let count = |mark: char| lines.iter().filter(|line| line.starts_with(mark)).count();
-    let (passed, failed) = (count('✓'), count('✗'));
+    let (passed, failed) = (count_lines(&report, "✓"), count_lines(&report, "✗"));
     assert_eq!(passed + failed, lines.len() - 2);
     let last = format!("{passed} passed, {failed} failed in ");
     assert!(lines[lines.len() - 1].starts_with(&last), "{report}");
@@ -63,15 +57,10 @@ fn report_has_a_line_for_each_check_and_a_summary() {
 fn checks_can_be_chosen_by_a_part_of_their_name() {
     let server = Server::start(&[]);
     let report = stdout_of(echo_client(server.address).args(["test", "half-close"]), 0);
-    let marked: Vec<&str> = report
-        .lines()
-        .filter(|line| line.starts_with('✓'))
-        .collect();
-    assert_eq!(marked.len(), 2, "{report}");
-    assert!(
-        marked.iter().all(|line| line.contains("half-close")),
-        "{report}"
-    );
+    assert_eq!(count_lines(&report, "✓"), 2, "{report}");
+    for line in report.lines().filter(|line| line.starts_with('✓')) {
+        assert_contains(line, "half-close");
+    }
 
     let message = stderr_of(echo_client(server.address).args(["test", "no such"]), 1);
     assert_contains(&message, "\"no such\"");

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::common::{assert_contains, assert_silent_exit, command, pipe_without_reader, stdout_of};
+use crate::common::{
+    assert_contains, assert_silent_exit, command, count_lines, pipe_without_reader, stdout_of,
+};
 
 #[cfg(feature = "client")]
 const BINARIES: [&str; 2] = [
@@ -48,17 +50,8 @@ fn help_ends_with_examples_and_fits_a_terminal() {
         assert_contains(&version, env!("CARGO_PKG_VERSION"));
         let help = printed(program, &["--help"]);
         assert_contains(&help, "Usage: echo-");
-        let (_, examples) = help
-            .split_once("\nExamples:\n")
-            .expect("the help has examples");
-        assert!(
-            examples
-                .lines()
-                .filter(|line| line.starts_with("  echo-"))
-                .count()
-                >= 2,
-            "{help}"
-        );
+        let (_, examples) = help.split_once("\nExamples:\n").expect("examples");
+        assert!(count_lines(examples, "  echo-") >= 2, "{help}");
         if program == BINARIES[0] {
             for words in ["-vv: the bytes too", "-qqq: nothing", "Exit codes: 0"] {
                 assert_contains(&help, words);

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use common::{
     PATIENCE, Server, assert_contains, connect_from, cpu_time, exchange, exchange_all,
-    for_each_at_once, local_server, noise, read_until_fin, receive_echo, server_from_shell,
-    set_read_timeout, wait_until,
+    for_each_at_once, line_with, local_server, noise, read_until_fin, receive_echo,
+    server_from_shell, set_read_timeout, wait_until,
 };
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 
@@ -39,13 +39,9 @@ fn lowered_limit(server: &Server, from: usize, setting: &str) -> usize {
     assert_contains(&line, "WARN");
     assert_contains(&line, setting);
     server.assert_log_count(1, "limit lowered");
-    let number = line
-        .split(&start)
-        .last()
-        .and_then(|rest| rest.split(':').next());
-    number
-        .and_then(|number| number.parse().ok())
-        .expect("the warning names the new limit")
+    let (_, rest) = line.split_once(&start).expect("the line contains it");
+    let (number, _) = rest.split_once(':').expect("the reason follows");
+    number.parse().expect("the warning names the new limit")
 }
 
 #[test]
@@ -53,13 +49,8 @@ fn soft_limit_of_open_files_is_raised_to_the_hard_limit() {
     let server = start_under("ulimit -Sn 50 && ulimit -Hn 2000", "--max-connections 100");
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.child.id()));
     let limits = limits.expect("the server runs");
-    let line = limits
-        .lines()
-        .find(|line| line.starts_with("Max open files"));
-    let columns: Vec<&str> = line
-        .expect("Linux lists this limit")
-        .split_whitespace()
-        .collect();
+    let line = line_with(&limits, "Max open files");
+    let columns: Vec<&str> = line.split_whitespace().collect();
     assert_eq!(columns[3..5], ["2000", "2000"]);
     exchange(&server.connect(), b"hello");
     server.wait_for_log("closed by client");

@@ -51,6 +51,18 @@ pub fn assert_contains(text: &str, part: &str) {
     assert!(text.contains(part), "expected {part:?} in: {text}");
 }
 
+/// Returns the first line of `text` that contains `part`.
+#[track_caller]
+pub fn line_with<'a>(text: &'a str, part: &str) -> &'a str {
+    let line = text.lines().find(|line| line.contains(part));
+    line.unwrap_or_else(|| panic!("expected a line with {part:?} in: {text}"))
+}
+
+/// Returns how many lines of `text` contain `part`.
+pub fn count_lines(text: &str, part: &str) -> usize {
+    text.lines().filter(|line| line.contains(part)).count()
+}
+
 /// Calls `check` for all items at once, each in a thread of its own. Fails the test if a call panics.
 pub fn for_each_at_once<T: Send>(items: impl IntoIterator<Item = T>, check: impl Fn(T) + Sync) {
     let check = &check;
