@@ -14,7 +14,7 @@ use std::time::Instant;
 use crate::common::signal::Signal;
 use crate::common::terminal::{Terminal, open_terminal, read_until, resize};
 use crate::common::{
-    self, Server, accept, assert_contains, listen, local_address, reset, run_at_once, signal,
+    Server, accept, assert_contains, listen, local_address, reset, run_at_once, signal,
 };
 use socket2::SockRef;
 
@@ -121,7 +121,7 @@ fn a_pasted_line_of_100_kb_is_shown_and_sent_fast() {
     terminal.press("\r");
     assert_eq!(server.read_line(), line.clone() + "\n");
     #[cfg(target_os = "linux")]
-    let took = common::cpu_time(&terminal.client);
+    let took = crate::common::cpu_time(&terminal.client);
     #[cfg(not(target_os = "linux"))]
     let took = begin.elapsed();
     let limit = Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 1 });
@@ -483,7 +483,7 @@ fn linux_a_closed_terminal_ends_the_client_silently() {
     let (_listener, address) = listen();
     let (mut keyboard, line) = open_terminal();
     let duplicate = || line.try_clone().expect("the terminal can be duplicated");
-    let mut client = common::echo_client(address);
+    let mut client = crate::common::echo_client(address);
     client
         .env("TERM", "xterm")
         .stdin(duplicate())
@@ -495,7 +495,7 @@ fn linux_a_closed_terminal_ends_the_client_silently() {
     keyboard.write_all(b"x").expect("the keys can be typed");
     read_until(&mut keyboard, b"> x\x1b[4G");
     drop(keyboard);
-    common::assert_silent_exit(&common::end(child), 1);
+    crate::common::assert_silent_exit(&crate::common::end(child), 1);
 }
 
 #[test]
@@ -560,7 +560,7 @@ fn a_file_as_stdout_gets_plain_lines() {
 fn linux_a_full_disk_is_reported_for_stdout() {
     let server = Server::start(&[]);
     let mut terminal = Terminal::spawn(server.address, |client| {
-        client.stdout(common::full_disk());
+        client.stdout(crate::common::full_disk());
     });
     terminal.wait_for("echo-client: cannot write to stdout: No space left");
     terminal.end_with(1);

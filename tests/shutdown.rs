@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::signal::{SHUTDOWN_SIGNALS, Signal};
-use crate::common::{self, Server, echo_server, exchange, fill, read_until_fin, retry};
+use crate::common::{Server, echo_server, exchange, fill, read_until_fin, retry};
 
 #[test]
 fn each_signal_shuts_an_idle_server_down_with_exit_code_0() {
@@ -126,7 +126,7 @@ fn next_server_can_bind_the_port_despite_time_wait() {
     // A process that another test is spawning may hold a copy of the client's socket for a moment.
     // Until then the client sends no FIN.
     #[cfg(target_os = "linux")]
-    common::wait_until("a connection is in TIME_WAIT", || in_time_wait(port));
+    crate::common::wait_until("a connection is in TIME_WAIT", || in_time_wait(port));
     let mut command = echo_server();
     command.args(["--host", "127.0.0.1", "--port", &port.to_string()]);
     let second = Server::spawn(&mut command);
