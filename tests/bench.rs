@@ -14,8 +14,7 @@ use crate::common::bench::{
     number, run_json, run_text, server,
 };
 use crate::common::{
-    self, Server, assert_contains, end, for_each_at_once, reset, run_at_once, signal, start,
-    stdout_text,
+    Server, assert_contains, end, for_each_at_once, reset, run_at_once, signal, start, stdout_text,
 };
 #[cfg(target_os = "linux")]
 use crate::output::unix::full_pipe;
@@ -452,10 +451,10 @@ fn first_ctrl_c_after_the_run_ends_the_client() {
     command.stdout(stdout).stderr(std::process::Stdio::piped());
     let client = command.spawn().expect("the client can be spawned");
     wait_for_close
-        .recv_timeout(common::PATIENCE)
+        .recv_timeout(crate::common::PATIENCE)
         .expect("the run ends");
     let process = format!("/proc/{}", client.id());
-    common::wait_until("the client writes its report", || {
+    crate::common::wait_until("the client writes its report", || {
         // The thread of the connection has ended, after it woke the main thread for the last time. The
         // other thread handles signals.
         let threads = std::fs::read_dir(format!("{process}/task")).expect("the client runs");
@@ -471,13 +470,13 @@ fn first_ctrl_c_after_the_run_ends_the_client() {
 #[test]
 #[cfg(target_os = "linux")]
 fn second_ctrl_c_ends_the_run_at_once() {
-    let (socket, address) = common::closed_port();
+    let (socket, address) = crate::common::closed_port();
     socket.listen(0).expect("the socket can listen");
     let listener = std::net::TcpListener::from(socket);
     let options = "--connections 8 --timeout 1h";
     let mut client = start(&mut bench(address, options));
-    let _first = common::accept(&listener);
-    common::wait_until("the client exits", || {
+    let _first = crate::common::accept(&listener);
+    crate::common::wait_until("the client exits", || {
         let status = client.try_wait().expect("the status can be read");
         if status.is_none() {
             // The client may see two signals in quick succession as one.
@@ -494,12 +493,12 @@ fn second_ctrl_c_ends_the_run_at_once() {
 #[cfg(unix)]
 fn connections_without_a_file_are_counted_and_others_go_on() {
     let server = Server::start(&["-q"]);
-    let mut shell = common::command("sh");
+    let mut shell = crate::common::command("sh");
     let client = env!("CARGO_BIN_EXE_echo-client");
     let script = format!("ulimit -n 30 && exec {client} \"$@\"");
     let port = server.address.port().to_string();
     shell.args(["-c", &script, "sh", "--port", &port]);
-    let client = common::bench::bench_command(shell, "200ms", "--json --connections 60");
+    let client = crate::common::bench::bench_command(shell, "200ms", "--json --connections 60");
     let report = run_json(client, 1);
     // A busy machine may delay all echoes until after the run.
     assert_positive(&report, &["max_us"]);

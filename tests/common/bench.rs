@@ -28,6 +28,8 @@ pub fn bench_addresses(addresses: &[String], arguments: &str) -> Command {
     command
 }
 
+/// Adds the command `bench` and these arguments to a command for the client. Without other arguments,
+/// a run has no warm-up and a long timeout.
 pub fn bench_command(mut command: Command, duration: &str, arguments: &str) -> Command {
     command.arg("bench");
     let defaults = [
@@ -49,6 +51,7 @@ pub fn run_text(mut command: Command, code: i32) -> String {
     stdout_of(&mut command, code)
 }
 
+/// Does the same for a report as JSON.
 pub fn run_json(command: Command, code: i32) -> Value {
     parse_json(&run_text(command, code))
 }
@@ -57,6 +60,7 @@ fn parse_json(report: &str) -> Value {
     serde_json::from_str(report).unwrap_or_else(|error| panic!("{error}: {report}"))
 }
 
+/// Returns the number at `key` of a JSON report.
 pub fn number(report: &Value, key: &str) -> f64 {
     report[key]
         .as_f64()
