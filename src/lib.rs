@@ -78,8 +78,7 @@
 //! | `client/pipe.rs` | pipe mode: stdin to the server, echoes to stdout |
 //! | `client/conformance.rs` | `echo-client test`: runs the checks and reports the results |
 //! | `client/conformance/checks.rs` | what an echo server guarantees, a function for each check |
-//! | `client/conformance/test_client.rs` | the client that the checks use: sends and expects |
-//! | `client/conformance/mismatch.rs` | how a failed check describes what it got instead |
+//! | `client/conformance/expect.rs` | what the checks send and expect, and how they describe what came instead |
 //! | `client/bench.rs` | `echo-client bench`: the load generator: its rounds, and each measurement from start to end |
 //! | `client/bench/load.rs` | what all connections share: the workload, start and end |
 //! | `client/bench/worker.rs` | the thread of one connection: sends messages and verifies their echoes |

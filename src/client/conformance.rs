@@ -6,9 +6,8 @@
 //! of a longer one.
 
 mod checks;
-mod mismatch;
+mod expect;
 mod report;
-mod test_client;
 
 use std::fmt::Display;
 use std::fs::{self, OpenOptions};
@@ -19,8 +18,9 @@ use std::time::Instant;
 use indicatif::ProgressBar;
 
 use self::checks::{CHECKS, Check};
+use self::expect::Mismatch;
 use self::report::{CheckResult, Report};
-use self::test_client::TestTarget;
+use super::connection::Connection;
 use super::{Error, Target, print};
 use crate::cli::TestOptions;
 use crate::platform;
@@ -38,10 +38,6 @@ pub fn run(target: &Target, options: &TestOptions) -> Result<(), Error> {
     // Each connection takes a file descriptor. If the limit stays too low, a check reports it.
     let _ = platform::raise_file_limit();
     let address = target.connect()?.address;
-    let target = TestTarget {
-        address,
-        timeout: target.timeout,
-    };
     if !options.json {
         print(format_args!("Testing {address}\n"))?;
     }
@@ -53,7 +49,9 @@ pub fn run(target: &Target, options: &TestOptions) -> Result<(), Error> {
         let started = Instant::now();
         let result = CheckResult {
             name,
-            outcome: check(&target),
+            outcome: Connection::open(address, target.timeout)
+                .map_err(Mismatch::from)
+                .and_then(|connection| check(&connection)),
             elapsed: started.elapsed(),
         };
         if !options.json {

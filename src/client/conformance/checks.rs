@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
 
-use super::mismatch::Mismatch;
-use super::test_client::{TestClient, TestTarget};
+use super::expect::Mismatch;
+use crate::client::connection::Connection;
 use crate::client::is_timeout;
 
 /// How long silence must last, and how long a client pauses.
@@ -32,22 +32,26 @@ const PENDING_LEN: usize = 8 * 1024 * 1024;
 pub(super) const CHUNK: usize = 65_536;
 
 /// One guarantee of an echo server: its name, and the function that checks it.
-pub(super) type Check = (&'static str, fn(&TestTarget) -> Result<(), Mismatch>);
+pub(super) type Check = (&'static str, fn(&Connection) -> Result<(), Mismatch>);
 
 /// All checks. The simple ones come first, because the failure of one explains later failures.
 pub(super) const CHECKS: &[Check] = &[
-    ("one byte", |t| t.exchange(b"a")),
-    ("every byte value", every_byte_value),
-    ("NUL", |t| t.exchange(b"\0before\0\0after\0")),
-    ("CR LF, LF and CR", |t| t.exchange(LINE_ENDS)),
-    ("bytes that are not UTF-8", |t| t.exchange(NOT_UTF_8)),
-    ("text in several scripts", |t| t.exchange(SCRIPTS)),
-    ("silence until the client speaks", silence_until_sent),
+    ("one byte", |c| c.exchange(b"a")),
+    ("every byte value", |c| {
+        c.exchange(&(0..=255).collect::<Vec<_>>())
+    }),
+    ("NUL", |c| c.exchange(b"\0before\0\0after\0")),
+    ("CR LF, LF and CR", |c| c.exchange(LINE_ENDS)),
+    ("bytes that are not UTF-8", |c| c.exchange(NOT_UTF_8)),
+    ("text in several scripts", |c| c.exchange(SCRIPTS)),
+    ("silence until the client speaks", |c| {
+        c.expect_silence(PAUSE)
+    }),
     ("nothing beyond what was sent", nothing_beyond_the_echo),
     ("nothing sent, half-closed: FIN", nothing_sent),
-    ("a message without a newline", |t| t.exchange(b"no newline")),
+    ("a message without a newline", |c| c.exchange(b"no newline")),
     ("bytes sent one by one", bytes_sent_one_by_one),
-    ("two messages in one segment", |t| t.exchange(TWO_LINES)),
+    ("two messages in one segment", |c| c.exchange(TWO_LINES)),
     ("a message cut by a pause", message_cut_by_a_pause),
     ("words that other servers obey", commands_of_other_servers),
     ("sizes around the edges of buffers", sizes_around_buffers),
@@ -66,45 +70,31 @@ const SCRIPTS: &[u8] =
     "English, Ελληνικά, Русский, עברית, العربية, हिन्दी, 中文, 日本語, 한국어, 🦀\n".as_bytes();
 const TWO_LINES: &[u8] = b"first\nsecond\n";
 
-fn every_byte_value(target: &TestTarget) -> Result<(), Mismatch> {
-    let bytes: Vec<u8> = (0..=255).collect();
-    target.exchange(&bytes)
-}
-
-fn silence_until_sent(target: &TestTarget) -> Result<(), Mismatch> {
-    target.connect()?.expect_silence(PAUSE)
-}
-
-fn nothing_beyond_the_echo(target: &TestTarget) -> Result<(), Mismatch> {
-    let client = target.connect()?;
+fn nothing_beyond_the_echo(client: &Connection) -> Result<(), Mismatch> {
     client.exchange(b"five!")?;
     client.expect_silence(PAUSE)
 }
 
-fn nothing_sent(target: &TestTarget) -> Result<(), Mismatch> {
-    let client = target.connect()?;
-    client.connection.half_close();
+fn nothing_sent(client: &Connection) -> Result<(), Mismatch> {
+    client.half_close();
     client.expect_fin()
 }
 
-fn bytes_sent_one_by_one(target: &TestTarget) -> Result<(), Mismatch> {
-    let client = target.connect()?;
+fn bytes_sent_one_by_one(client: &Connection) -> Result<(), Mismatch> {
     for byte in b'a'..=b'z' {
         client.exchange(&[byte])?;
     }
     Ok(())
 }
 
-fn message_cut_by_a_pause(target: &TestTarget) -> Result<(), Mismatch> {
-    let client = target.connect()?;
+fn message_cut_by_a_pause(client: &Connection) -> Result<(), Mismatch> {
     client.send(b"cut in ")?;
     thread::sleep(PAUSE);
     client.send(b"the middle\n")?;
     client.expect(b"cut in the middle\n")
 }
 
-fn commands_of_other_servers(target: &TestTarget) -> Result<(), Mismatch> {
-    let client = target.connect()?;
+fn commands_of_other_servers(client: &Connection) -> Result<(), Mismatch> {
     let http = "GET / HTTP/1.0\r\n\r\n";
     for command in ["quit\r\n", "exit\n", "\x04", "\x03", ".\r\n", "\n", http] {
         client.exchange(command.as_bytes())?;
@@ -112,9 +102,9 @@ fn commands_of_other_servers(target: &TestTarget) -> Result<(), Mismatch> {
     Ok(())
 }
 
-/// Buffers are powers of two: a message may fill one, and leave one byte for the next.
-fn sizes_around_buffers(target: &TestTarget) -> Result<(), Mismatch> {
-    let client = target.connect()?;
+/// Exchanges messages around the usual sizes of buffers, the powers of two: a message may fill a buffer,
+/// or leave one byte for the next.
+fn sizes_around_buffers(client: &Connection) -> Result<(), Mismatch> {
     let message = random_bytes(2 * CHUNK);
     for exponent in 7..=16 {
         let buffer_size = 1 << exponent;
@@ -125,35 +115,34 @@ fn sizes_around_buffers(target: &TestTarget) -> Result<(), Mismatch> {
     Ok(())
 }
 
-/// A second thread sends and half-closes. Meanwhile the echo arrives, and then FIN.
-fn both_ways_at_once(target: &TestTarget) -> Result<(), Mismatch> {
-    let client = target.connect()?;
+/// Sends and half-closes in a second thread, while this one receives the echo and then FIN.
+fn both_ways_at_once(client: &Connection) -> Result<(), Mismatch> {
     let stream = random_bytes(STREAM_LEN);
     let sent = AtomicUsize::new(0);
     thread::scope(|scope| {
         thread::Builder::new()
-            .spawn_scoped(scope, || send_stream(&client, &stream, &sent))
+            .spawn_scoped(scope, || send_stream(client, &stream, &sent))
             .map_err(|error| Mismatch::new("a thread on this machine", error))?;
-        let result = expect_stream(&client, &stream, &sent);
+        let result = expect_stream(client, &stream, &sent);
         // Ends the sending thread, which may be blocked in a write.
-        client.connection.close();
+        client.close();
         result
     })
 }
 
-fn send_stream(client: &TestClient, stream: &[u8], sent: &AtomicUsize) {
+fn send_stream(client: &Connection, stream: &[u8], sent: &AtomicUsize) {
     for chunk in stream.chunks(CHUNK) {
         // Counted before the write, because the echo may arrive before it returns.
         sent.fetch_add(chunk.len(), Relaxed);
         // Only the receiving thread knows whether the server still makes progress.
-        if client.connection.send_all(chunk, || {}).is_err() {
+        if client.send_all(chunk, || {}).is_err() {
             return;
         }
     }
-    client.connection.half_close();
+    client.half_close();
 }
 
-fn expect_stream(client: &TestClient, stream: &[u8], sent: &AtomicUsize) -> Result<(), Mismatch> {
+fn expect_stream(client: &Connection, stream: &[u8], sent: &AtomicUsize) -> Result<(), Mismatch> {
     for end in (CHUNK..=stream.len()).step_by(CHUNK) {
         client.expect_part(stream, end - CHUNK..end)?;
         if sent.load(Relaxed) < end {
@@ -166,16 +155,12 @@ fn expect_stream(client: &TestClient, stream: &[u8], sent: &AtomicUsize) -> Resu
 
 /// Receives only while the buffers on the way are full, and only half of the pending echoes. At the
 /// half-close, about as much is pending as the buffers can hold.
-fn half_close_with_pending(target: &TestTarget) -> Result<(), Mismatch> {
-    let client = target.connect()?;
-    client
-        .connection
-        .stream
-        .set_write_timeout(Some(BUFFERS_FULL_AFTER))?;
+fn half_close_with_pending(mut client: &Connection) -> Result<(), Mismatch> {
+    client.stream.set_write_timeout(Some(BUFFERS_FULL_AFTER))?;
     let bytes = random_bytes(PENDING_LEN);
     let (mut sent, mut received) = (0, 0);
     while sent < PENDING_LEN {
-        match (&client.connection).write(&bytes[sent..]) {
+        match client.write(&bytes[sent..]) {
             Ok(n) => sent += n,
             Err(error) if is_timeout(&error) => {
                 let half = received + (sent - received).div_ceil(2);
@@ -186,13 +171,12 @@ fn half_close_with_pending(target: &TestTarget) -> Result<(), Mismatch> {
             Err(_) => break,
         }
     }
-    client.connection.half_close();
+    client.half_close();
     client.expect_part(&bytes, received..PENDING_LEN)?;
     client.expect_fin()
 }
 
-fn connection_that_stays_open(target: &TestTarget) -> Result<(), Mismatch> {
-    let client = target.connect()?;
+fn connection_that_stays_open(client: &Connection) -> Result<(), Mismatch> {
     for message in [b"first ", b"second", b"third "] {
         thread::sleep(PAUSE);
         client.exchange(message)?;
@@ -200,10 +184,10 @@ fn connection_that_stays_open(target: &TestTarget) -> Result<(), Mismatch> {
     Ok(())
 }
 
-fn clients_at_once(target: &TestTarget) -> Result<(), Mismatch> {
+fn clients_at_once(client: &Connection) -> Result<(), Mismatch> {
     let mut clients = Vec::new();
     for _ in 0..64 {
-        clients.push(target.connect()?);
+        clients.push(client.another()?);
     }
     for round in 1..=3 {
         let message = |i: usize| format!("message {round} of client {i}");
@@ -217,33 +201,33 @@ fn clients_at_once(target: &TestTarget) -> Result<(), Mismatch> {
     Ok(())
 }
 
-fn client_that_resets(target: &TestTarget) -> Result<(), Mismatch> {
-    let bystander = target.connect()?;
-    let client = target.connect()?;
+fn client_that_resets(bystander: &Connection) -> Result<(), Mismatch> {
+    let client = bystander.another()?;
     client.send(&[b'x'; 16_384])?;
     client.expect(b"x")?;
     client.reset()?;
     // Gives the server time to notice the reset.
     bystander.expect_silence(PAUSE)?;
     bystander.exchange(b"one that was there")?;
-    target.exchange(b"one that came later")
+    bystander.another()?.exchange(b"one that came later")
 }
 
-fn client_that_never_reads(target: &TestTarget) -> Result<(), Mismatch> {
-    let bystander = target.connect()?;
-    let client = target.connect()?;
+fn client_that_never_reads(bystander: &Connection) -> Result<(), Mismatch> {
+    let client = bystander.another()?;
     client.fill(MAX_UNREAD, SERVER_BLOCKED_AFTER)?;
     bystander.exchange(b"one that was there")?;
-    target.exchange(b"one that came later")
+    bystander.another()?.exchange(b"one that came later")
 }
 
-fn connections_closed_at_once(target: &TestTarget) -> Result<(), Mismatch> {
+fn connections_closed_at_once(client: &Connection) -> Result<(), Mismatch> {
+    // A server may serve one client at a time.
+    client.close();
     for _ in 0..10 {
         for _ in 0..10 {
-            target.connect()?;
+            client.another()?;
         }
         // Waits for a server that is slow to accept.
-        target.exchange(b"the next one")?;
+        client.another()?.exchange(b"the next one")?;
     }
     Ok(())
 }

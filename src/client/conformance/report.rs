@@ -8,7 +8,7 @@ use console::style;
 use quick_junit::{NonSuccessKind, SerializeError, TestCase, TestCaseStatus, TestSuite};
 use serde_json::{Value, json};
 
-use super::mismatch::Mismatch;
+use super::expect::Mismatch;
 
 /// The results of a run.
 pub(super) struct Report {
