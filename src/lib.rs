@@ -61,6 +61,7 @@
 //! | `cli.rs` | command line of the server |
 //! | `cli/fault.rs` | the values of `--fault` |
 //! | `cli/generate.rs` | generated man page and completions |
+//! | `plural.rs` | singular and plural in messages |
 //! | `log_writer.rs` | writes the log to stderr without blocking the threads that log |
 //!
 //! The client, `echo-client`, is behind the feature `client`, which is on by default:
@@ -73,16 +74,16 @@
 //! | `client/connection.rs` | a connection that one thread reads while another thread writes |
 //! | `client/interactive.rs` | the interactive session: its threads and events |
 //! | `client/interactive/screen.rs` | output: replies above the prompt |
-//! | `client/interactive/prompt.rs` | the line editor: keys, history, search |
+//! | `client/interactive/prompt.rs` | the line editor: keys and history |
 //! | `client/interactive/text.rs` | escapes what a terminal must not receive |
 //! | `client/pipe.rs` | pipe mode: stdin to the server, echoes to stdout |
 //! | `client/conformance.rs` | `echo-client test`: runs the checks and reports the results |
 //! | `client/conformance/checks.rs` | what an echo server guarantees, a function for each check |
+//! | `client/conformance/report.rs` | the report of the suite, as text, JSON or `JUnit` |
 //! | `client/conformance/expect.rs` | what the checks send and expect, and how they describe what came instead |
 //! | `client/bench.rs` | `echo-client bench`: the load generator: its rounds, and each measurement from start to end |
-//! | `client/bench/load.rs` | what all connections share: the workload, start and end |
+//! | `client/bench/load.rs` | what all connections share: the workload, its random bytes, start and end |
 //! | `client/bench/worker.rs` | the thread of one connection: sends messages and verifies their echoes |
-//! | `client/bench/payload.rs` | the random bytes that are sent |
 //! | `client/bench/tally.rs` | what is counted: messages, bytes, latencies, failures |
 //! | `client/bench/progress.rs` | the progress bar |
 //! | `client/bench/report.rs` | the report of one measurement, for people or scripts |

@@ -9,7 +9,6 @@
 
 mod comparison;
 mod load;
-mod payload;
 mod progress;
 mod report;
 mod tally;

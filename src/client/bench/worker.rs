@@ -1,7 +1,7 @@
 //! The thread of one connection: connects, waits for the start, sends messages and verifies their
 //! echoes until the run is over, and returns what it counted.
 
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind, Read, Write};
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::Sender;
@@ -12,7 +12,6 @@ use rustix::io::Errno;
 
 use super::STACK_SIZE;
 use super::load::{Counter, Load, MAX_IN_FLIGHT};
-use super::payload::Cursor;
 use super::tally::Tally;
 use crate::cli::BenchMode;
 use crate::client::connection::Connection;
@@ -28,8 +27,11 @@ const FAILURE_PAUSE: Duration = Duration::from_millis(10);
 pub(super) struct Worker<'a> {
     load: &'a Load<'a>,
     counter: &'a Counter,
-    outgoing: Cursor<'a>,
-    incoming: Cursor<'a>,
+    /// Of the connection, from 0.
+    number: usize,
+    /// Bytes of all messages so far.
+    sent: usize,
+    received: usize,
     buffer: Vec<u8>,
     /// The time since bytes last arrived: a sum of read timeouts, so that no clock is read.
     idle: Duration,
@@ -37,17 +39,17 @@ pub(super) struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    pub(super) fn new(load: &'a Load, connection_number: usize) -> Self {
-        let cursor = Cursor::new(&load.payload, connection_number);
+    pub(super) fn new(load: &'a Load, number: usize) -> Self {
         let buffer_size = match load.options.mode {
             BenchMode::Bulk => MAX_IN_FLIGHT,
             BenchMode::Rtt | BenchMode::Connect => load.options.size().min(MAX_IN_FLIGHT),
         };
         Self {
             load,
-            counter: &load.counters[connection_number],
-            outgoing: cursor,
-            incoming: cursor,
+            counter: &load.counters[number],
+            number,
+            sent: 0,
+            received: 0,
             buffer: vec![0; buffer_size],
             idle: Duration::ZERO,
             tally: Tally::default(),
@@ -130,7 +132,7 @@ impl<'a> Worker<'a> {
                 Err(error) => {
                     self.tally.record_failure(&reason(&error));
                     // The next connection does not get the echoes of this one.
-                    self.incoming = self.outgoing;
+                    self.received = self.sent;
                     thread::sleep(FAILURE_PAUSE);
                 }
             }
@@ -142,24 +144,24 @@ impl<'a> Worker<'a> {
 
     /// Sends one message and receives its echo. A message longer than [`MAX_IN_FLIGHT`] is received
     /// while it is sent. Returns false if the run was stopped before the echo was complete.
-    fn exchange(&mut self, connection: &Connection) -> io::Result<bool> {
-        let size = self.load.options.size();
-        let (mut sent, mut received) = (0, 0);
-        while received < size {
-            let send_until = size.min(received + MAX_IN_FLIGHT);
-            while sent < send_until {
-                match self.outgoing.send(connection, send_until - sent) {
-                    Ok(n) => sent += n,
+    fn exchange(&mut self, mut connection: &Connection) -> io::Result<bool> {
+        let end = self.sent + self.load.options.size();
+        while self.received < end {
+            let limit = end.min(self.received + MAX_IN_FLIGHT);
+            while self.sent < limit {
+                let bytes = self.load.bytes(self.number, self.sent, limit - self.sent);
+                match connection.write(bytes) {
+                    Ok(n) => self.sent += n,
                     Err(error) if is_timeout(&error) => return Err(error),
                     // The next read returns how the connection ended.
                     Err(_) => break,
                 }
             }
-            received += self.receive(connection, size - received)?;
-            if received < size && self.load.is_stopped() {
+            self.receive(connection, end - self.received)?;
+            if self.received < end && self.load.is_stopped() {
                 return Ok(false);
             }
-            if received < size && self.load.is_overdue(Instant::now()) {
+            if self.received < end && self.load.is_overdue(Instant::now()) {
                 return Err(ErrorKind::TimedOut.into());
             }
         }
@@ -172,8 +174,9 @@ impl<'a> Worker<'a> {
         let len = max_len.min(self.buffer.len());
         match connection.read(&mut self.buffer[..len]) {
             Ok(0) => Err(io::Error::other("closed: the server closed the connection")),
-            Ok(n) if self.incoming.verify(&self.buffer[..n]) => {
+            Ok(n) if self.buffer[..n] == *self.load.bytes(self.number, self.received, n) => {
                 self.idle = Duration::ZERO;
+                self.received += n;
                 Ok(n)
             }
             Ok(_) => Err(io::Error::other(
@@ -209,12 +212,12 @@ impl<'a> Worker<'a> {
 
     /// Sends without pause in a second thread, and receives all echoes in this one.
     fn run_bulk(&mut self, connection: &Connection) -> io::Result<()> {
-        let (load, cursor) = (self.load, self.outgoing);
+        let (load, number) = (self.load, self.number);
         let total = OnceLock::new();
         thread::scope(|scope| {
             thread::Builder::new()
                 .stack_size(STACK_SIZE)
-                .spawn_scoped(scope, || send_until_over(load, connection, cursor, &total))
+                .spawn_scoped(scope, || send_until_over(load, connection, number, &total))
                 .map_err(|error| io::Error::other(no_thread(&error)))?;
             let result = self.receive_all(connection, &total);
             // Wakes the sender if it is blocked in a write.
@@ -225,13 +228,11 @@ impl<'a> Worker<'a> {
 
     /// Receives until the `total` bytes that were sent have come back. A server that is slow to
     /// return the last of them is no failure: the run ends without them.
-    fn receive_all(&mut self, connection: &Connection, total: &OnceLock<u64>) -> io::Result<()> {
+    fn receive_all(&mut self, connection: &Connection, total: &OnceLock<usize>) -> io::Result<()> {
         let window = self.load.window();
-        let mut received = 0;
-        while total.get().is_none_or(|total| received < *total) {
+        while total.get().is_none_or(|total| self.received < *total) {
             let bytes = self.receive(connection, MAX_IN_FLIGHT)? as u64;
             let now = Instant::now();
-            received += bytes;
             self.counter.0.fetch_add(bytes, Relaxed);
             if window.contains(&now) {
                 self.tally.bytes += bytes;
@@ -248,14 +249,14 @@ impl<'a> Worker<'a> {
 /// ends first, the receiver reports how.
 fn send_until_over(
     load: &Load,
-    connection: &Connection,
-    mut cursor: Cursor,
-    total: &OnceLock<u64>,
+    mut connection: &Connection,
+    number: usize,
+    total: &OnceLock<usize>,
 ) {
     let mut sent = 0;
     while !load.is_over(Instant::now()) {
-        match cursor.send(connection, load.options.size()) {
-            Ok(bytes) => sent += bytes as u64,
+        match connection.write(load.bytes(number, sent, load.options.size())) {
+            Ok(bytes) => sent += bytes,
             // Only the receiver knows whether the server still makes progress.
             Err(error) if is_timeout(&error) => {}
             Err(_) => return,
