@@ -112,6 +112,7 @@ fn explain_connect_error(address: SocketAddr, timeout: Duration, error: &io::Err
         ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable => {
             "no route to it; is the address right, and this machine's network up?".to_owned()
         }
+        _ if is_reset(error) => "the server reset the connection; its log may say why".to_owned(),
         _ => format!("{error}; are the host and the port right?"),
     };
     format!("cannot connect to {address}: {reason}")
@@ -168,6 +169,7 @@ mod tests {
             (ErrorKind::TimedOut, "no answer within 5s"),
             (ErrorKind::NetworkUnreachable, "no route to it"),
             (ErrorKind::HostUnreachable, "no route to it"),
+            (ErrorKind::ConnectionReset, "its log may say why"),
             (
                 ErrorKind::PermissionDenied,
                 "are the host and the port right?",

@@ -9,8 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::{
-    Server, assert_contains, assert_silent_exit, echo_client, end, error_line, listen, noise,
-    read_until_fin, reset, reset_can_be_read, retry, run, run_at_once, send, start,
+    Server, assert_contains, assert_silent_exit, echo_client, end, error_line, for_each_at_once,
+    listen, noise, read_until_fin, reset, reset_can_be_read, retry, run, run_at_once, send, start,
 };
 
 /// Starts a client as a pipe to `address`.
@@ -208,6 +208,21 @@ fn server_that_resets_is_an_error() {
     stdin.write_all(b"abc").expect("the client reads");
     let message = error_line(&end(client));
     assert_contains(&message, &format!("{address} reset the connection"));
+}
+
+/// The client may be connecting, sending or receiving when the reset arrives, so one run would prove
+/// little.
+#[test]
+fn reset_after_accept_is_reported_as_a_reset() {
+    if !reset_can_be_read() {
+        return;
+    }
+    let (listener, address) = listen();
+    thread::spawn(move || listener.incoming().flatten().for_each(reset));
+    for_each_at_once(0..20, |_| {
+        let message = error_line(&send_input(pipe(address, &[]), b"hello"));
+        assert_contains(&message, "reset the connection; its log may say why");
+    });
 }
 
 /// Both threads of the client may get the error first, so one run would prove little.

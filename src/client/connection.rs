@@ -35,7 +35,9 @@ impl Connection {
     /// the socket to itself (RFC 9293, simultaneous open), and such a connection echoes perfectly.
     pub(super) fn open(address: SocketAddr, timeout: Duration) -> io::Result<Self> {
         let stream = TcpStream::connect_timeout(&address, timeout)?;
-        if stream.local_addr()? == stream.peer_addr()? {
+        // A socket that the server has reset already has no peer.
+        let peer = stream.peer_addr().map_err(|_| ErrorKind::ConnectionReset)?;
+        if stream.local_addr()? == peer {
             // Closes with RST: TIME_WAIT would block the server's port.
             SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
             return Err(ErrorKind::ConnectionRefused.into());

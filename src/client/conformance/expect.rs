@@ -38,7 +38,11 @@ impl Display for Mismatch {
 
 impl From<io::Error> for Mismatch {
     fn from(error: io::Error) -> Self {
-        Self::new("a connection", error)
+        if is_reset(&error) {
+            Self::new("a connection", "a reset")
+        } else {
+            Self::new("a connection", error)
+        }
     }
 }
 
