@@ -134,6 +134,26 @@ fn echoes_byte_by_byte() {
     assert!(got.ends_with(" bytes, then not enough within 3s"), "{got}");
 }
 
+/// No pause is as long as the timeout, but the echo is complete only after it.
+fn completes_an_echo_too_late() {
+    let address = serve(|mut stream, _| {
+        echo(stream, |piece| {
+            for part in [1, piece.len() - 1] {
+                thread::sleep(Duration::from_millis(1800));
+                let _ = stream.write_all(&piece.drain(..part).collect::<Vec<u8>>());
+            }
+        });
+    });
+    let check = "a message without a newline";
+    check_failure(
+        address,
+        check,
+        "3s",
+        "no newline",
+        "\"n\", then not enough within 3s",
+    );
+}
+
 /// Checks that the check `name` fails for this server, and why.
 fn check_failure(server: SocketAddr, name: &str, timeout: &str, expects: &str, gets: &str) {
     if gets == "a reset" && !reset_can_be_read() {
@@ -242,7 +262,12 @@ const SILENT_SERVERS: [(Serve, &str, &str, &str, &str); 7] = [
 /// Takes four seconds: the timeout, or as long for a client that never reads.
 #[test]
 fn silent_and_slow_servers_fail_in_time() {
-    run_at_once(&[silent_servers, sends_without_reading, echoes_byte_by_byte]);
+    run_at_once(&[
+        silent_servers,
+        sends_without_reading,
+        echoes_byte_by_byte,
+        completes_an_echo_too_late,
+    ]);
 }
 
 fn silent_servers() {

@@ -137,17 +137,18 @@ impl Connection {
         let mut buffer = vec![0; chunk.len()];
         let mut len = 0;
         while len < buffer.len() {
-            if len > 0 && Instant::now() >= deadline {
-                let end = format!("not enough within {:?}", self.timeout);
-                return Err(missing_bytes(message, start, &buffer[..len], &end));
-            }
-            match connection.read(&mut buffer[len..]) {
-                Ok(n @ 1..) => len += n,
+            let received = match connection.read(&mut buffer[len..]) {
+                Ok(received @ 1..) => received,
                 end => {
                     let end = self.describe(&[], end);
                     return Err(missing_bytes(message, start, &buffer[..len], &end));
                 }
+            };
+            if Instant::now() >= deadline {
+                let end = format!("not enough within {:?}", self.timeout);
+                return Err(missing_bytes(message, start, &buffer[..len], &end));
             }
+            len += received;
             if buffer[..len] != message[start..start + len] {
                 return Err(wrong_bytes(message, start, &buffer[..len]));
             }
