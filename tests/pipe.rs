@@ -125,7 +125,10 @@ fn server_that_closes_too_early_is_an_error() {
     let message = error_line(&output);
     let expected = format!("{address} closed the connection after returning 3 of 3 bytes");
     assert_contains(&message, &expected);
-    assert_contains(&message, "stdin had not ended");
+    assert_contains(
+        &message,
+        "before stdin was sent completely; its log may say why",
+    );
 }
 
 #[test]
@@ -246,6 +249,7 @@ fn timeout_ends_a_run_with_an_error_unless_the_echo_is_complete() {
     run_at_once(&[
         server_that_stops_echoing_is_an_error_after_the_timeout,
         server_that_never_reads_is_an_error_after_the_timeout,
+        server_that_never_echoes_is_an_error_while_stdin_goes_on,
         complete_echo_succeeds_if_the_server_never_closes,
     ]);
 }
@@ -273,6 +277,22 @@ fn server_that_never_reads_is_an_error_after_the_timeout() {
         &noise(30_000_000, 1),
     ));
     assert_contains(&message, " bytes, then nothing for 500ms");
+}
+
+fn server_that_never_echoes_is_an_error_while_stdin_goes_on() {
+    let address = server(|stream| drop(read_until_fin(&stream)));
+    let (client, mut stdin) = open_pipe(address, &["--timeout", "500ms"]);
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            // Until the client has exited.
+            while stdin.write_all(b"line\n").is_ok() {
+                thread::sleep(Duration::from_millis(50));
+            }
+        });
+        let message = error_line(&end(client));
+        assert_contains(&message, &format!("{address} returned 0 of "));
+        assert_contains(&message, " bytes, then nothing for 500ms");
+    });
 }
 
 fn complete_echo_succeeds_if_the_server_never_closes() {

@@ -92,11 +92,7 @@ impl Pipe {
                         .into());
                     }
                 }
-                // Not a failure while stdin is being sent, or pauses.
                 Err(error) if is_timeout(&error) => {
-                    if self.sent.load(Relaxed) > sent_before {
-                        continue;
-                    }
                     if received < sent_before {
                         return Err(format!(
                             "{address} returned {received} of {sent_before} bytes, then nothing \
@@ -105,7 +101,7 @@ impl Pipe {
                         .into());
                     }
                     // Everything came back. That the server keeps the connection open is no failure.
-                    if self.stdin_result.get().is_some() {
+                    if self.stdin_result.get().is_some() && received == self.sent.load(Relaxed) {
                         return self.check_totals(received);
                     }
                 }
@@ -114,18 +110,18 @@ impl Pipe {
         }
     }
 
-    /// Returns whether stdin was sent and echoed completely, once no more bytes are expected.
+    /// Returns the result of the run, once no more bytes are expected.
     fn check_totals(&self, received: u64) -> Result<(), Error> {
         let sent = self.sent.load(Relaxed);
         let hint = match self.stdin_result.get() {
             Some(Err(stdin_error)) => return Err(stdin_error.clone().into()),
             Some(Ok(())) if received == sent => return Ok(()),
-            Some(Ok(())) => "echo-client test shows which guarantee it breaks",
-            None => "stdin had not ended",
+            Some(Ok(())) => "; its log may say why, or echo-client test which guarantee it breaks",
+            None => ", before stdin was sent completely; its log may say why",
         };
         let address = self.connection.address;
         Err(format!(
-            "{address} closed the connection after returning {received} of {sent} bytes; {hint}"
+            "{address} closed the connection after returning {received} of {sent} bytes{hint}"
         )
         .into())
     }
