@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use indicatif::{HumanBytes, HumanCount};
+use indicatif::HumanCount;
 use serde_json::{Value, json};
 
-use super::report::{Report, write_failures};
+use super::report::{Report, format_rate, write_failures};
 use crate::cli::{BenchMode, BenchOptions};
 
 pub(super) struct Comparison<'a> {
@@ -23,7 +23,7 @@ pub(super) struct Server<'a> {
 }
 
 impl Server<'_> {
-    fn throughput(&self) -> Vec<u64> {
+    fn throughput(&self) -> Vec<f64> {
         sorted(self.measurements.iter().filter_map(Report::throughput))
     }
 }
@@ -53,7 +53,7 @@ impl Comparison<'_> {
         failures
     }
 
-    fn first_throughput(&self) -> Vec<u64> {
+    fn first_throughput(&self) -> Vec<f64> {
         let first = self.servers.first();
         first.map(Server::throughput).unwrap_or_default()
     }
@@ -62,10 +62,10 @@ impl Comparison<'_> {
 impl fmt::Display for Comparison<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let options = self.options;
-        let (unit, format_rate): (_, fn(u64) -> String) = match options.mode {
-            BenchMode::Rtt => ("messages/s", |rate| HumanCount(rate).to_string()),
-            BenchMode::Bulk => ("bytes/s", |rate| HumanBytes(rate).to_string()),
-            BenchMode::Connect => ("connections/s", |rate| HumanCount(rate).to_string()),
+        let unit = match options.mode {
+            BenchMode::Rtt => "messages/s",
+            BenchMode::Bulk => "bytes/s",
+            BenchMode::Connect => "connections/s",
         };
         let (mode, duration) = (options.mode.name(), options.duration);
         let (size, connections) = (options.size(), HumanCount(options.connections.into()));
@@ -100,9 +100,9 @@ impl fmt::Display for Comparison<'_> {
                 "{address:width$} {:>6} {:>6} {:>11} {:>11} {:>11} {:>9} {:>9}",
                 throughput.len(),
                 or_dash(ratio),
-                format_rate(median_throughput),
-                format_rate(throughput[0]),
-                format_rate(throughput[throughput.len() - 1]),
+                format_rate(options.mode, median_throughput),
+                format_rate(options.mode, throughput[0]),
+                format_rate(options.mode, throughput[throughput.len() - 1]),
                 or_dash(p50),
                 or_dash(p99),
             )?;
@@ -122,9 +122,9 @@ impl fmt::Display for Comparison<'_> {
 }
 
 /// Returns a figure of each round, sorted.
-fn sorted<T: Ord>(figures: impl Iterator<Item = T>) -> Vec<T> {
+fn sorted<T: PartialOrd>(figures: impl Iterator<Item = T>) -> Vec<T> {
     let mut figures: Vec<T> = figures.collect();
-    figures.sort_unstable();
+    figures.sort_by(|a, b| a.partial_cmp(b).expect("no figure is NaN"));
     figures
 }
 
@@ -134,19 +134,15 @@ fn median<T: Copy>(sorted: &[T]) -> Option<T> {
 }
 
 /// Returns the ratio of the medians, unless the first server was not measured or echoed nothing.
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "a ratio is shown with two decimals"
-)]
-fn ratio(throughput: &[u64], first: &[u64]) -> Option<f64> {
+fn ratio(throughput: &[f64], first: &[f64]) -> Option<f64> {
     let (median, first) = (median(throughput)?, median(first)?);
-    (first > 0).then(|| median as f64 / first as f64)
+    (first > 0.0).then(|| median / first)
 }
 
 /// Returns whether the median of one server is among the rounds of the other, so that the ratio may
 /// be chance.
-fn is_within_spread(a: &[u64], b: &[u64]) -> bool {
-    let is_in_range = |value, rounds: &[u64]| {
+fn is_within_spread(a: &[f64], b: &[f64]) -> bool {
+    let is_in_range = |value, rounds: &[f64]| {
         rounds.first().is_some_and(|lowest| *lowest <= value)
             && rounds.last().is_some_and(|highest| value <= *highest)
     };
@@ -166,21 +162,21 @@ mod tests {
 
     #[test]
     fn a_ratio_is_of_the_medians() {
-        assert_eq!(ratio(&[10, 30, 90], &[1, 20, 100]), Some(1.5));
-        assert_eq!(ratio(&[0], &[20]), Some(0.0));
-        assert_eq!(ratio(&[10], &[0]), None);
-        assert_eq!((ratio(&[10], &[]), ratio(&[], &[10])), (None, None));
+        assert_eq!(ratio(&[10.0, 30.0, 90.0], &[1.0, 20.0, 100.0]), Some(1.5));
+        assert_eq!(ratio(&[0.0], &[20.0]), Some(0.0));
+        assert_eq!(ratio(&[10.0], &[0.0]), None);
+        assert_eq!((ratio(&[10.0], &[]), ratio(&[], &[10.0])), (None, None));
     }
 
     #[test]
     fn a_ratio_means_little_within_the_spread() {
         for (a, b, expected) in [
-            (&[90, 100, 110][..], &[95, 105, 200][..], true),
-            (&[90, 100, 110], &[10, 20, 105], true),
-            (&[90, 100, 110], &[20, 30, 95], false),
-            (&[90, 100, 110], &[105, 120, 130], false),
-            (&[100], &[200], false),
-            (&[100], &[], false),
+            (&[90.0, 100.0, 110.0][..], &[95.0, 105.0, 200.0][..], true),
+            (&[90.0, 100.0, 110.0], &[10.0, 20.0, 105.0], true),
+            (&[90.0, 100.0, 110.0], &[20.0, 30.0, 95.0], false),
+            (&[90.0, 100.0, 110.0], &[105.0, 120.0, 130.0], false),
+            (&[100.0], &[200.0], false),
+            (&[100.0], &[], false),
         ] {
             assert_eq!(is_within_spread(a, b), expected, "{a:?} {b:?}");
             assert_eq!(is_within_spread(b, a), expected, "{a:?} {b:?}");

@@ -3,10 +3,10 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 
 use super::load::Load;
-use super::report::rate;
+use super::report::{format_rate, rate};
 use crate::cli::BenchMode;
 
 pub(super) struct Progress<'a> {
@@ -36,10 +36,12 @@ impl<'a> Progress<'a> {
         let rate = rate(count - last_count, elapsed.saturating_sub(last_elapsed));
         self.last = (elapsed, count);
         self.bar.set_position(millis(elapsed));
-        self.bar.set_message(match self.load.options.mode {
-            BenchMode::Rtt => format!("{} messages/s", HumanCount(rate)),
-            BenchMode::Bulk => format!("{}/s", HumanBytes(rate)),
-            BenchMode::Connect => format!("{} connections/s", HumanCount(rate)),
+        let mode = self.load.options.mode;
+        let rate = format_rate(mode, rate);
+        self.bar.set_message(match mode {
+            BenchMode::Rtt => format!("{rate} messages/s"),
+            BenchMode::Bulk => format!("{rate}/s"),
+            BenchMode::Connect => format!("{rate} connections/s"),
         });
     }
 }

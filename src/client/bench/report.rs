@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use indicatif::{HumanBytes, HumanCount};
+use indicatif::{HumanBytes, HumanCount, HumanFloatCount};
 use serde_json::{Value, json};
 
 use super::tally::Tally;
@@ -66,9 +66,9 @@ impl<'a> Report<'a> {
             "warm_up_s": options.warm_up.as_secs_f64(),
             "measured_s": self.elapsed.as_secs_f64(),
             "messages": has_messages.then_some(tally.messages),
-            "messages_per_s": has_messages.then(|| rate(tally.messages, self.elapsed)),
+            "messages_per_s": has_messages.then(|| tenths(rate(tally.messages, self.elapsed))),
             "bytes": tally.bytes,
-            "bytes_per_s": rate(tally.bytes, self.elapsed),
+            "bytes_per_s": tenths(rate(tally.bytes, self.elapsed)),
         });
         for (_, key, quantile) in QUANTILES {
             object[key] = json!(tally.latency(quantile).map(micros));
@@ -83,7 +83,7 @@ impl<'a> Report<'a> {
 
     /// Returns what the mode measures, per second: messages, bytes or connections. Returns `None` if
     /// the server was not reached, or if the run ended during the warm-up.
-    pub(super) fn throughput(&self) -> Option<u64> {
+    pub(super) fn throughput(&self) -> Option<f64> {
         let count = match self.options.mode {
             BenchMode::Bulk => self.tally.bytes,
             // Each connection has one message.
@@ -112,13 +112,14 @@ impl fmt::Display for Report<'_> {
         let connections = count(options.connections.into());
         row("connections", connections, "at once".to_owned())?;
         let messages = count(tally.messages);
-        let messages_per_s = format!("{}/s", count(rate(tally.messages, *elapsed)));
+        let per_second = |mode, count| format!("{}/s", format_rate(mode, rate(count, *elapsed)));
+        let messages_per_s = per_second(options.mode, tally.messages);
         match options.mode {
             BenchMode::Rtt => row("messages", messages, messages_per_s)?,
             BenchMode::Connect => row("connected", messages, messages_per_s)?,
             BenchMode::Bulk => {}
         }
-        let bytes_per_s = format!("{}/s", HumanBytes(rate(tally.bytes, *elapsed)));
+        let bytes_per_s = per_second(BenchMode::Bulk, tally.bytes);
         row("echoed", HumanBytes(tally.bytes).to_string(), bytes_per_s)?;
 
         let not_measured = match options.mode {
@@ -187,15 +188,39 @@ fn write_histogram(f: &mut impl fmt::Write, latencies: &Histogram<u64>) -> fmt::
 }
 
 /// Returns the count per second, or 0 if no time has passed.
-pub(super) fn rate(count: u64, elapsed: Duration) -> u64 {
-    let per_second = u128::from(count) * 1_000_000_000;
-    let rate = per_second.checked_div(elapsed.as_nanos()).unwrap_or(0);
-    u64::try_from(rate).unwrap_or(u64::MAX)
+#[expect(clippy::cast_precision_loss, reason = "reports have fewer digits")]
+pub(super) fn rate(count: u64, elapsed: Duration) -> f64 {
+    if elapsed.is_zero() {
+        0.0
+    } else {
+        count as f64 / elapsed.as_secs_f64()
+    }
+}
+
+/// Formats a rate of what the mode measures. Slow rates have a decimal.
+pub(super) fn format_rate(mode: BenchMode, rate: f64) -> String {
+    match mode {
+        BenchMode::Bulk =>
+        {
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "a rate is not negative, and its fraction is not shown"
+            )]
+            HumanBytes(rate as u64).to_string()
+        }
+        _ if rate < 100.0 => format!("{:.1}", HumanFloatCount(rate)),
+        _ => format!("{:.0}", HumanFloatCount(rate)),
+    }
 }
 
 /// Returns the duration in microseconds, rounded to a tenth.
 fn micros(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1e7).round() / 10.0
+    tenths(duration.as_secs_f64() * 1e6)
+}
+
+fn tenths(figure: f64) -> f64 {
+    (figure * 10.0).round() / 10.0
 }
 
 #[cfg(test)]
@@ -221,10 +246,12 @@ mod tests {
 
     #[test]
     fn a_rate_is_per_second() {
-        assert_eq!(rate(500, Duration::from_millis(250)), 2000);
-        assert_eq!(rate(1, Duration::from_secs(3)), 0);
-        assert_eq!(rate(u64::MAX, Duration::from_nanos(1)), u64::MAX);
-        assert_eq!(rate(7, Duration::ZERO), 0);
+        let shown = |count, elapsed| format_rate(BenchMode::Rtt, rate(count, elapsed));
+        assert_eq!(shown(123_456, Duration::from_millis(500)), "246,912");
+        assert_eq!(shown(2, Duration::from_secs(3)), "0.7");
+        assert_eq!(shown(7, Duration::ZERO), "0");
+        let bytes = rate(3 << 20, Duration::from_secs(2));
+        assert_eq!(format_rate(BenchMode::Bulk, bytes), "1.50 MiB");
     }
 
     #[test]
