@@ -116,8 +116,15 @@ pub struct BenchOptions {
 
     /// Size of each message, in bulk mode of each write: bytes, or a number with KiB or MiB
     /// [default: 64, in bulk mode 64KiB]
-    #[arg(long, value_name = "BYTES", value_parser = parse_buffer_size)]
-    pub size: Option<usize>,
+    #[arg(
+        long,
+        value_name = "BYTES",
+        value_parser = parse_buffer_size,
+        default_value = "64",
+        default_value_if("mode", "bulk", "64KiB"),
+        hide_default_value = true
+    )]
+    pub size: usize,
 
     /// How long each measurement takes
     #[arg(long, value_parser = parse_timeout, default_value = "5s")]
@@ -195,17 +202,6 @@ impl BenchMode {
             Self::Bulk => "bulk",
             Self::Connect => "connect",
         }
-    }
-}
-
-impl BenchOptions {
-    /// Returns the size of each message or, in bulk mode, of each write, in bytes.
-    pub(crate) fn size(&self) -> usize {
-        let default = match self.mode {
-            BenchMode::Bulk => 65_536,
-            BenchMode::Rtt | BenchMode::Connect => 64,
-        };
-        self.size.unwrap_or(default)
     }
 }
 

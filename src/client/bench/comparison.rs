@@ -68,7 +68,7 @@ impl fmt::Display for Comparison<'_> {
             BenchMode::Connect => "connections/s",
         };
         let (mode, duration) = (options.mode.name(), options.duration);
-        let (size, connections) = (options.size(), HumanCount(options.connections.into()));
+        let (size, connections) = (options.size, HumanCount(options.connections.into()));
         writeln!(
             f,
             "{mode} in turns, {duration:?} each: {size} bytes at a time, connections: {connections}, \

@@ -48,7 +48,7 @@ impl<'a> Load<'a> {
     ) -> Self {
         let mut payload = vec![0; PERIOD];
         fastrand::Rng::with_seed(862).fill(&mut payload);
-        while payload.len() < PERIOD + options.size().max(MAX_IN_FLIGHT) {
+        while payload.len() < PERIOD + options.size.max(MAX_IN_FLIGHT) {
             payload.extend_from_within(..PERIOD);
         }
         Self {

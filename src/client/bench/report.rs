@@ -62,7 +62,7 @@ impl<'a> Report<'a> {
             "server": self.server,
             "mode": options.mode.name(),
             "connections": options.connections,
-            "size_bytes": options.size(),
+            "size_bytes": options.size,
             "warm_up_s": options.warm_up.as_secs_f64(),
             "measured_s": self.elapsed.as_secs_f64(),
             "messages": has_messages.then_some(tally.messages),
@@ -101,7 +101,7 @@ impl fmt::Display for Report<'_> {
             elapsed,
             tally,
         } = self;
-        let (mode, size) = (options.mode.name(), options.size());
+        let (mode, size) = (options.mode.name(), options.size);
         writeln!(
             f,
             "{mode} on {server}: {size} bytes at a time, {elapsed:.1?} measured\n"

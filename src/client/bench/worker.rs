@@ -42,7 +42,7 @@ impl<'a> Worker<'a> {
     pub(super) fn new(load: &'a Load, number: usize) -> Self {
         let buffer_size = match load.options.mode {
             BenchMode::Bulk => MAX_IN_FLIGHT,
-            BenchMode::Rtt | BenchMode::Connect => load.options.size().min(MAX_IN_FLIGHT),
+            BenchMode::Rtt | BenchMode::Connect => load.options.size.min(MAX_IN_FLIGHT),
         };
         Self {
             load,
@@ -145,7 +145,7 @@ impl<'a> Worker<'a> {
     /// Sends one message and receives its echo. A message longer than [`MAX_IN_FLIGHT`] is received
     /// while it is sent. Returns false if the run was stopped before the echo was complete.
     fn exchange(&mut self, mut connection: &Connection) -> io::Result<bool> {
-        let end = self.sent + self.load.options.size();
+        let end = self.sent + self.load.options.size;
         while self.received < end {
             let limit = end.min(self.received + MAX_IN_FLIGHT);
             while self.sent < limit {
@@ -206,7 +206,7 @@ impl<'a> Worker<'a> {
         }
         if window.contains(&now) {
             self.tally.messages += 1;
-            self.tally.bytes += self.load.options.size() as u64;
+            self.tally.bytes += self.load.options.size as u64;
         }
     }
 
@@ -255,7 +255,7 @@ fn send_until_over(
 ) {
     let mut sent = 0;
     while !load.is_over(Instant::now()) {
-        match connection.write(load.bytes(number, sent, load.options.size())) {
+        match connection.write(load.bytes(number, sent, load.options.size)) {
             Ok(bytes) => sent += bytes,
             // Only the receiver knows whether the server still makes progress.
             Err(error) if is_timeout(&error) => {}
