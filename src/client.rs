@@ -23,7 +23,7 @@ pub struct Target {
     /// The port.
     pub port: u16,
     /// How long the server may take to accept a connection, and how long it may send nothing while
-    /// echoes are pending.
+    /// echoes are pending. At the prompt, that wait begins when the user disconnects.
     pub timeout: Duration,
 }
 

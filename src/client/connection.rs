@@ -1,5 +1,5 @@
-//! A connection with a reading and a writing thread. A read returns how the connection ended, even if
-//! a write failed first.
+//! A connection that one thread may read while another writes. A read returns how the connection ended,
+//! even if a write failed first.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -18,7 +18,7 @@ use crate::platform::wait::{POLL_INTERVAL, PollFlags, wait_for_socket};
 /// read returns 0, as it does after FIN. So a write stores its error for the next read.
 ///
 /// Calls that a signal interrupts are retried. The timeouts of reads and writes are options of the
-/// socket. On Windows the socket is non-blocking, and the methods apply them.
+/// socket. On Windows the socket is non-blocking, and reads and writes enforce them.
 pub(super) struct Connection {
     pub(super) stream: TcpStream,
     pub(super) address: SocketAddr,
@@ -115,7 +115,7 @@ impl Read for &Connection {
     /// Reads from the socket. Returns 0 only if the peer has sent FIN.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self.retry(PollFlags::IN, || (&self.stream).read(buffer)) {
-            // On a socket that is no longer connected, a write returns at once and unlocks.
+            // The lock is free soon: on a socket that is no longer connected, a write does not block.
             Ok(0) if self.stream.peer_addr().is_err() => {
                 self.lock_write_error().take().map_or(Ok(0), Err)
             }

@@ -26,11 +26,11 @@ use crate::platform::wait::{PollFlags, wait_for_socket};
 
 pub use self::screen::restore_terminal;
 
-/// How long the rest of a line may take to follow. Without it, the beginning is shown.
+/// How long to wait for the rest of a line before its beginning is shown.
 const PARTIAL_LINE_DELAY: Duration = Duration::from_millis(20);
 
-/// How much longer than the timeout the main thread waits for bytes that have arrived, but that the
-/// reading thread has not delivered yet, such as after the process was suspended.
+/// How much longer than the timeout the main thread waits. Bytes may have arrived that the reading thread
+/// has not delivered yet, such as after the process was suspended.
 const DELIVERY_GRACE: Duration = Duration::from_secs(1);
 
 /// How many events may wait for the main thread. If the terminal is slow, backpressure reaches the

@@ -1,4 +1,4 @@
-//! The only writer to stdout. It prints replies above the prompt.
+//! The output of the session: replies above the prompt. Only the main thread writes it.
 //!
 //! If stdout is not a terminal, or `TERM` is `dumb`, there is no prompt: the terminal edits the line.
 
