@@ -82,7 +82,7 @@
 //! | `client/conformance/report.rs` | the report of the suite, as text, JSON or `JUnit` |
 //! | `client/conformance/expect.rs` | what the checks send and expect, and how they describe what came instead |
 //! | `client/bench.rs` | `echo-client bench`: the load generator: its rounds, and each measurement from start to end |
-//! | `client/bench/load.rs` | what all connections share: the workload, its random bytes, start and end |
+//! | `client/bench/workload.rs` | what all connections share: the workload, its random bytes, start and end |
 //! | `client/bench/worker.rs` | the thread of one connection: sends messages and verifies their echoes |
 //! | `client/bench/tally.rs` | what is counted: messages, bytes, latencies, failures |
 //! | `client/bench/progress.rs` | the progress bar |

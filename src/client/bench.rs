@@ -2,17 +2,17 @@
 //! verifies every byte.
 //!
 //! Each connection has a thread, which sends its next message after the echo of the last. All
-//! connections are established before the load starts. Messages during the warm-up are verified but
+//! connections are established before the workload starts. Messages during the warm-up are verified but
 //! not measured. A connection that fails is counted, and the others continue.
 //!
 //! Several servers are measured in turns, so that a busy moment of the machine affects all alike.
 
 mod comparison;
-mod load;
 mod progress;
 mod report;
 mod tally;
 mod worker;
+mod workload;
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -20,11 +20,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use self::comparison::{Comparison, Server};
-use self::load::Load;
 use self::progress::Progress;
 use self::report::Report;
 use self::tally::Tally;
 use self::worker::Worker;
+use self::workload::Workload;
 use super::{Error, Target, print};
 use crate::cli::BenchOptions;
 use crate::platform;
@@ -113,15 +113,15 @@ fn measure<'a>(
 ) -> Result<Report<'a>, Error> {
     let first = target.connect()?;
     let address = first.address;
-    let load = Load::new(address, target.timeout, options, stop);
+    let workload = Workload::new(address, target.timeout, options, stop);
     let mut first_connection = Some(first);
     let mut total = Tally::default();
     let mut stopped_at = None;
     let (results, tallies) = mpsc::channel();
     let (ready, all_ready) = mpsc::channel();
     thread::scope(|scope| {
-        for number in 0..load.counters.len() {
-            let worker = Worker::new(&load, number);
+        for number in 0..workload.counters.len() {
+            let worker = Worker::new(&workload, number);
             let (connection, ready, results) =
                 (first_connection.take(), ready.clone(), results.clone());
             let run_worker = move || {
@@ -136,20 +136,20 @@ fn measure<'a>(
         drop((ready, results));
         // Each worker drops its sender when it is connected or has failed.
         let _ = all_ready.recv();
-        load.start();
-        let mut progress = Progress::new(&load, progress_label);
+        workload.start();
+        let mut progress = Progress::new(&workload, progress_label);
         loop {
             match tallies.recv_timeout(TICK) {
                 Ok(tally) => total.add(tally),
                 Err(RecvTimeoutError::Timeout) => progress.update(),
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            if load.is_stopped() {
+            if workload.is_stopped() {
                 stopped_at.get_or_insert_with(Instant::now);
             }
         }
     });
-    let window = load.window();
+    let window = workload.window();
     let ended_at = stopped_at.unwrap_or_else(Instant::now).min(window.end);
     Ok(Report {
         server: address.to_string(),

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::STACK_SIZE;
-use super::load::{Counter, Load, MAX_IN_FLIGHT};
 use super::tally::Tally;
+use super::workload::{Counter, MAX_IN_FLIGHT, Workload};
 use crate::cli::BenchMode;
 use crate::client::connection::Connection;
 use crate::client::{is_reset, is_timeout};
@@ -25,7 +25,7 @@ const MAX_READ_TIMEOUT: Duration = Duration::from_millis(50);
 const FAILURE_PAUSE: Duration = Duration::from_millis(10);
 
 pub(super) struct Worker<'a> {
-    load: &'a Load<'a>,
+    workload: &'a Workload<'a>,
     counter: &'a Counter,
     /// Of the connection, from 0.
     number: usize,
@@ -39,14 +39,14 @@ pub(super) struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    pub(super) fn new(load: &'a Load, number: usize) -> Self {
-        let buffer_size = match load.options.mode {
+    pub(super) fn new(workload: &'a Workload, number: usize) -> Self {
+        let buffer_size = match workload.options.mode {
             BenchMode::Bulk => MAX_IN_FLIGHT,
-            BenchMode::Rtt | BenchMode::Connect => load.options.size.min(MAX_IN_FLIGHT),
+            BenchMode::Rtt | BenchMode::Connect => workload.options.size.min(MAX_IN_FLIGHT),
         };
         Self {
-            load,
-            counter: &load.counters[number],
+            workload,
+            counter: &workload.counters[number],
             number,
             sent: 0,
             received: 0,
@@ -66,14 +66,14 @@ impl<'a> Worker<'a> {
     }
 
     fn try_run(&mut self, connection: Option<Connection>, ready: Sender<()>) -> io::Result<()> {
-        if self.load.options.mode == BenchMode::Connect {
+        if self.workload.options.mode == BenchMode::Connect {
             drop((connection, ready));
             self.run_connect();
             return Ok(());
         }
         let connection = self.open(connection)?;
         drop(ready);
-        if self.load.options.mode == BenchMode::Bulk {
+        if self.workload.options.mode == BenchMode::Bulk {
             self.run_bulk(&connection)
         } else {
             self.run_rtt(&connection)
@@ -85,7 +85,7 @@ impl<'a> Worker<'a> {
     fn open(&self, connection: Option<Connection>) -> io::Result<Connection> {
         let connection = match connection {
             Some(connection) => connection,
-            None => Connection::open(self.load.address, self.load.timeout)?,
+            None => Connection::open(self.workload.address, self.workload.timeout)?,
         };
         connection
             .stream
@@ -94,18 +94,18 @@ impl<'a> Worker<'a> {
     }
 
     fn read_timeout(&self) -> Duration {
-        MAX_READ_TIMEOUT.min(self.load.timeout)
+        MAX_READ_TIMEOUT.min(self.workload.timeout)
     }
 
     /// Exchanges one message after the other.
     fn run_rtt(&mut self, connection: &Connection) -> io::Result<()> {
-        self.load.window();
+        self.workload.window();
         let mut started = Instant::now();
         while self.exchange(connection)? {
             // One reading of the clock ends this message and starts the next.
             let now = Instant::now();
             self.record_message(started, now);
-            if self.load.is_over(now) {
+            if self.workload.sending_is_over(now) {
                 break;
             }
             started = now;
@@ -118,7 +118,7 @@ impl<'a> Worker<'a> {
     /// Closes with FIN, as ordinary clients do, even though the port then stays in `TIME_WAIT`. RST
     /// would be cheaper, but is not what servers have to handle.
     fn run_connect(&mut self) {
-        self.load.window();
+        self.workload.window();
         loop {
             let started = Instant::now();
             let result = self.open(None).and_then(|connection| {
@@ -136,7 +136,7 @@ impl<'a> Worker<'a> {
                     thread::sleep(FAILURE_PAUSE);
                 }
             }
-            if self.load.is_over(now) {
+            if self.workload.sending_is_over(now) {
                 return;
             }
         }
@@ -145,11 +145,13 @@ impl<'a> Worker<'a> {
     /// Sends one message and receives its echo. A message longer than [`MAX_IN_FLIGHT`] is received
     /// while it is sent. Returns false if the run was stopped before the echo was complete.
     fn exchange(&mut self, mut connection: &Connection) -> io::Result<bool> {
-        let end = self.sent + self.load.options.size;
+        let end = self.sent + self.workload.options.size;
         while self.received < end {
             let limit = end.min(self.received + MAX_IN_FLIGHT);
             while self.sent < limit {
-                let bytes = self.load.bytes(self.number, self.sent, limit - self.sent);
+                let bytes = self
+                    .workload
+                    .bytes(self.number, self.sent, limit - self.sent);
                 match connection.write(bytes) {
                     Ok(n) => self.sent += n,
                     Err(error) if is_timeout(&error) => return Err(error),
@@ -158,10 +160,10 @@ impl<'a> Worker<'a> {
                 }
             }
             self.receive(connection, end - self.received)?;
-            if self.received < end && self.load.is_stopped() {
+            if self.received < end && self.workload.is_stopped() {
                 return Ok(false);
             }
-            if self.received < end && self.load.is_overdue(Instant::now()) {
+            if self.received < end && self.workload.deadline_has_passed(Instant::now()) {
                 return Err(ErrorKind::TimedOut.into());
             }
         }
@@ -174,7 +176,7 @@ impl<'a> Worker<'a> {
         let len = max_len.min(self.buffer.len());
         match connection.read(&mut self.buffer[..len]) {
             Ok(0) => Err(io::Error::other("closed: the server closed the connection")),
-            Ok(n) if self.buffer[..n] == *self.load.bytes(self.number, self.received, n) => {
+            Ok(n) if self.buffer[..n] == *self.workload.bytes(self.number, self.received, n) => {
                 self.idle = Duration::ZERO;
                 self.received += n;
                 Ok(n)
@@ -184,7 +186,7 @@ impl<'a> Worker<'a> {
             )),
             Err(error) if is_timeout(&error) => {
                 self.idle += self.read_timeout();
-                if self.idle < self.load.timeout {
+                if self.idle < self.workload.timeout {
                     Ok(0)
                 } else {
                     Err(error)
@@ -199,25 +201,27 @@ impl<'a> Worker<'a> {
     /// Counts it if it came back within the window. Records the latency even if it came back later,
     /// because the slowest messages would be missing otherwise.
     fn record_message(&mut self, started: Instant, now: Instant) {
-        let window = self.load.window();
+        let window = self.workload.window();
         self.counter.0.fetch_add(1, Relaxed);
         if now >= window.start {
             self.tally.record_latency(now - started);
         }
         if window.contains(&now) {
             self.tally.messages += 1;
-            self.tally.bytes += self.load.options.size as u64;
+            self.tally.bytes += self.workload.options.size as u64;
         }
     }
 
     /// Sends without pause in a second thread, and receives all echoes in this one.
     fn run_bulk(&mut self, connection: &Connection) -> io::Result<()> {
-        let (load, number) = (self.load, self.number);
+        let (workload, number) = (self.workload, self.number);
         let total = OnceLock::new();
         thread::scope(|scope| {
             thread::Builder::new()
                 .stack_size(STACK_SIZE)
-                .spawn_scoped(scope, || send_until_over(load, connection, number, &total))
+                .spawn_scoped(scope, || {
+                    send_until_over(workload, connection, number, &total);
+                })
                 .map_err(|error| io::Error::other(no_thread(&error)))?;
             let result = self.receive_all(connection, &total);
             // Wakes the sender if it is blocked in a write.
@@ -229,7 +233,7 @@ impl<'a> Worker<'a> {
     /// Receives until the `total` bytes that were sent have come back. A server that is slow to
     /// return the last of them is no failure: the run ends without them.
     fn receive_all(&mut self, connection: &Connection, total: &OnceLock<usize>) -> io::Result<()> {
-        let window = self.load.window();
+        let window = self.workload.window();
         while total.get().is_none_or(|total| self.received < *total) {
             let bytes = self.receive(connection, MAX_IN_FLIGHT)? as u64;
             let now = Instant::now();
@@ -237,7 +241,7 @@ impl<'a> Worker<'a> {
             if window.contains(&now) {
                 self.tally.bytes += bytes;
             }
-            if self.load.is_stopped() || self.load.is_overdue(now) {
+            if self.workload.is_stopped() || self.workload.deadline_has_passed(now) {
                 break;
             }
         }
@@ -248,14 +252,14 @@ impl<'a> Worker<'a> {
 /// Sends until the run is over, then sets `total` to the number of bytes sent. If the connection
 /// ends first, the receiver reports how.
 fn send_until_over(
-    load: &Load,
+    workload: &Workload,
     mut connection: &Connection,
     number: usize,
     total: &OnceLock<usize>,
 ) {
     let mut sent = 0;
-    while !load.is_over(Instant::now()) {
-        match connection.write(load.bytes(number, sent, load.options.size)) {
+    while !workload.sending_is_over(Instant::now()) {
+        match connection.write(workload.bytes(number, sent, workload.options.size)) {
             Ok(bytes) => sent += bytes,
             // Only the receiver knows whether the server still makes progress.
             Err(error) if is_timeout(&error) => {}

@@ -19,7 +19,7 @@ const PERIOD: usize = 65_521;
 /// The distance between the first bytes of two connections.
 const SPACING: usize = 7_919;
 
-pub(super) struct Load<'a> {
+pub(super) struct Workload<'a> {
     pub(super) address: SocketAddr,
     pub(super) timeout: Duration,
     pub(super) options: &'a BenchOptions,
@@ -39,7 +39,7 @@ pub(super) struct Load<'a> {
 #[repr(align(128))]
 pub(super) struct Counter(pub(super) AtomicU64);
 
-impl<'a> Load<'a> {
+impl<'a> Workload<'a> {
     pub(super) fn new(
         address: SocketAddr,
         timeout: Duration,
@@ -89,13 +89,13 @@ impl<'a> Load<'a> {
     }
 
     /// Returns whether connections send no new message.
-    pub(super) fn is_over(&self, now: Instant) -> bool {
+    pub(super) fn sending_is_over(&self, now: Instant) -> bool {
         now >= self.window().end || self.is_stopped()
     }
 
     /// Returns whether the timeout has passed since the end of the window. The run then ends, even
     /// if echoes are pending and still arrive.
-    pub(super) fn is_overdue(&self, now: Instant) -> bool {
+    pub(super) fn deadline_has_passed(&self, now: Instant) -> bool {
         now >= self.window().end + self.timeout
     }
 }
