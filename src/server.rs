@@ -38,6 +38,9 @@ pub use shutdown::ShutdownHandle;
 const MIN_ACCEPT_BACKOFF: Duration = Duration::from_millis(5);
 const MAX_ACCEPT_BACKOFF: Duration = Duration::from_secs(1);
 
+/// How long nothing may keep new clients waiting before the log says that they are accepted again.
+const RECOVERY_PERIOD: Duration = Duration::from_millis(500);
+
 /// How long connections may take to end after the shutdown timeout has passed.
 const THREAD_EXIT_GRACE: Duration = Duration::from_millis(500);
 
@@ -191,38 +194,22 @@ impl Shared {
     /// Accepts clients and spawns a thread for each.
     fn accept_until_shutdown(self: &Arc<Self>, listener: &Listener) {
         let mut backoff = Duration::ZERO;
-        // Whether the warnings have been logged.
-        let mut limit_logged = false;
-        let mut failure_logged = false;
+        let mut warnings = AcceptWarnings::default();
         while !self.shutdown.is_requested() {
+            warnings.log_recovery();
             if !self.wait_for_capacity(Duration::ZERO) {
-                if !mem::replace(&mut limit_logged, true) {
-                    let limit = self.config.max_connections;
-                    warn!(
-                        "connection limit reached ({limit}): new clients wait in the listen backlog"
-                    );
-                }
+                warnings.log_limit(self.config.max_connections);
                 self.wait_for_capacity(POLL_INTERVAL);
                 continue;
             }
-            let result = match self.check_memory().and_then(|()| listener.accept()) {
+            let accepted = self
+                .check_memory()
+                .and_then(|()| listener.accept_or_wait(self.shutdown.waker(), warnings.recover_at));
+            let result = match accepted {
                 Ok(Some((stream, peer))) => self.spawn(stream, peer),
-                Ok(None) => {
-                    // The listen backlog is empty: no client waits any more.
-                    if limit_logged || failure_logged {
-                        info!("accepting new clients again");
-                        (limit_logged, failure_logged) = (false, false);
-                    }
-                    listener
-                        .wait_for_client(self.shutdown.waker())
-                        .inspect_err(|error| {
-                            warn!("cannot accept new clients: {error}; retrying");
-                        })
-                }
+                Ok(None) => Ok(()),
                 Err(error) => {
-                    if !mem::replace(&mut failure_logged, true) {
-                        warn!("cannot accept new clients: {error}; retrying");
-                    }
+                    warnings.log_failure(&error);
                     Err(error)
                 }
             };
@@ -335,5 +322,38 @@ impl Shared {
             self.thread_limiter.wait_for_release(POLL_INTERVAL);
         }
         false
+    }
+}
+
+/// Logs why new clients wait, once for each cause, and when they are accepted again.
+#[derive(Default)]
+struct AcceptWarnings {
+    limit_logged: bool,
+    failure_logged: bool,
+    /// When new clients count as accepted again, if nothing keeps them waiting until then.
+    recover_at: Option<Instant>,
+}
+
+impl AcceptWarnings {
+    fn log_limit(&mut self, limit: usize) {
+        if !mem::replace(&mut self.limit_logged, true) {
+            warn!("connection limit reached ({limit}): new clients wait in the listen backlog");
+        }
+        self.recover_at = Some(Instant::now() + RECOVERY_PERIOD);
+    }
+
+    fn log_failure(&mut self, error: &io::Error) {
+        if !mem::replace(&mut self.failure_logged, true) {
+            warn!("cannot accept new clients: {error}; retrying");
+        }
+        self.recover_at = Some(Instant::now() + RECOVERY_PERIOD);
+    }
+
+    /// Called before each attempt to accept a client.
+    fn log_recovery(&mut self) {
+        if self.recover_at.is_some_and(|time| Instant::now() >= time) {
+            info!("accepting new clients again");
+            *self = Self::default();
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::TcpStream;
 
-use crate::common::{Server, exchange, local_address, local_server, receive_echo};
+use crate::common::{Server, exchange, local_address, local_server, receive_echo, wait_until};
 
 #[test]
 fn clients_over_the_limit_wait_and_are_served_in_order() {
@@ -29,6 +29,19 @@ fn clients_over_the_limit_wait_and_are_served_in_order() {
     server.wait_for_log("accepting new clients again");
     server.assert_log_count(1, "connection limit reached");
     server.assert_log_count(1, "accepting new clients again");
+}
+
+/// A client at a time, each within a tenth of a second of the last: the accept loop always has work.
+#[test]
+fn the_log_says_that_the_limit_is_over_while_clients_keep_coming() {
+    let server = Server::start(&["--max-connections", "3"]);
+    let admitted = server.connect_many(3);
+    server.wait_for_log("connection limit reached (3)");
+    drop(admitted);
+    wait_until("the limit is over", || {
+        exchange(&server.connect(), b"hello");
+        server.count_in_log("accepting new clients again") == 1
+    });
 }
 
 #[test]

@@ -44,6 +44,8 @@ fn interrupted_waits_do_not_shorten_the_drain() {
     server.wait_for_log(&format!("{address} disconnected: server shutting down"));
 }
 
+/// Takes more than a second: three attempts, each after an `accept` that blocks for a quarter of a second,
+/// and the half second without a failure that ends the warning.
 #[test]
 fn lack_of_memory_in_the_accept_loop_is_retried() {
     let Some(server) = start_with("inject=poll,ppoll:error=ENOMEM:when=1..3") else {
@@ -52,4 +54,6 @@ fn lack_of_memory_in_the_accept_loop_is_retried() {
     server
         .wait_for_log("cannot accept new clients: Cannot allocate memory (os error 12); retrying");
     exchange(&server.connect(), b"hello");
+    server.wait_for_log("accepting new clients again");
+    server.assert_log_count(1, "cannot accept new clients");
 }

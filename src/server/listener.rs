@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::Instant;
 
 use log::warn;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -83,9 +84,18 @@ impl Listener {
         }
     }
 
-    /// Blocks until a client connects or `waker` wakes the thread. May return early.
-    pub(crate) fn wait_for_client(&self, waker: &Waker) -> io::Result<()> {
-        wait_for_socket(&self.socket, PollFlags::IN, None, Some(waker)).map(drop)
+    /// Accepts a client. If none is in the listen backlog, blocks until one connects, `deadline` passes or
+    /// `waker` wakes the thread, and returns `None`. May return early.
+    pub(crate) fn accept_or_wait(
+        &self,
+        waker: &Waker,
+        deadline: Option<Instant>,
+    ) -> io::Result<Option<Accepted>> {
+        let accepted = self.accept()?;
+        if accepted.is_none() {
+            wait_for_socket(&self.socket, PollFlags::IN, deadline, Some(waker))?;
+        }
+        Ok(accepted)
     }
 
     /// Stops listening, but not before the clients in the listen backlog are accepted. From an
