@@ -299,6 +299,36 @@ fn waiting_client_is_forcibly_closed_at_the_shutdown_timeout() {
     });
 }
 
+/// Data of other clients keeps an active client, because their link may be shared. A FIN is no data.
+#[test]
+fn clients_that_close_do_not_delay_the_fin_of_another() {
+    retry_if_late(Duration::from_millis(400), |pace| {
+        let Some(mut server) = Server::start_to_signal(&[]) else {
+            return;
+        };
+        let closing = [(); 2].map(|()| server.connect());
+        let staying = server.connect();
+        for client in closing.iter().chain([&staying]) {
+            exchange(client, b"active");
+        }
+        pace.step();
+        server.signal(Signal::TERM);
+        for client in closing {
+            thread::sleep(Duration::from_millis(300));
+            drop(client);
+            pace.step();
+        }
+        pace.stop();
+        let closed_at = Instant::now();
+        assert_eq!(read_until_fin(&staying), b"");
+        // It was quiet for 0.4 s before the second client closed.
+        let delay = closed_at.elapsed();
+        assert!(delay < Duration::from_millis(200), "{delay:?}");
+        drop(staying);
+        assert_eq!(server.wait().code(), Some(0));
+    });
+}
+
 #[test]
 fn client_that_resets_during_the_drain_does_not_delay_exit() {
     let Some(mut server) = Server::start_to_signal(&["--shutdown-timeout", "1h"]) else {

@@ -295,6 +295,7 @@ impl Connection {
         match receive(&self.stream, &mut self.buffer) {
             Ok(received) => {
                 if received > 0 {
+                    self.shared.shutdown.record_arrival();
                     debug!("{} sent {}", self.peer, plural(received as u64, "byte"));
                     trace!("{} sent {}", self.peer, excerpt(&self.buffer));
                     self.restart_idle_timeout();

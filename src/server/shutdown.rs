@@ -101,9 +101,11 @@ impl Shutdown {
         self.time_left().is_zero()
     }
 
-    /// Records that data of a client has arrived during the drain.
-    pub(crate) fn record_drain_arrival(&self) {
-        *self.lock_last_arrival() = Some(Instant::now());
+    /// Records that data of a client has arrived. Before shutdown this has no effect.
+    pub(crate) fn record_arrival(&self) {
+        if self.is_requested() {
+            *self.lock_last_arrival() = Some(Instant::now());
+        }
     }
 
     /// Returns when a client counts as quiet, if nothing more arrives from it.

@@ -40,10 +40,7 @@ impl Connection {
                 .flatten()
                 .min();
             match wait_for_socket(&self.stream, PollFlags::IN, deadline, None) {
-                Ok(true) => {
-                    shutdown.record_drain_arrival();
-                    return Continue(());
-                }
+                Ok(true) => return Continue(()),
                 Ok(false) if is_quiet => return Break(CloseReason::ServerShuttingDown),
                 // `quiet_at` may be later by now, so compute it again.
                 Ok(false) => {}
