@@ -52,7 +52,7 @@ pub(crate) enum CloseReason {
     ServerShuttingDown,
     /// The shutdown timeout passed before everything was echoed and acknowledged.
     ForciblyClosed,
-    /// The connection does not begin with a PROXY header, for this reason.
+    /// The connection does not begin with a valid PROXY header, for this reason.
     InvalidProxyHeader(&'static str),
     /// The client's IP address is at its limit.
     PerIpLimit,
@@ -237,7 +237,7 @@ impl Connection {
                 None => continue,
                 Some(0) => {
                     return Break(CloseReason::InvalidProxyHeader(
-                        "the client closed the connection before the header was complete",
+                        "closed by client before it was complete",
                     ));
                 }
                 Some(_) => {}
@@ -254,7 +254,7 @@ impl Connection {
                 }
                 Parsed::Invalid => {
                     return Break(CloseReason::InvalidProxyHeader(
-                        "the connection begins with other bytes",
+                        "missing, malformed or too long",
                     ));
                 }
             }

@@ -41,7 +41,7 @@ pub(crate) enum Parsed {
         /// The client's address, if the header has one.
         client: Option<SocketAddr>,
     },
-    /// Something else, or a header that is too long.
+    /// Something else, or a header that is malformed or too long.
     Invalid,
 }
 
