@@ -299,7 +299,7 @@ impl Shared {
                 }
                 Ok(None) => break,
                 Err(error) if self.shutdown.is_overdue() => {
-                    warn!("clients forcibly closed in the listen backlog: {error}");
+                    warn!("cannot accept the clients in the listen backlog: {error}");
                     break;
                 }
                 // No file descriptor is left to accept with until a connection ends.
