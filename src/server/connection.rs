@@ -231,7 +231,7 @@ impl Connection {
         }
         while Instant::now() < deadline {
             if self.shared.shutdown.is_requested() {
-                self.wait_or_close()?;
+                self.wait_while_draining()?;
             }
             match self.receive_or_wait(Some(deadline))? {
                 None => continue,
@@ -268,7 +268,7 @@ impl Connection {
         self.send_all()?;
         loop {
             if self.shared.shutdown.is_requested() {
-                self.wait_or_close()?;
+                self.wait_while_draining()?;
             }
             match self.receive_or_wait(None)? {
                 None => {} // Nothing has arrived yet.

@@ -13,6 +13,22 @@ use super::{CloseReason, Connection};
 use crate::platform::socket::receive;
 use crate::platform::tcp_info::TcpInfo;
 use crate::platform::wait::{PollFlags, wait_for_socket};
+use crate::server::shutdown::Shutdown;
+
+/// The shortest round trip that the drain assumes. Data in flight at the shutdown request has one
+/// round trip to arrive.
+const MIN_ROUND_TRIP: Duration = Duration::from_millis(100);
+
+/// The shortest retransmission timeout on Linux. It applies to all fast links.
+const MIN_RTO: Duration = Duration::from_millis(200);
+
+/// A client is active if its last data arrived at most this long before the shutdown request. Data of
+/// other clients extends its drain.
+const ACTIVE_PERIOD: Duration = Duration::from_secs(1);
+
+/// How long after the shutdown request data of other clients extends the drain of an active client:
+/// enough for three retransmissions (RFC 6298). At most a quarter of the shutdown timeout.
+const SHARED_LINK_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How long a lingering close waits for the client's FIN after the acknowledgement.
 pub(super) const LINGER_TIMEOUT: Duration = Duration::from_millis(300);
@@ -23,30 +39,25 @@ pub(super) const ACK_POLL_INTERVAL: Duration = Duration::from_millis(20);
 impl Connection {
     /// Blocks until the client has sent more. Ends the connection once the client is quiet, when
     /// everything it sent has been echoed, or once the shutdown timeout passes.
-    pub(super) fn wait_or_close(&self) -> ControlFlow<CloseReason> {
+    pub(super) fn wait_while_draining(&self) -> ControlFlow<CloseReason> {
         let shutdown = &self.shared.shutdown;
         let waiting_since = Instant::now();
         let receive_buffer = SockRef::from(&self.stream).recv_buffer_size();
         let may_have_waited = receive_buffer.is_ok_and(|size| self.bytes_echoed >= size as u64 / 4);
-        loop {
-            if shutdown.is_overdue() {
-                return Break(CloseReason::ForciblyClosed);
-            }
-            let quiet_at =
-                shutdown.quiet_at(TcpInfo::of(&self.stream), waiting_since, may_have_waited);
-            let is_quiet = Instant::now() >= quiet_at;
-            let deadline = [Some(quiet_at), shutdown.deadline()]
-                .into_iter()
-                .flatten()
-                .min();
-            match wait_for_socket(&self.stream, PollFlags::IN, deadline, None) {
+        while !shutdown.is_overdue() {
+            // Computed again in each round, because data of other clients may have moved it.
+            let info = TcpInfo::of(&self.stream);
+            let quiet_at = quiet_at(shutdown, info, waiting_since, may_have_waited);
+            let now = Instant::now();
+            let deadline = quiet_at.min(now + shutdown.time_left());
+            match wait_for_socket(&self.stream, PollFlags::IN, Some(deadline), None) {
                 Ok(true) => return Continue(()),
-                Ok(false) if is_quiet => return Break(CloseReason::ServerShuttingDown),
-                // `quiet_at` may be later by now, so compute it again.
+                Ok(false) if now >= quiet_at => return Break(CloseReason::ServerShuttingDown),
                 Ok(false) => {}
                 Err(error) => return Break(error.into()),
             }
         }
+        Break(CloseReason::ForciblyClosed)
     }
 
     /// Half-closes, then reads and discards until the client has acknowledged everything and has sent
@@ -93,6 +104,134 @@ impl Connection {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => return true, // The client has reset the connection.
             }
+        }
+    }
+}
+
+/// Returns when a client counts as quiet, if nothing more arrives from it.
+///
+/// What the client sent before the shutdown request may still be in flight. On a slow link it arrives
+/// with pauses as long as the connection's round trips and retransmissions. `info` reports these
+/// times. If the system does not know them, fixed times apply from `waiting_since`, when the thread
+/// began to wait for this client.
+///
+/// A client that `may_have_waited` for room in the receive buffer gets a round trip from the last
+/// echo on, because that made room.
+fn quiet_at(
+    shutdown: &Shutdown,
+    info: Option<TcpInfo>,
+    waiting_since: Instant,
+    may_have_waited: bool,
+) -> Instant {
+    let now = Instant::now();
+    let requested_at = shutdown.requested_at().unwrap_or(now);
+    let time_before_now = |time| now.checked_sub(time).unwrap_or(requested_at);
+    let (rtt, rto, mut last_arrival, last_echo) = match info {
+        Some(info) => (
+            info.rtt,
+            info.rto,
+            time_before_now(info.last_received),
+            time_before_now(info.last_sent),
+        ),
+        None => (Duration::ZERO, MIN_RTO, waiting_since, waiting_since),
+    };
+    // However slow a link is and however much its delay varies, a quiet client must not be kept until
+    // it is forcibly closed.
+    let max_quiet_period = shutdown.timeout() / 2;
+    let round_trip = rtt.max(MIN_ROUND_TRIP.min(max_quiet_period));
+    if last_arrival + ACTIVE_PERIOD > requested_at
+        && let Some(arrival_of_any) = shutdown.last_arrival()
+    {
+        // Other clients may fill a link that they share, so that all data of this one is lost for a
+        // while.
+        let limit = requested_at + SHARED_LINK_TIMEOUT.min(shutdown.timeout() / 4);
+        last_arrival = last_arrival.max(arrival_of_any.min(limit));
+    }
+    let mut quiet_at = requested_at + round_trip.min(max_quiet_period);
+    quiet_at = quiet_at.max(last_arrival + quiet_period(rto).min(max_quiet_period));
+    if may_have_waited {
+        // Not limited: what the client could not send before needs the whole round trip.
+        quiet_at = quiet_at.max(last_echo + round_trip);
+    }
+    quiet_at
+}
+
+/// Returns for how long a client must have sent nothing to count as quiet: 6 × RTO − 0.8 s, and at
+/// least 0.4 s.
+///
+/// On a slow link that is time to lose a segment and its first retransmissions, since RFC 6298 doubles
+/// the timeout each time. On a fast link the timeout is the system's minimum of 0.2 s and loss is rare,
+/// so two timeouts suffice.
+fn quiet_period(rto: Duration) -> Duration {
+    (rto * 6).saturating_sub(MIN_RTO * 4).max(MIN_RTO * 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Returns the state after a request, with a timeout of 4 s.
+    fn requested() -> (Shutdown, Instant) {
+        let shutdown = Shutdown::new(4 * SECOND).expect("the system has a pipe");
+        shutdown.request();
+        let requested_at = shutdown.requested_at().expect("it is requested");
+        (shutdown, requested_at)
+    }
+
+    fn info(rtt: Duration, rto: Duration, last_received: Duration) -> TcpInfo {
+        TcpInfo {
+            rtt,
+            rto,
+            last_received,
+            last_sent: last_received,
+            fin_acknowledged: false,
+            bytes_acknowledged: 0,
+            closed: false,
+        }
+    }
+
+    #[test]
+    fn idle_client_is_quiet_after_a_round_trip() {
+        let (shutdown, requested_at) = requested();
+        for (rtt, quiet_after) in [(SECOND / 1000, MIN_ROUND_TRIP), (SECOND / 3, SECOND / 3)] {
+            let idle = info(rtt, MIN_RTO, 3 * SECOND);
+            let quiet_at = quiet_at(&shutdown, Some(idle), requested_at, false);
+            assert_eq!(quiet_at, requested_at + quiet_after);
+        }
+    }
+
+    #[test]
+    fn without_tcp_info_every_client_counts_as_active() {
+        let (shutdown, requested_at) = requested();
+        for waiting_since in [requested_at, requested_at + SECOND] {
+            let quiet_at = quiet_at(&shutdown, None, waiting_since, false);
+            assert_eq!(quiet_at, waiting_since + 2 * MIN_RTO);
+        }
+    }
+
+    #[test]
+    fn quiet_period_is_at_most_half_the_shutdown_timeout() {
+        let (shutdown, requested_at) = requested();
+        let slow_and_idle = info(10 * SECOND, 10 * SECOND, 11 * SECOND);
+        let slow_and_active = info(SECOND / 10, 10 * SECOND, Duration::ZERO);
+        for info in [slow_and_idle, slow_and_active] {
+            let quiet_after = quiet_at(&shutdown, Some(info), requested_at, false) - requested_at;
+            assert!(quiet_after >= 2 * SECOND, "{quiet_after:?}");
+            assert!(quiet_after < 3 * SECOND, "{quiet_after:?}");
+        }
+    }
+
+    #[test]
+    fn client_that_waited_gets_a_round_trip_after_an_echo() {
+        let (shutdown, requested_at) = requested();
+        for rtt in [SECOND / 3, 3 * SECOND] {
+            let mut blocked = info(rtt, MIN_RTO, 3 * SECOND);
+            blocked.last_sent = Duration::ZERO;
+            let quiet_after = quiet_at(&shutdown, Some(blocked), requested_at, true) - requested_at;
+            assert!(quiet_after >= rtt, "{quiet_after:?}");
+            assert!(quiet_after < rtt + SECOND, "{quiet_after:?}");
         }
     }
 }
