@@ -21,7 +21,6 @@ use std::time::{Duration, Instant};
 use log::{info, warn};
 
 use crate::platform::capacity::{MemoryCheck, STACK_SIZE, capacity};
-use crate::platform::socket::SocketOptions;
 use crate::platform::wait::POLL_INTERVAL;
 use crate::plural::plural;
 use busy_poll::max_spinning_clients;
@@ -68,8 +67,8 @@ impl Server {
     /// privileges, or if a number in `config` is out of bounds.
     pub fn bind(config: Config) -> io::Result<Self> {
         config.validate()?;
-        let options = SocketOptions::new(config.idle_timeout);
-        Self::new(Listener::bind(config.address, options)?, config)
+        let listener = Listener::bind(config.address, config.idle_timeout)?;
+        Self::new(listener, config)
     }
 
     /// Serves from an inherited socket that listens already, such as one that a service manager
@@ -97,8 +96,8 @@ impl Server {
     /// bounds.
     pub fn from_listener(listener: TcpListener, config: Config) -> io::Result<Self> {
         config.validate()?;
-        let options = SocketOptions::new(config.idle_timeout);
-        Self::new(Listener::inherit(listener, options)?, config)
+        let listener = Listener::inherit(listener, config.idle_timeout)?;
+        Self::new(listener, config)
     }
 
     fn new(listener: Listener, mut config: Config) -> io::Result<Self> {

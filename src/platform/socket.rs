@@ -45,59 +45,44 @@ const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 #[cfg(target_os = "linux")]
 const NOTSENT_LOWAT: u32 = 262_144;
 
-/// The options that depend on the configuration.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct SocketOptions {
-    /// How long `recv` blocks at most, on Linux.
-    receive_timeout: Duration,
-    /// How long `send` blocks at most, on Linux.
-    send_timeout: Duration,
+/// Sets the options of a listener. Must be called before `bind`, except for an inherited socket.
+///
+/// `SO_REUSEADDR` lets a server restart at once while old connections are in `TIME_WAIT`. On
+/// Windows that needs no option, and `SO_REUSEADDR` would let another process take the port.
+pub(crate) fn set_listener_options(
+    listener: &SockRef<'_>,
+    idle_timeout: Option<Duration>,
+) -> io::Result<()> {
+    if cfg!(not(windows)) {
+        listener.set_reuse_address(true)?;
+    }
+    set_options(listener, idle_timeout)
 }
 
-impl SocketOptions {
-    /// Makes the options for a server with this idle timeout: no call blocks for longer.
-    pub(crate) fn new(idle_timeout: Option<Duration>) -> Self {
+/// Sets the options that the listener and its clients have:
+/// - `TCP_NODELAY`: an echo is complete, so it need not wait for more data.
+/// - `SO_OOBINLINE`: urgent bytes are echoed in order with the others (RFC 6093, section 6).
+/// - keepalive: a dead peer frees its thread in two to three minutes.
+/// - on Linux, timeouts: no call blocks for longer than `idle_timeout`.
+pub(crate) fn set_options(socket: &SockRef<'_>, idle_timeout: Option<Duration>) -> io::Result<()> {
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(10));
+    socket.set_tcp_nodelay(true)?;
+    socket.set_out_of_band_inline(true)?;
+    socket.set_tcp_keepalive(&keepalive)?;
+    // Also set to false: an inherited socket may be non-blocking.
+    socket.set_nonblocking(!BLOCKING)?;
+    if BLOCKING {
+        #[cfg(target_os = "linux")]
+        socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
         let longest = idle_timeout
             .unwrap_or(Duration::MAX)
             .max(Duration::from_millis(1));
-        Self {
-            receive_timeout: RECEIVE_TIMEOUT.min(longest),
-            send_timeout: SEND_TIMEOUT.min(longest),
-        }
+        socket.set_read_timeout(Some(RECEIVE_TIMEOUT.min(longest)))?;
+        socket.set_write_timeout(Some(SEND_TIMEOUT.min(longest)))?;
     }
-
-    /// Sets the options of a listener. Must be called before `bind`, except for an inherited socket.
-    ///
-    /// `SO_REUSEADDR` lets a server restart at once while old connections are in `TIME_WAIT`. On
-    /// Windows that needs no option, and `SO_REUSEADDR` would let another process take the port.
-    pub(crate) fn apply_to_listener(self, listener: &SockRef<'_>) -> io::Result<()> {
-        if cfg!(not(windows)) {
-            listener.set_reuse_address(true)?;
-        }
-        self.apply(listener)
-    }
-
-    /// Sets the options that the listener and its clients have:
-    /// - `TCP_NODELAY`: an echo is complete, so it need not wait for more data.
-    /// - `SO_OOBINLINE`: urgent bytes are echoed in order with the others (RFC 6093, section 6).
-    /// - keepalive: a dead peer frees its thread in two to three minutes.
-    pub(crate) fn apply(self, socket: &SockRef<'_>) -> io::Result<()> {
-        let keepalive = TcpKeepalive::new()
-            .with_time(Duration::from_secs(60))
-            .with_interval(Duration::from_secs(10));
-        socket.set_tcp_nodelay(true)?;
-        socket.set_out_of_band_inline(true)?;
-        socket.set_tcp_keepalive(&keepalive)?;
-        // Also set to false: an inherited socket may be non-blocking.
-        socket.set_nonblocking(!BLOCKING)?;
-        if BLOCKING {
-            #[cfg(target_os = "linux")]
-            socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
-            socket.set_read_timeout(Some(self.receive_timeout))?;
-            socket.set_write_timeout(Some(self.send_timeout))?;
-        }
-        Ok(())
-    }
+    Ok(())
 }
 
 /// Receives into the spare capacity of `buffer`, without initialising it first, so that a client

@@ -4,12 +4,12 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use log::warn;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::platform::socket::{CLIENTS_INHERIT_OPTIONS, SocketOptions, accept};
+use crate::platform::socket::{CLIENTS_INHERIT_OPTIONS, accept, set_listener_options, set_options};
 use crate::platform::wait::{PollFlags, Waker, wait_for_socket};
 
 /// The length of the listen backlog, the most that Linux allows by default
@@ -24,7 +24,7 @@ pub(crate) type Accepted = (TcpStream, SocketAddr);
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: TcpListener,
-    options: SocketOptions,
+    idle_timeout: Option<Duration>,
     /// Whether the socket is inherited from another process, which may still hold it. Clients may
     /// have connected before the socket had our options.
     inherited: bool,
@@ -32,28 +32,28 @@ pub(crate) struct Listener {
 
 impl Listener {
     /// Binds and listens. On `::` it serves both IP versions.
-    pub(crate) fn bind(address: SocketAddr, options: SocketOptions) -> io::Result<Self> {
+    pub(crate) fn bind(address: SocketAddr, idle_timeout: Option<Duration>) -> io::Result<Self> {
         let domain = Domain::for_address(address);
         let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
         if address.is_ipv6() {
             socket.set_only_v6(address.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED))?;
         }
-        options.apply_to_listener(&SockRef::from(&socket))?;
+        set_listener_options(&SockRef::from(&socket), idle_timeout)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG.into())?;
         Ok(Self {
             socket: socket.into(),
-            options,
+            idle_timeout,
             inherited: false,
         })
     }
 
     /// Takes over an inherited socket that listens already.
-    pub(crate) fn inherit(socket: TcpListener, options: SocketOptions) -> io::Result<Self> {
-        options.apply_to_listener(&SockRef::from(&socket))?;
+    pub(crate) fn inherit(socket: TcpListener, idle_timeout: Option<Duration>) -> io::Result<Self> {
+        set_listener_options(&SockRef::from(&socket), idle_timeout)?;
         Ok(Self {
             socket,
-            options,
+            idle_timeout,
             inherited: true,
         })
     }
@@ -76,7 +76,9 @@ impl Listener {
                 },
             };
             let has_options = CLIENTS_INHERIT_OPTIONS && !self.inherited;
-            if !has_options && let Err(error) = self.options.apply(&SockRef::from(&stream)) {
+            if !has_options
+                && let Err(error) = set_options(&SockRef::from(&stream), self.idle_timeout)
+            {
                 warn!("{peer} rejected: cannot set its socket options ({error})");
                 continue;
             }
@@ -166,13 +168,9 @@ mod tests {
 
     use super::*;
 
-    fn options() -> SocketOptions {
-        SocketOptions::new(None)
-    }
-
     #[test]
     fn client_sockets_have_no_delay_and_keepalive() -> io::Result<()> {
-        let listener = Listener::bind(([127, 0, 0, 1], 0).into(), options())?;
+        let listener = Listener::bind(([127, 0, 0, 1], 0).into(), None)?;
         let _client = TcpStream::connect(listener.local_addr()?)?;
         let (stream, _) = listener.accept()?.expect("a client has connected");
         let socket = SockRef::from(&stream);
@@ -183,14 +181,14 @@ mod tests {
 
     #[test]
     fn accept_returns_if_no_client_connects() -> io::Result<()> {
-        let listener = Listener::bind(([127, 0, 0, 1], 0).into(), options())?;
+        let listener = Listener::bind(([127, 0, 0, 1], 0).into(), None)?;
         assert!(listener.accept()?.is_none());
         Ok(())
     }
 
     #[test]
     fn close_refuses_new_clients_and_keeps_the_backlog_in_order() -> io::Result<()> {
-        let listener = Listener::bind(([127, 0, 0, 1], 0).into(), options())?;
+        let listener = Listener::bind(([127, 0, 0, 1], 0).into(), None)?;
         let address = listener.local_addr()?;
         let clients = [TcpStream::connect(address)?, TcpStream::connect(address)?];
         let mut pending = listener.into_pending(0);
@@ -211,7 +209,7 @@ mod tests {
         let manager = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = manager.local_addr()?;
         let [_first, _second, third] = [(); 3].map(|()| TcpStream::connect(address));
-        let mut pending = Listener::inherit(manager.try_clone()?, options())?.into_pending(2);
+        let mut pending = Listener::inherit(manager.try_clone()?, None)?.into_pending(2);
         assert!(pending.accept_next()?.is_some() && pending.accept_next()?.is_some());
         assert!(pending.accept_next()?.is_none());
         let (_, peer) = manager.accept()?;
