@@ -45,7 +45,7 @@
 //! | `server/limits.rs` | limits on clients, threads and connections per IP address: permits |
 //! | `server/connection.rs` | one connection: admission, echo loop, close |
 //! | `server/connection/drain.rs` | how the server ends a connection: quiet clients, lingering close |
-//! | `server/shutdown.rs` | graceful shutdown: [`ShutdownHandle`], `AtomicBool`, deadline, quiet period |
+//! | `server/shutdown.rs` | graceful shutdown: [`ShutdownHandle`], `AtomicBool`, waker, deadline |
 //! | `platform/wait.rs` | how a thread waits for a socket, in a way that shutdown can end |
 //! | `platform/socket.rs` | socket options, `recv` and `accept` |
 //! | `server/connection/faults.rs` | faults on request |

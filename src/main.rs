@@ -111,7 +111,7 @@ fn run(config: Config) -> Result<(), String> {
     console::on_close(move || handle.shutdown())
         .map_err(|error| format!("cannot set the handler for console close: {error}"))?;
 
-    // The address is in the log too, because stdout may be closed.
+    // With -v the address is in the log too, because stdout may be closed.
     debug!("listening on {address}");
     // Scripts wait for this line. A thread writes it, because stdout may be a full pipe.
     let line = format!("Server listening on {address}\n");

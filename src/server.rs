@@ -45,7 +45,7 @@ const THREAD_EXIT_GRACE: Duration = Duration::from_millis(500);
 
 thread_local! {
     /// The permit of this thread. A thread-local variable is dropped after the memory of the
-    /// thread's signal stack is released, so the permit is available only when that memory is.
+    /// thread's alternate signal stack is released, so the permit is available only when that memory is.
     static THREAD_PERMIT: Cell<Option<limits::Permit>> = const { Cell::new(None) };
 }
 
@@ -75,8 +75,8 @@ impl Server {
     /// keeps open during a restart. The configuration's address is ignored. Graceful shutdown
     /// leaves clients without a permit in the listen backlog for the next server.
     ///
-    /// The server sets socket options, which apply to all copies of the socket. It makes the socket
-    /// non-blocking: on Linux at shutdown, elsewhere at once.
+    /// The server sets socket options, which apply to all copies of the socket. On Linux it makes the
+    /// socket blocking, and non-blocking at shutdown; elsewhere non-blocking at once.
     ///
     /// ```
     /// use std::net::TcpListener;

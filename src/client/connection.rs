@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 
 use super::is_timeout;
-use crate::platform::socket::TIMEOUTS_LOSE_NO_BYTE;
+use crate::platform::socket::TIMEOUTS_KEEP_DATA;
 use crate::platform::wait::{POLL_INTERVAL, PollFlags, wait_for_socket};
 
 /// A connection whose reads report a reset as a reset, even if a write met it first.
@@ -43,7 +43,7 @@ impl Connection {
             return Err(ErrorKind::ConnectionRefused.into());
         }
         stream.set_nodelay(true)?;
-        stream.set_nonblocking(!TIMEOUTS_LOSE_NO_BYTE)?;
+        stream.set_nonblocking(!TIMEOUTS_KEEP_DATA)?;
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
         Ok(Self {
@@ -84,7 +84,7 @@ impl Connection {
         loop {
             match call() {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock && !TIMEOUTS_LOSE_NO_BYTE => {
+                Err(error) if error.kind() == ErrorKind::WouldBlock && !TIMEOUTS_KEEP_DATA => {
                     let timeout = if event == PollFlags::IN {
                         self.stream.read_timeout()?
                     } else {

@@ -1,5 +1,5 @@
 //! How many connections the system can hold. Beyond that, a new thread may find no memory for its
-//! signal stack, and then the standard library ends the process.
+//! alternate signal stack, and then the standard library ends the process.
 
 #[cfg(unix)]
 use std::fs;
@@ -42,7 +42,7 @@ pub(crate) struct Capacity {
 
 /// Returns how much memory a connection takes, in bytes.
 fn connection_size(buffer_size: usize) -> usize {
-    /// The signal stack, guard pages, and small allocations.
+    /// The alternate signal stack, guard pages, and small allocations.
     const OVERHEAD: usize = 65_536;
     STACK_SIZE + buffer_size + OVERHEAD
 }
@@ -105,8 +105,8 @@ fn open_files() -> Option<Capacity> {
 pub(crate) struct MemoryCheck {
     pub(crate) is_limited: bool,
     buffer_size: usize,
-    /// The largest number of connections so far. The memory that they have used stays with the
-    /// process, except for large buffers, and is used again.
+    /// The largest number of connections so far. Their memory stays with the process after they end,
+    /// except for large buffers, so as many connections fit again.
     peak: AtomicUsize,
 }
 

@@ -26,7 +26,7 @@ const BLOCKING: bool = cfg!(target_os = "linux");
 /// Whether a `recv` or `send` that times out leaves the connection intact. On Windows it may lose
 /// bytes, or not report those that were sent (Microsoft on `SO_RCVTIMEO` and `SO_SNDTIMEO`).
 #[cfg(feature = "client")]
-pub(crate) const TIMEOUTS_LOSE_NO_BYTE: bool = cfg!(not(windows));
+pub(crate) const TIMEOUTS_KEEP_DATA: bool = cfg!(not(windows));
 
 /// Whether a client's socket inherits the options of the listener that accepted it.
 pub(crate) const CLIENTS_INHERIT_OPTIONS: bool = cfg!(target_os = "linux");

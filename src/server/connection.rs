@@ -193,8 +193,8 @@ impl Connection {
             CloseReason::IdleTimeout => Some(LINGER_TIMEOUT),
             CloseReason::FaultLimit => Some(ACK_TIMEOUT),
             CloseReason::ServerShuttingDown => Some(shutdown.time_left()),
-            // Before shutdown, the kernel delivers the last echoes after the close. After it, the
-            // host may be gone.
+            // The kernel delivers the last echoes after the close. But once the server has shut down,
+            // the host may be gone.
             CloseReason::ClosedByClient if shutdown.is_requested() => Some(shutdown.time_left()),
             _ => None,
         }
@@ -342,8 +342,8 @@ impl Connection {
     /// `deadline` passes or shutdown is requested. May return early. The idle timeout and any other
     /// error end the connection.
     ///
-    /// On Linux the call blocks for a short time before it fails. If the next message arrives in
-    /// that time, no `poll` is needed.
+    /// On Linux `recv` and `send` block for a short time before they fail. If the next message arrives
+    /// in that time, no `poll` is needed.
     fn wait_if_blocked(
         &self,
         error: io::Error,

@@ -20,7 +20,7 @@ const BACKLOG: u16 = 4096;
 /// A client that has been accepted, with its address.
 pub(crate) type Accepted = (TcpStream, SocketAddr);
 
-/// A listening socket whose `accept` never blocks for long (see `platform/wait.rs`).
+/// A listening socket whose `accept` never blocks for long (see `platform/socket.rs`).
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: TcpListener,
@@ -100,8 +100,8 @@ impl Listener {
         Ok(accepted)
     }
 
-    /// Stops listening, but not before the clients in the listen backlog are accepted. From an
-    /// inherited socket, at most `permits` clients are: the next server can serve the others.
+    /// Begins to accept the clients in the listen backlog, after which the listener is closed. From an
+    /// inherited socket, at most `permits` clients are accepted: the next server can serve the others.
     pub(crate) fn into_pending(self, permits: usize) -> PendingConnections {
         let remaining = if self.inherited {
             permits

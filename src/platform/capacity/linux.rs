@@ -18,7 +18,7 @@ pub(super) fn capacities(buffer_size: usize) -> Vec<Capacity> {
 
 /// Returns how many connections the kernel's limit on memory maps allows.
 fn memory_maps(buffer_size: usize) -> Option<Capacity> {
-    /// The stack, the signal stack, and a guard page for each.
+    /// The stack, the alternate signal stack, and a guard page for each.
     const MAPS_PER_THREAD: usize = 4;
     /// For the memory of `malloc`, and for threads that have ended but still hold their stack.
     const RESERVE: usize = 2000;
