@@ -51,7 +51,7 @@
 //! | `server/connection/faults.rs` | faults on request |
 //! | `server/config.rs` | [`Config`] |
 //! | `server/busy_poll.rs` | adaptive polling before a thread blocks |
-//! | `server/proxy_protocol.rs` | parser for the PROXY protocol header |
+//! | `server/connection/proxy_protocol.rs` | the PROXY protocol header |
 //! | `platform.rs` | what differs by platform |
 //! | `platform/tcp_info.rs` | round trips, retransmissions and acknowledgements of a connection |
 //! | `platform/capacity.rs` | how many connections the system can hold |

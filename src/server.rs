@@ -6,7 +6,6 @@ mod config;
 mod connection;
 mod limits;
 mod listener;
-mod proxy_protocol;
 mod shutdown;
 
 use std::cell::Cell;

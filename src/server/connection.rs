@@ -7,6 +7,7 @@
 
 mod drain;
 mod faults;
+mod proxy_protocol;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -24,17 +25,12 @@ use log::{Level, debug, info, log, trace};
 use super::Shared;
 use super::busy_poll::BusyPoll;
 use super::limits::{PerIpPermit, Permit};
-use super::proxy_protocol::{self, MAX_LENGTH, Parsed};
 use crate::platform::socket::receive;
 use crate::platform::wait::{PollFlags, wait_for_socket};
 use crate::plural::plural;
 use drain::LINGER_TIMEOUT;
 use faults::ACK_TIMEOUT;
 pub use faults::Faults;
-
-/// How long a PROXY header may take. It comes with the connection's first bytes, and the
-/// specification asks for at least 3 s, so that a lost packet can be sent again.
-const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The number of bytes of one `recv` that the log shows at level trace.
 const TRACE_LIMIT: usize = 64;
@@ -219,47 +215,6 @@ impl Connection {
             None => info!("{} connected", self.peer),
         }
         Continue(())
-    }
-
-    /// Removes the PROXY header from the stream. Returns the client's address if the header has
-    /// one.
-    fn read_proxy_header(&mut self) -> ControlFlow<CloseReason, Option<SocketAddr>> {
-        let deadline = Instant::now() + PROXY_HEADER_TIMEOUT;
-        let mut header = Vec::new();
-        if let Err(error) = header.try_reserve_exact(MAX_LENGTH) {
-            return Break(io::Error::from(error).into());
-        }
-        while Instant::now() < deadline {
-            if self.shared.shutdown.is_requested() {
-                self.wait_while_draining()?;
-            }
-            match self.receive_or_wait(Some(deadline))? {
-                None => continue,
-                Some(0) => {
-                    return Break(CloseReason::InvalidProxyHeader(
-                        "closed by client before it was complete",
-                    ));
-                }
-                Some(_) => {}
-            }
-            let length_before = header.len();
-            let piece = &self.buffer[..self.buffer.len().min(MAX_LENGTH - header.len())];
-            header.extend_from_slice(piece);
-            match proxy_protocol::parse(&header) {
-                Parsed::Incomplete => {}
-                Parsed::Complete { length, client } => {
-                    // What follows the header is echoed.
-                    self.buffer.drain(..length - length_before);
-                    return Continue(client);
-                }
-                Parsed::Invalid => {
-                    return Break(CloseReason::InvalidProxyHeader(
-                        "missing, malformed or too long",
-                    ));
-                }
-            }
-        }
-        Break(CloseReason::InvalidProxyHeader("incomplete after 5s"))
     }
 
     /// Echoes until the connection is over.

@@ -5,15 +5,23 @@
 //!
 //! [spec]: https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt
 
+use std::io;
 use std::net::SocketAddr;
+use std::ops::ControlFlow::{self, Break, Continue};
+use std::time::{Duration, Instant};
 
 use proxy_header::{ParseConfig, ProxyHeader};
 
-use super::listener::canonical;
+use super::{CloseReason, Connection};
+use crate::server::listener::canonical;
+
+/// How long a PROXY header may take. It comes with the connection's first bytes, and the
+/// specification asks for at least 3 s, so that a lost packet can be sent again.
+const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The longest header that is accepted, in bytes. Version 2 allows 64 KiB, but no load balancer
 /// needs that much, and each connection must stay within its memory. nginx has the same limit.
-pub(crate) const MAX_LENGTH: usize = 4096;
+const MAX_LENGTH: usize = 4096;
 
 /// The longest header of version 1, a line of text, with its CR LF, in bytes.
 const MAX_V1_LENGTH: usize = 107;
@@ -29,9 +37,52 @@ const V2_PREFIX_LENGTH: usize = V2_SIGNATURE.len() + 4;
 const LOCAL: u8 = 0x20;
 const PROXY: u8 = 0x21;
 
+impl Connection {
+    /// Removes the PROXY header from the stream. Returns the client's address if the header has
+    /// one.
+    pub(super) fn read_proxy_header(&mut self) -> ControlFlow<CloseReason, Option<SocketAddr>> {
+        let deadline = Instant::now() + PROXY_HEADER_TIMEOUT;
+        let mut header = Vec::new();
+        if let Err(error) = header.try_reserve_exact(MAX_LENGTH) {
+            return Break(io::Error::from(error).into());
+        }
+        while Instant::now() < deadline {
+            if self.shared.shutdown.is_requested() {
+                self.wait_while_draining()?;
+            }
+            match self.receive_or_wait(Some(deadline))? {
+                None => continue,
+                Some(0) => {
+                    return Break(CloseReason::InvalidProxyHeader(
+                        "closed by client before it was complete",
+                    ));
+                }
+                Some(_) => {}
+            }
+            let length_before = header.len();
+            let piece = &self.buffer[..self.buffer.len().min(MAX_LENGTH - header.len())];
+            header.extend_from_slice(piece);
+            match parse(&header) {
+                Parsed::Incomplete => {}
+                Parsed::Complete { length, client } => {
+                    // What follows the header is echoed.
+                    self.buffer.drain(..length - length_before);
+                    return Continue(client);
+                }
+                Parsed::Invalid => {
+                    return Break(CloseReason::InvalidProxyHeader(
+                        "missing, malformed or too long",
+                    ));
+                }
+            }
+        }
+        Break(CloseReason::InvalidProxyHeader("incomplete after 5s"))
+    }
+}
+
 /// What the first bytes of a connection are.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Parsed {
+enum Parsed {
     /// The beginning of a header.
     Incomplete,
     /// A header, and possibly more.
@@ -46,7 +97,7 @@ pub(crate) enum Parsed {
 }
 
 /// Parses the first bytes of a connection.
-pub(crate) fn parse(bytes: &[u8]) -> Parsed {
+fn parse(bytes: &[u8]) -> Parsed {
     if may_begin_with(bytes, V1_SIGNATURE) {
         parse_v1(bytes)
     } else if may_begin_with(bytes, V2_SIGNATURE) {
