@@ -33,7 +33,7 @@ fn clients_over_the_limit_wait_and_are_served_in_order() {
 
 /// A client at a time, each within a tenth of a second of the last: the accept loop always has work.
 #[test]
-fn the_log_says_that_the_limit_is_over_while_clients_keep_coming() {
+fn recovery_is_logged_although_clients_keep_coming() {
     let server = Server::start(&["--max-connections", "3"]);
     let admitted = server.connect_many(3);
     server.wait_for_log("connection limit reached (3)");
