@@ -42,7 +42,7 @@
 //! | `main.rs` | the binary: parses the arguments, binds, prints the ready line, serves |
 //! | `server.rs` | [`Server`]: accept loop, one thread per client, drain |
 //! | `server/listener.rs` | the listening socket and its backlog |
-//! | `server/limits.rs` | limits on clients, threads and connections per IP address: permits |
+//! | `server/limits.rs` | limits on clients, in all and per IP address: permits |
 //! | `server/connection.rs` | one connection: admission, echo loop, close |
 //! | `server/connection/drain.rs` | how the server ends a connection: quiet clients, lingering close |
 //! | `server/shutdown.rs` | graceful shutdown: [`ShutdownHandle`], `AtomicBool`, waker, deadline |

@@ -27,7 +27,7 @@ pub use config::{Config, MAX_BUFFER_SIZE, MAX_BUSY_POLL};
 use connection::Connection;
 pub use connection::Faults;
 use limits::{Limiter, PerIpLimiter};
-use listener::Listener;
+use listener::{BACKLOG, Listener};
 use shutdown::Shutdown;
 pub use shutdown::ShutdownHandle;
 
@@ -72,7 +72,7 @@ impl Server {
 
     /// Serves from an inherited socket that listens already, such as one that a service manager
     /// keeps open during a restart. The configuration's address is ignored. Graceful shutdown
-    /// leaves clients without a permit in the listen backlog for the next server.
+    /// leaves clients over the connection limit in the listen backlog for the next server.
     ///
     /// The server sets socket options, which apply to all copies of the socket. On Linux it makes the
     /// socket blocking, and non-blocking at shutdown; elsewhere non-blocking at once.
@@ -113,8 +113,8 @@ impl Server {
         }
         let per_ip_limiter = config.max_connections_per_ip.map(PerIpLimiter::new);
         let shared = Shared {
-            client_limiter: Arc::new(Limiter::new(config.max_connections)),
-            thread_limiter: Arc::new(Limiter::new(capacity.connections)),
+            limiter: Arc::default(),
+            capacity: capacity.connections,
             memory_check: MemoryCheck::new(config.buffer_size),
             per_ip_limiter: per_ip_limiter.map(Arc::new),
             max_spinning_clients: max_spinning_clients(config.busy_poll),
@@ -153,7 +153,7 @@ impl Server {
         info!(
             "shutting down: waiting up to {:?} for {}",
             shared.config.shutdown_timeout,
-            plural(shared.client_limiter.active() as u64, "client")
+            plural(shared.limiter.active() as u64, "client")
         );
         shared.drain(listener);
         info!(
@@ -170,12 +170,11 @@ impl Server {
 #[derive(Debug)]
 struct Shared {
     config: Config,
-    /// One permit for each client. The limit is the lower of the configured one and what the system can
-    /// hold.
-    client_limiter: Arc<Limiter>,
-    /// One permit for each thread. During shutdown there may be more threads than clients, because a
-    /// lingering close releases its client's permit first.
-    thread_limiter: Arc<Limiter>,
+    /// One permit for each client.
+    limiter: Arc<Limiter>,
+    /// How many clients the system can hold. During graceful shutdown this is the only limit, so that
+    /// all clients in the listen backlog are served before the shutdown timeout.
+    capacity: usize,
     memory_check: MemoryCheck,
     per_ip_limiter: Option<Arc<PerIpLimiter>>,
     /// Maximum number of connected clients at which threads may busy-poll.
@@ -195,9 +194,10 @@ impl Shared {
         let mut warnings = AcceptWarnings::default();
         while !self.shutdown.is_requested() {
             warnings.log_recovery();
-            if !self.wait_for_capacity(Duration::ZERO) {
-                warnings.log_limit(self.config.max_connections);
-                self.wait_for_capacity(POLL_INTERVAL);
+            let limit = self.config.max_connections;
+            if self.limiter.active() >= limit {
+                warnings.log_limit(limit);
+                self.limiter.wait_until_below(limit, POLL_INTERVAL);
                 continue;
             }
             let accepted = self
@@ -225,10 +225,7 @@ impl Shared {
     fn back_off(&self, delay: Duration) {
         let retry_at = Instant::now() + delay;
         while !self.shutdown.is_requested() && Instant::now() < retry_at {
-            if self
-                .thread_limiter
-                .wait_for_release(delay.min(POLL_INTERVAL))
-            {
+            if self.limiter.wait_for_release(delay.min(POLL_INTERVAL)) {
                 return;
             }
         }
@@ -236,32 +233,24 @@ impl Shared {
 
     /// Returns an error if the memory may not suffice for one more client.
     fn check_memory(&self) -> io::Result<()> {
-        self.memory_check.check(self.thread_limiter.active())
-    }
-
-    /// Blocks until the connection limit and the thread limit allow one more client, for up to
-    /// `timeout` each. Returns whether they do.
-    fn wait_for_capacity(&self, timeout: Duration) -> bool {
-        self.thread_limiter.wait_until_available(timeout)
-            && self.client_limiter.wait_until_available(timeout)
+        self.memory_check.check(self.limiter.active())
     }
 
     /// Spawns the thread that serves a client.
     ///
     /// # Errors
     /// Returns an error if there is no memory for the buffer or no thread can be spawned. The error is
-    /// logged, the socket is closed, and the permits are released.
+    /// logged, the socket is closed, and the permit is released.
     fn spawn(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
-        let client_permit = self.client_limiter.acquire();
-        let thread_permit = self.thread_limiter.acquire();
-        let connection = Connection::new(stream, peer, client_permit, Arc::clone(self))
+        let permit = self.limiter.acquire();
+        let connection = Connection::new(stream, peer, Arc::clone(self))
             .inspect_err(|error| warn!("{peer} rejected: cannot allocate its buffer ({error})"))?;
         let (started, has_started) = mpsc::channel::<()>();
         thread::Builder::new()
             .name(peer.to_string())
             .stack_size(STACK_SIZE)
             .spawn(move || {
-                THREAD_PERMIT.set(Some(thread_permit));
+                THREAD_PERMIT.set(Some(permit));
                 drop(started);
                 connection.serve();
             })
@@ -274,52 +263,53 @@ impl Shared {
         Ok(())
     }
 
-    /// Refuses new clients, serves those in the listen backlog, and waits for all connections.
+    /// Serves the clients in the listen backlog, refuses new ones, and waits for all connections.
     fn drain(self: &Arc<Self>, listener: Listener) {
-        // After the deadline, take no client from the backlog of an inherited socket: a permit
-        // released by a forcible close does not count.
-        let permits = if self.shutdown.is_overdue() {
-            0
-        } else {
-            self.client_limiter.available()
-        };
-        let mut pending = listener.into_pending(permits);
-        loop {
-            match pending.accept_next() {
-                Ok(Some((stream, peer))) => {
-                    if self.wait_for_capacity_until_deadline() {
-                        // A client that is rejected does not affect the others.
-                        let _ = self.spawn(stream, peer);
-                    } else {
-                        warn!("{peer} forcibly closed in the listen backlog");
-                        self.forcibly_closed.fetch_add(1, Relaxed);
-                    }
+        self.serve_listen_backlog(&listener);
+        drop(listener);
+        let timeout = self.shutdown.time_left() + THREAD_EXIT_GRACE;
+        self.limiter.wait_until_below(1, timeout);
+    }
+
+    /// Spawns a thread for each client in the listen backlog. While the system cannot hold one more,
+    /// waits until a connection ends. At the shutdown timeout, forcibly closes the remaining ones.
+    fn serve_listen_backlog(self: &Arc<Self>, listener: &Listener) {
+        listener.set_nonblocking();
+        // Linux queues one connection more than the backlog. Clients that keep connecting must not keep
+        // the listener open.
+        let mut remaining = BACKLOG + 1;
+        while remaining > 0 {
+            let overdue = self.shutdown.is_overdue();
+            let active = self.limiter.active();
+            if listener.is_inherited() && (overdue || active >= self.config.max_connections) {
+                return; // The next server can serve the others.
+            }
+            if !overdue && (active >= self.capacity || self.check_memory().is_err()) {
+                self.limiter.wait_for_release(POLL_INTERVAL);
+                continue;
+            }
+            match listener.accept() {
+                Ok(None) => return,
+                Ok(Some((_, peer))) if overdue => {
+                    warn!("{peer} forcibly closed in the listen backlog");
+                    self.forcibly_closed.fetch_add(1, Relaxed);
                 }
-                Ok(None) => break,
-                Err(error) if self.shutdown.is_overdue() => {
+                Ok(Some((stream, peer))) => {
+                    // A client that is rejected does not affect the others.
+                    let _ = self.spawn(stream, peer);
+                }
+                Err(error) if overdue => {
                     warn!("cannot accept the clients in the listen backlog: {error}");
-                    break;
+                    return;
                 }
                 // No file descriptor is left to accept with until a connection ends.
                 Err(_) => {
-                    self.thread_limiter.wait_for_release(POLL_INTERVAL);
+                    self.limiter.wait_for_release(POLL_INTERVAL);
+                    continue;
                 }
             }
+            remaining -= 1;
         }
-        let timeout = self.shutdown.time_left() + THREAD_EXIT_GRACE;
-        self.thread_limiter.wait_until_idle(timeout);
-    }
-
-    /// Blocks until the limits and the memory allow one more client. Returns false if the shutdown
-    /// timeout passes first. A permit released after that does not count.
-    fn wait_for_capacity_until_deadline(&self) -> bool {
-        while self.wait_for_capacity(self.shutdown.time_left()) && !self.shutdown.is_overdue() {
-            if self.check_memory().is_ok() {
-                return true;
-            }
-            self.thread_limiter.wait_for_release(POLL_INTERVAL);
-        }
-        false
     }
 }
 

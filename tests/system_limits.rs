@@ -12,8 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    PATIENCE, Server, assert_contains, connect_from, cpu_time, exchange, exchange_all,
-    for_each_at_once, line_with, local_server, noise, read_until_fin, receive_echo,
+    PATIENCE, Server, assert_contains, connect_from, cpu_time, exchange, exchange_all, fill,
+    for_each_at_once, line_with, local_address, local_server, noise, read_until_fin, receive_echo,
     server_from_shell, set_read_timeout, wait_until,
 };
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
@@ -140,6 +140,20 @@ fn out_of_files_the_drain_serves_the_listen_backlog() {
     }
     assert_eq!(server.wait().code(), Some(0));
     server.wait_for_log("shut down: 14 clients served, 0 forcibly closed, ");
+}
+
+#[test]
+fn client_beyond_the_capacity_is_forcibly_closed_at_the_timeout() {
+    let mut server = start_under("ulimit -n 30", "--shutdown-timeout 500ms");
+    let limit = lowered_limit(&server, 10_000, "ulimit -n");
+    let admitted = server.connect_many(limit);
+    for client in &admitted {
+        fill(client);
+    }
+    let waiting = server.connect();
+    assert_eq!(server.shut_down().code(), Some(0));
+    let address = local_address(&waiting);
+    server.wait_for_log(&format!("{address} forcibly closed in the listen backlog"));
 }
 
 #[test]

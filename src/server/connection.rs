@@ -24,7 +24,7 @@ use log::{Level, debug, info, log, trace};
 
 use super::Shared;
 use super::busy_poll::BusyPoll;
-use super::limits::{PerIpPermit, Permit};
+use super::limits::PerIpPermit;
 use crate::platform::socket::receive;
 use crate::platform::wait::{PollFlags, wait_for_socket};
 use crate::plural::plural;
@@ -98,8 +98,6 @@ pub(crate) struct Connection {
     /// What the last `recv` returned. Its memory is never initialised beyond that, so a client
     /// that sends little touches one page.
     buffer: Vec<u8>,
-    /// Released when the connection is closed, or during graceful shutdown at the server's FIN.
-    client_permit: Option<Permit>,
     /// Released just before the server's FIN: the client may reconnect immediately.
     per_ip_permit: Option<PerIpPermit>,
     shared: Arc<Shared>,
@@ -119,7 +117,6 @@ impl Connection {
     pub(crate) fn new(
         stream: TcpStream,
         peer: SocketAddr,
-        client_permit: Permit,
         shared: Arc<Shared>,
     ) -> io::Result<Self> {
         // Not `Vec::with_capacity`, which ends the process if there is no memory.
@@ -129,7 +126,6 @@ impl Connection {
             stream,
             peer,
             buffer,
-            client_permit: Some(client_permit),
             per_ip_permit: None,
             busy_poll: BusyPoll::new(shared.config.busy_poll),
             shared,
@@ -166,8 +162,6 @@ impl Connection {
             self.shared.forcibly_closed.fetch_add(1, Relaxed);
         }
         drop(self.stream);
-        // Release the permit before the close is logged.
-        drop(self.client_permit);
         let level = match reason {
             CloseReason::PerIpLimit => Level::Debug,
             _ => Level::Info,
@@ -232,7 +226,7 @@ impl Connection {
                     self.busy_poll.record_arrival();
                     self.send_all()?;
                     // Busy-poll only if there are CPUs to spare.
-                    if self.shared.client_limiter.active() <= self.shared.max_spinning_clients {
+                    if self.shared.limiter.active() <= self.shared.max_spinning_clients {
                         self.busy_poll.spin(&self.stream);
                     }
                 }

@@ -1,5 +1,5 @@
-//! The limits on clients, threads and connections per IP address. All issue permits; dropping a
-//! permit releases it, even if the thread that holds it panics.
+//! The limits on clients, in all and per IP address. Both issue permits; dropping a permit releases it,
+//! even if the thread that holds it panics.
 
 use std::collections::HashMap;
 use std::mem;
@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use log::warn;
 
-/// Counts the permits that exist at once, and blocks callers while the limit is reached.
-#[derive(Debug)]
+/// Counts the permits that exist. The accept loop compares the count with the limit before it takes
+/// another: the configured limit, or during graceful shutdown what the system can hold.
+#[derive(Debug, Default)]
 pub(crate) struct Limiter {
-    limit: usize,
     /// Decremented only under the mutex, so that a waiting thread cannot miss a release.
     active: AtomicUsize,
     mutex: Mutex<()>,
@@ -22,46 +22,27 @@ pub(crate) struct Limiter {
 }
 
 impl Limiter {
-    pub(crate) fn new(limit: usize) -> Self {
-        Self {
-            limit,
-            active: AtomicUsize::new(0),
-            mutex: Mutex::new(()),
-            released: Condvar::new(),
-        }
-    }
-
     /// Returns the number of permits that exist, at the cost of one load.
     pub(crate) fn active(&self) -> usize {
         self.active.load(Relaxed)
     }
 
-    /// Returns the number of permits that are left.
-    pub(crate) fn available(&self) -> usize {
-        self.limit.saturating_sub(self.active())
-    }
-
-    /// Takes a permit. Callers must make sure that one is [`available`](Self::available); only the
-    /// thread that runs `Server::run` takes permits.
+    /// Takes a permit. Only the thread that runs `Server::run` does, so no other can take the last one
+    /// between its check and this call.
     pub(crate) fn acquire(self: &Arc<Self>) -> Permit {
         self.active.fetch_add(1, Relaxed);
         Permit(Arc::clone(self))
     }
 
-    /// Blocks until a permit is available or `timeout` passes. Returns whether one is.
-    pub(crate) fn wait_until_available(&self, timeout: Duration) -> bool {
-        self.available() > 0 || self.wait_while(timeout, |active| active >= self.limit)
+    /// Blocks until fewer than `limit` permits exist, or `timeout` passes.
+    pub(crate) fn wait_until_below(&self, limit: usize, timeout: Duration) {
+        self.wait_while(timeout, |active| active >= limit);
     }
 
     /// Blocks until a permit is released or `timeout` passes. Returns whether one was released.
     pub(crate) fn wait_for_release(&self, timeout: Duration) -> bool {
         let before = self.active();
         self.wait_while(timeout, |active| active >= before)
-    }
-
-    /// Blocks until all permits are released or `timeout` passes.
-    pub(crate) fn wait_until_idle(&self, timeout: Duration) {
-        self.wait_while(timeout, |active| active > 0);
     }
 
     /// Blocks while `condition` holds for the number of permits, or until `timeout` passes. Returns
@@ -164,6 +145,7 @@ impl Drop for PerIpPermit {
 mod tests {
     use std::net::Ipv4Addr;
     use std::thread;
+    use std::time::Instant;
 
     use super::*;
 
@@ -172,19 +154,21 @@ mod tests {
 
     #[test]
     fn a_waiting_thread_wakes_when_a_permit_is_released() {
-        let limiter = Arc::new(Limiter::new(2));
-        let first = limiter.acquire();
-        assert!(limiter.wait_until_available(Duration::ZERO));
-        let second = limiter.acquire();
-        assert!(!limiter.wait_until_available(Duration::ZERO));
+        let limiter = Arc::new(Limiter::default());
+        let (first, second) = (limiter.acquire(), limiter.acquire());
         thread::scope(|scope| {
-            let waiting = scope.spawn(|| limiter.wait_until_available(LONG));
+            let waiting = scope.spawn(|| {
+                let begin = Instant::now();
+                limiter.wait_until_below(2, LONG);
+                begin.elapsed()
+            });
             drop(first);
-            assert!(waiting.join().expect("it does not panic"));
+            assert!(waiting.join().expect("it does not panic") < LONG);
         });
-        assert!(limiter.wait_until_available(Duration::ZERO));
+        assert_eq!(limiter.active(), 1);
+        assert!(!limiter.wait_for_release(Duration::ZERO));
         drop(second);
-        assert_eq!((limiter.active(), limiter.available()), (0, 2));
+        assert_eq!(limiter.active(), 0);
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! The listening socket. It is created with `socket2`, because `TcpListener::bind` has a backlog of
 //! only 128 and cannot set `IPV6_V6ONLY`.
 
-use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
@@ -15,7 +14,7 @@ use crate::platform::wait::{PollFlags, Waker, wait_for_socket};
 /// The length of the listen backlog, the most that Linux allows by default
 /// (`net.core.somaxconn`). When the backlog is full, the kernel drops SYNs, and clients retry only
 /// after a second.
-const BACKLOG: u16 = 4096;
+pub(crate) const BACKLOG: u16 = 4096;
 
 /// A client that has been accepted, with its address.
 pub(crate) type Accepted = (TcpStream, SocketAddr);
@@ -100,56 +99,15 @@ impl Listener {
         Ok(accepted)
     }
 
-    /// Begins to accept the clients in the listen backlog, after which the listener is closed. From an
-    /// inherited socket, at most `permits` clients are accepted: the next server can serve the others.
-    pub(crate) fn into_pending(self, permits: usize) -> PendingConnections {
-        let remaining = if self.inherited {
-            permits
-        } else {
-            // Linux queues one connection more than the backlog. Clients that keep connecting must
-            // not keep the listener open.
-            usize::from(BACKLOG) + 1
-        };
-        // If this fails, accepting could block, so the backlog is given up.
-        let is_nonblocking = self.socket.set_nonblocking(true).is_ok();
-        PendingConnections {
-            listener: is_nonblocking.then_some(self),
-            remaining,
-            accepted: VecDeque::new(),
-        }
+    /// Makes `accept` return at once if the listen backlog is empty, on Linux too.
+    pub(crate) fn set_nonblocking(&self) {
+        // If this fails, it only returns a little later.
+        let _ = self.socket.set_nonblocking(true);
     }
-}
 
-/// The clients that were in the listen backlog at shutdown.
-#[derive(Debug)]
-pub(crate) struct PendingConnections {
-    /// Open until all clients in its backlog are accepted.
-    listener: Option<Listener>,
-    /// How many more clients may be accepted.
-    remaining: usize,
-    accepted: VecDeque<Accepted>,
-}
-
-impl PendingConnections {
-    /// Returns the next client, if there is one. First accepts all that it can, and closes the
-    /// listener once its backlog is empty.
-    ///
-    /// # Errors
-    /// Returns an error if no client is left and the next one cannot be accepted now, such as for lack
-    /// of file descriptors.
-    pub(crate) fn accept_next(&mut self) -> io::Result<Option<Accepted>> {
-        while self.remaining > 0
-            && let Some(listener) = &self.listener
-        {
-            match listener.accept() {
-                Ok(Some(client)) => self.accepted.push_back(client),
-                Ok(None) => break,
-                Err(error) => return self.accepted.pop_front().map(Some).ok_or(error),
-            }
-            self.remaining -= 1;
-        }
-        self.listener = None;
-        Ok(self.accepted.pop_front())
+    /// Returns whether the socket is inherited from another process, which may still hold it.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.inherited
     }
 }
 
@@ -164,8 +122,6 @@ pub(crate) fn canonical(peer: SocketAddr) -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
 
     #[test]
@@ -183,37 +139,6 @@ mod tests {
     fn accept_returns_if_no_client_connects() -> io::Result<()> {
         let listener = Listener::bind(([127, 0, 0, 1], 0).into(), None)?;
         assert!(listener.accept()?.is_none());
-        Ok(())
-    }
-
-    #[test]
-    fn close_refuses_new_clients_and_keeps_the_backlog_in_order() -> io::Result<()> {
-        let listener = Listener::bind(([127, 0, 0, 1], 0).into(), None)?;
-        let address = listener.local_addr()?;
-        let clients = [TcpStream::connect(address)?, TcpStream::connect(address)?];
-        let mut pending = listener.into_pending(0);
-        for client in clients {
-            let (_, peer) = pending
-                .accept_next()?
-                .expect("the client is in the backlog");
-            assert_eq!(peer, client.local_addr()?);
-            let error = TcpStream::connect(address).expect_err("the listener is closed");
-            assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
-        }
-        assert!(pending.accept_next()?.is_none());
-        Ok(())
-    }
-
-    #[test]
-    fn close_leaves_the_rest_of_an_inherited_backlog() -> io::Result<()> {
-        let manager = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let address = manager.local_addr()?;
-        let [_first, _second, third] = [(); 3].map(|()| TcpStream::connect(address));
-        let mut pending = Listener::inherit(manager.try_clone()?, None)?.into_pending(2);
-        assert!(pending.accept_next()?.is_some() && pending.accept_next()?.is_some());
-        assert!(pending.accept_next()?.is_none());
-        let (_, peer) = manager.accept()?;
-        assert_eq!(peer, third?.local_addr()?);
         Ok(())
     }
 }

@@ -76,10 +76,6 @@ impl Connection {
         let mut linger_until = Instant::now() + LINGER_TIMEOUT;
         let mut client_closed = false;
         loop {
-            if shutdown.is_requested() {
-                // Clients in the listen backlog must be served before the shutdown timeout.
-                self.client_permit = None;
-            }
             let now = Instant::now();
             let acknowledged = TcpInfo::of(&self.stream).is_none_or(|info| info.fin_acknowledged);
             if !acknowledged {
