@@ -31,10 +31,8 @@ use listener::{BACKLOG, Listener};
 use shutdown::Shutdown;
 pub use shutdown::ShutdownHandle;
 
-/// The first and the longest back-off after a failed `accept`, as in Go's `net/http`. It doubles with
-/// each failure in a row.
-const MIN_ACCEPT_BACKOFF: Duration = Duration::from_millis(5);
-const MAX_ACCEPT_BACKOFF: Duration = Duration::from_secs(1);
+/// The longest back-off after a client could not be accepted or served.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// How long nothing may keep new clients waiting before the log says that they are accepted again.
 const RECOVERY_PERIOD: Duration = Duration::from_millis(500);
@@ -190,7 +188,6 @@ struct Shared {
 impl Shared {
     /// Accepts clients and spawns a thread for each.
     fn accept_until_shutdown(self: &Arc<Self>, listener: &Listener) {
-        let mut backoff = Duration::ZERO;
         let mut warnings = AcceptWarnings::default();
         while !self.shutdown.is_requested() {
             warnings.log_recovery();
@@ -211,22 +208,9 @@ impl Shared {
                     Err(error)
                 }
             };
-            if result.is_ok() {
-                backoff = Duration::ZERO;
-            } else {
-                backoff = (backoff * 2).clamp(MIN_ACCEPT_BACKOFF, MAX_ACCEPT_BACKOFF);
-                self.back_off(backoff);
-            }
-        }
-    }
-
-    /// Blocks for `delay`. Returns early if a connection ends, because that may free what was
-    /// lacking, or if shutdown is requested.
-    fn back_off(&self, delay: Duration) {
-        let retry_at = Instant::now() + delay;
-        while !self.shutdown.is_requested() && Instant::now() < retry_at {
-            if self.limiter.wait_for_release(delay.min(POLL_INTERVAL)) {
-                return;
+            if result.is_err() {
+                // The end of a connection may free what was lacking.
+                self.limiter.wait_for_release(ACCEPT_BACKOFF);
             }
         }
     }
@@ -285,7 +269,7 @@ impl Shared {
                 return; // The next server can serve the others.
             }
             if !overdue && (active >= self.capacity || self.check_memory().is_err()) {
-                self.limiter.wait_for_release(POLL_INTERVAL);
+                self.limiter.wait_for_release(ACCEPT_BACKOFF);
                 continue;
             }
             match listener.accept() {
@@ -304,7 +288,7 @@ impl Shared {
                 }
                 // No file descriptor is left to accept with until a connection ends.
                 Err(_) => {
-                    self.limiter.wait_for_release(POLL_INTERVAL);
+                    self.limiter.wait_for_release(ACCEPT_BACKOFF);
                     continue;
                 }
             }

@@ -36,23 +36,14 @@ impl Limiter {
 
     /// Blocks until fewer than `limit` permits exist, or `timeout` passes.
     pub(crate) fn wait_until_below(&self, limit: usize, timeout: Duration) {
-        self.wait_while(timeout, |active| active >= limit);
-    }
-
-    /// Blocks until a permit is released or `timeout` passes. Returns whether one was released.
-    pub(crate) fn wait_for_release(&self, timeout: Duration) -> bool {
-        let before = self.active();
-        self.wait_while(timeout, |active| active >= before)
-    }
-
-    /// Blocks while `condition` holds for the number of permits, or until `timeout` passes. Returns
-    /// false if `timeout` passed.
-    fn wait_while(&self, timeout: Duration, condition: impl Fn(usize) -> bool) -> bool {
-        let (_guard, result) = self
+        let _ = self
             .released
-            .wait_timeout_while(self.lock(), timeout, |()| condition(self.active()))
-            .unwrap_or_else(PoisonError::into_inner);
-        !result.timed_out()
+            .wait_timeout_while(self.lock(), timeout, |()| self.active() >= limit);
+    }
+
+    /// Blocks until a permit is released or `timeout` passes.
+    pub(crate) fn wait_for_release(&self, timeout: Duration) {
+        self.wait_until_below(self.active(), timeout);
     }
 
     fn lock(&self) -> MutexGuard<'_, ()> {
@@ -166,7 +157,6 @@ mod tests {
             assert!(waiting.join().expect("it does not panic") < LONG);
         });
         assert_eq!(limiter.active(), 1);
-        assert!(!limiter.wait_for_release(Duration::ZERO));
         drop(second);
         assert_eq!(limiter.active(), 0);
     }
