@@ -39,7 +39,7 @@ pub struct Config {
     /// balancer.
     pub proxy_protocol: bool,
     /// The connection limit: how many clients are served at once, at least 1. Further clients wait
-    /// in the listen backlog.
+    /// in the listen backlog. Graceful shutdown serves those too, beyond the limit.
     pub max_connections: usize,
     /// The per-IP limit: how many clients of one IP address are served at once. Further
     /// connections are rejected.
