@@ -78,6 +78,9 @@ fn closed_stdout_ends_the_run_without_a_message() {
 /// Both threads of the client may get the error first, so one run would prove little.
 #[test]
 fn reset_during_a_write_is_reported_as_a_reset() {
+    if !reset_can_be_read() {
+        return;
+    }
     let address = serve(|mut stream, _| {
         // The first connection of each run sends nothing.
         if stream.read_exact(&mut vec![0; 1_000_000]).is_ok() {

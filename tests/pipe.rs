@@ -231,6 +231,9 @@ fn reset_after_accept_is_reported_as_a_reset() {
 /// Both threads of the client may get the error first, so one run would prove little.
 #[test]
 fn reset_during_a_write_is_reported_as_a_reset() {
+    if !reset_can_be_read() {
+        return;
+    }
     for _ in 0..10 {
         let address = server(|mut stream| {
             stream
