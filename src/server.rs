@@ -190,7 +190,6 @@ impl Shared {
     fn accept_until_shutdown(self: &Arc<Self>, listener: &Listener) {
         let mut warnings = AcceptWarnings::default();
         while !self.shutdown.is_requested() {
-            warnings.log_recovery();
             let limit = self.config.max_connections;
             if self.limiter.active() >= limit {
                 warnings.log_limit(limit);
@@ -208,9 +207,10 @@ impl Shared {
                     Err(error)
                 }
             };
-            if result.is_err() {
+            match result {
+                Ok(()) => warnings.log_recovery(),
                 // The end of a connection may free what was lacking.
-                self.limiter.wait_for_release(ACCEPT_BACKOFF);
+                Err(_) => self.limiter.wait_for_release(ACCEPT_BACKOFF),
             }
         }
     }
@@ -321,7 +321,7 @@ impl AcceptWarnings {
         self.recover_at = Some(Instant::now() + RECOVERY_PERIOD);
     }
 
-    /// Called before each attempt to accept a client.
+    /// Called after each attempt to accept a client that has not failed.
     fn log_recovery(&mut self) {
         if self.recover_at.is_some_and(|time| Instant::now() >= time) {
             info!("accepting new clients again");
