@@ -1,6 +1,6 @@
 //! Whatever a client sends comes back byte for byte and in order, in whatever pieces it was sent.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::common::{
     Server, assert_contains, connect, echo_server, exchange, fill, for_each_at_once, half_close,
@@ -150,6 +150,14 @@ fn ipv6_wildcard_serves_both_and_logs_plain_ipv4_addresses() {
         exchange(&client, host.as_bytes());
         server.wait_for_log(&format!("{} connected", local_address(&client)));
     }
+}
+
+#[test]
+fn ipv4_address_in_ipv6_notation_serves_ipv4() {
+    let mut command = echo_server();
+    let server = Server::spawn(command.args(["--host", "::ffff:127.0.0.1", "--port", "0"]));
+    assert_eq!(server.address.ip(), Ipv4Addr::LOCALHOST);
+    exchange(&server.connect(), b"four");
 }
 
 #[test]

@@ -32,6 +32,8 @@ pub(crate) struct Listener {
 impl Listener {
     /// Binds and listens. On `::` it serves both IP versions.
     pub(crate) fn bind(address: SocketAddr, idle_timeout: Option<Duration>) -> io::Result<Self> {
+        // An IPv4 address in IPv6 notation needs an IPv4 socket.
+        let address = canonical(address);
         let domain = Domain::for_address(address);
         let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
         if address.is_ipv6() {
@@ -113,10 +115,10 @@ impl Listener {
 
 /// Removes the prefix that an IPv4 address has on a socket for both IP versions:
 /// `::ffff:192.0.2.1` is `192.0.2.1`.
-pub(crate) fn canonical(peer: SocketAddr) -> SocketAddr {
-    match peer.ip().to_canonical() {
-        ip @ IpAddr::V4(_) => SocketAddr::new(ip, peer.port()),
-        IpAddr::V6(_) => peer,
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
+        IpAddr::V6(_) => address,
     }
 }
 
