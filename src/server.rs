@@ -263,12 +263,14 @@ impl Shared {
         // the listener open.
         let mut remaining = BACKLOG + 1;
         while remaining > 0 {
-            let overdue = self.shutdown.is_overdue();
             let active = self.limiter.active();
+            let is_full = active >= self.capacity || self.check_memory().is_err();
+            // If no client is connected, no memory becomes free either.
+            let overdue = self.shutdown.is_overdue() || (is_full && active == 0);
             if listener.is_inherited() && (overdue || active >= self.config.max_connections) {
                 return; // The next server can serve the others.
             }
-            if !overdue && (active >= self.capacity || self.check_memory().is_err()) {
+            if is_full && !overdue {
                 self.limiter.wait_for_release(ACCEPT_BACKOFF);
                 continue;
             }

@@ -282,6 +282,20 @@ fn one_malloc_arena_leaves_memory_for_clients() {
     }
 }
 
+#[test]
+fn out_of_memory_a_server_without_clients_exits_at_once() {
+    let mut server = start_under("ulimit -Sv 409600", "--shutdown-timeout 20s");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.child.id()));
+    let status = status.expect("the server runs");
+    let size = line_with(&status, "VmSize:").split_whitespace().nth(1);
+    let kibibytes: u64 = size.and_then(|size| size.parse().ok()).expect("a number");
+    // A client needs more than 4 MiB.
+    limit(&server, Resource::As, Some((kibibytes + 2048) * 1024));
+    let begin = Instant::now();
+    assert_eq!(server.shut_down().code(), Some(0), "{:#?}", server.log());
+    assert!(begin.elapsed() < Duration::from_secs(10));
+}
+
 /// Connects 300 clients, each of which sends 64 KiB and reads nothing. Checks that the server
 /// still serves the first one, then serves new ones, and shuts down as usual.
 fn check_survival(server: &mut Server) {
