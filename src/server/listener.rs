@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use log::warn;
+use log::debug;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::platform::socket::{CLIENTS_INHERIT_OPTIONS, accept, set_listener_options, set_options};
@@ -80,7 +80,8 @@ impl Listener {
             if !has_options
                 && let Err(error) = set_options(&SockRef::from(&stream), self.idle_timeout)
             {
-                warn!("{peer} rejected: cannot set its socket options ({error})");
+                // The client has reset the connection: macOS rejects options then.
+                debug!("{peer} rejected: cannot set its socket options ({error})");
                 continue;
             }
             return Ok(Some((stream, peer)));
