@@ -19,14 +19,14 @@ use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
-use crate::platform::capacity::{MemoryCheck, STACK_SIZE, capacity};
+use crate::platform::capacity::{Capacity, MemoryCheck, STACK_SIZE, capacity};
 use crate::platform::wait::POLL_INTERVAL;
 use crate::plural::plural;
 use busy_poll::max_spinning_clients;
 pub use config::{Config, MAX_BUFFER_SIZE, MAX_BUSY_POLL};
 use connection::Connection;
 pub use connection::Faults;
-use limits::{Limiter, PerIpLimiter};
+use limits::{PerIpLimiter, PermitCounter};
 use listener::{BACKLOG, Listener};
 use shutdown::Shutdown;
 pub use shutdown::ShutdownHandle;
@@ -98,21 +98,24 @@ impl Server {
     }
 
     fn new(listener: Listener, mut config: Config) -> io::Result<Self> {
-        let capacity = capacity(config.buffer_size);
-        if capacity.connections < config.max_connections {
+        let Capacity {
+            connections: capacity,
+            reason,
+        } = capacity(config.buffer_size);
+        if capacity < config.max_connections {
             warn!(
-                "connection limit lowered from {} to {}: {}",
-                config.max_connections, capacity.connections, capacity.reason
+                "connection limit lowered from {} to {capacity}: {reason}",
+                config.max_connections
             );
-            config.max_connections = capacity.connections;
+            config.max_connections = capacity;
         }
         if config.faults != Faults::default() {
             warn!("faults are on: {}", config.faults);
         }
         let per_ip_limiter = config.max_connections_per_ip.map(PerIpLimiter::new);
         let shared = Shared {
-            limiter: Arc::default(),
-            capacity: capacity.connections,
+            permits: Arc::default(),
+            capacity,
             memory_check: MemoryCheck::new(config.buffer_size),
             per_ip_limiter: per_ip_limiter.map(Arc::new),
             max_spinning_clients: max_spinning_clients(config.busy_poll),
@@ -151,7 +154,7 @@ impl Server {
         info!(
             "shutting down: waiting up to {:?} for {}",
             shared.config.shutdown_timeout,
-            plural(shared.limiter.active() as u64, "client")
+            plural(shared.permits.active() as u64, "client")
         );
         shared.drain(listener);
         info!(
@@ -169,7 +172,7 @@ impl Server {
 struct Shared {
     config: Config,
     /// One permit for each client.
-    limiter: Arc<Limiter>,
+    permits: Arc<PermitCounter>,
     /// How many clients the system can hold. During graceful shutdown this is the only limit, so that
     /// all clients in the listen backlog are served before the shutdown timeout.
     capacity: usize,
@@ -191,9 +194,9 @@ impl Shared {
         let mut warnings = AcceptWarnings::default();
         while !self.shutdown.is_requested() {
             let limit = self.config.max_connections;
-            if self.limiter.active() >= limit {
+            if self.permits.active() >= limit {
                 warnings.log_limit(limit);
-                self.limiter.wait_until_below(limit, POLL_INTERVAL);
+                self.permits.wait_until_below(limit, POLL_INTERVAL);
                 continue;
             }
             let accepted = self
@@ -210,14 +213,14 @@ impl Shared {
             match result {
                 Ok(()) => warnings.log_recovery(),
                 // The end of a connection may free what was lacking.
-                Err(_) => self.limiter.wait_for_release(ACCEPT_BACKOFF),
+                Err(_) => self.permits.wait_for_release(ACCEPT_BACKOFF),
             }
         }
     }
 
     /// Returns an error if the memory may not suffice for one more client.
     fn check_memory(&self) -> io::Result<()> {
-        self.memory_check.check(self.limiter.active())
+        self.memory_check.check(self.permits.active())
     }
 
     /// Spawns the thread that serves a client.
@@ -226,23 +229,23 @@ impl Shared {
     /// Returns an error if there is no memory for the buffer or no thread can be spawned. The error is
     /// logged, the socket is closed, and the permit is released.
     fn spawn(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
-        let permit = self.limiter.acquire();
+        let permit = self.permits.acquire();
         let connection = Connection::new(stream, peer, Arc::clone(self))
             .inspect_err(|error| warn!("{peer} rejected: cannot allocate its buffer ({error})"))?;
-        let (started, has_started) = mpsc::channel::<()>();
+        let (start_signal, thread_started) = mpsc::channel::<()>();
         thread::Builder::new()
             .name(peer.to_string())
             .stack_size(STACK_SIZE)
             .spawn(move || {
                 THREAD_PERMIT.set(Some(permit));
-                drop(started);
+                drop(start_signal);
                 connection.serve();
             })
             .inspect_err(|error| warn!("{peer} rejected: cannot spawn a thread ({error})"))?;
-        if self.memory_check.is_limited {
+        if self.memory_check.is_needed {
             // The next check must see what this thread takes, so wait until it has started: then it
             // drops its end of the channel.
-            let _ = has_started.recv();
+            let _ = thread_started.recv();
         }
         Ok(())
     }
@@ -252,7 +255,7 @@ impl Shared {
         self.serve_listen_backlog(&listener);
         drop(listener);
         let timeout = self.shutdown.time_left() + THREAD_EXIT_GRACE;
-        self.limiter.wait_until_below(1, timeout);
+        self.permits.wait_until_below(1, timeout);
     }
 
     /// Spawns a thread for each client in the listen backlog. While the system cannot hold one more,
@@ -261,9 +264,9 @@ impl Shared {
         listener.set_nonblocking();
         // Linux queues one connection more than the backlog. Clients that keep connecting must not keep
         // the listener open.
-        let mut remaining = BACKLOG + 1;
-        while remaining > 0 {
-            let active = self.limiter.active();
+        let mut accepts_left = BACKLOG + 1;
+        while accepts_left > 0 {
+            let active = self.permits.active();
             let is_full = active >= self.capacity || self.check_memory().is_err();
             // If no client is connected, no memory becomes free either.
             let overdue = self.shutdown.is_overdue() || (is_full && active == 0);
@@ -271,7 +274,7 @@ impl Shared {
                 return; // The next server can serve the others.
             }
             if is_full && !overdue {
-                self.limiter.wait_for_release(ACCEPT_BACKOFF);
+                self.permits.wait_for_release(ACCEPT_BACKOFF);
                 continue;
             }
             match listener.accept() {
@@ -290,11 +293,11 @@ impl Shared {
                 }
                 // No file descriptor is left to accept with until a connection ends.
                 Err(_) => {
-                    self.limiter.wait_for_release(ACCEPT_BACKOFF);
+                    self.permits.wait_for_release(ACCEPT_BACKOFF);
                     continue;
                 }
             }
-            remaining -= 1;
+            accepts_left -= 1;
         }
     }
 }

@@ -103,7 +103,7 @@ fn open_files() -> Option<Capacity> {
 /// follow from the number of connections, because `malloc` reserves address space as it sees fit.
 #[derive(Debug)]
 pub(crate) struct MemoryCheck {
-    pub(crate) is_limited: bool,
+    pub(crate) is_needed: bool,
     buffer_size: usize,
     /// The largest number of connections so far. Their memory stays with the process after they end,
     /// except for large buffers, so as many connections fit again.
@@ -113,7 +113,7 @@ pub(crate) struct MemoryCheck {
 impl MemoryCheck {
     pub(crate) fn new(buffer_size: usize) -> Self {
         Self {
-            is_limited: system::available_memory().is_some(),
+            is_needed: system::available_memory().is_some(),
             buffer_size,
             peak: AtomicUsize::new(0),
         }
@@ -127,7 +127,7 @@ impl MemoryCheck {
         /// What other threads may need in the meantime: `malloc` takes memory by the megabyte.
         const RESERVE: usize = 4_194_304;
         let peak = self.peak.fetch_max(active, Relaxed);
-        if !self.is_limited || (active < peak && self.buffer_size < MMAP_THRESHOLD) {
+        if !self.is_needed || (active < peak && self.buffer_size < MMAP_THRESHOLD) {
             return Ok(());
         }
         let needed = connection_size(self.buffer_size) + active * RESERVE_PER_CONNECTION + RESERVE;

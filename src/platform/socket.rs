@@ -76,11 +76,11 @@ pub(crate) fn set_options(socket: &SockRef<'_>, idle_timeout: Option<Duration>) 
     if BLOCKING {
         #[cfg(target_os = "linux")]
         socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
-        let longest = idle_timeout
+        let max_block = idle_timeout
             .unwrap_or(Duration::MAX)
             .max(Duration::from_millis(1));
-        socket.set_read_timeout(Some(RECEIVE_TIMEOUT.min(longest)))?;
-        socket.set_write_timeout(Some(SEND_TIMEOUT.min(longest)))?;
+        socket.set_read_timeout(Some(RECEIVE_TIMEOUT.min(max_block)))?;
+        socket.set_write_timeout(Some(SEND_TIMEOUT.min(max_block)))?;
     }
     Ok(())
 }

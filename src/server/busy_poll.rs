@@ -56,7 +56,7 @@ pub(crate) struct BusyPoll {
     /// blocking.
     budget: Duration,
     /// The length of the last back-off, in samples.
-    backoff: u32,
+    backoff_samples: u32,
 }
 
 /// What a connection does before `recv`.
@@ -79,13 +79,13 @@ impl BusyPoll {
             remaining: SAMPLE_SIZE,
             waited: Duration::ZERO,
             budget: Duration::ZERO,
-            backoff: 0,
+            backoff_samples: 0,
         }
     }
 
     /// Called before a `recv` that may block: if spinning pays, spins until bytes arrive or
     /// the maximum time passes.
-    pub(crate) fn spin(&mut self, client: &TcpStream) {
+    pub(crate) fn spin_if_it_pays(&mut self, client: &TcpStream) {
         if self.phase == Phase::Backoff {
             return self.record_wait(Duration::ZERO);
         }
@@ -114,15 +114,15 @@ impl BusyPoll {
 
     /// Records how long a message was waited for, and decides how to wait for the next one.
     fn record_wait(&mut self, waited: Duration) {
-        let slow = self.max_spin + MAX_WAKE_LATENCY;
+        let slow_wait = self.max_spin + MAX_WAKE_LATENCY;
         // One long pause must not outweigh the other messages.
-        self.waited += waited.min(slow * 2);
+        self.waited += waited.min(slow_wait * 2);
         self.remaining -= 1;
         let sample_is_complete = self.remaining.is_multiple_of(SAMPLE_SIZE);
         match self.phase {
             Phase::Spinning if self.waited >= self.budget => self.back_off(),
             _ if !sample_is_complete => {}
-            Phase::Baseline if self.waited >= slow * SAMPLE_SIZE => self.back_off(),
+            Phase::Baseline if self.waited >= slow_wait * SAMPLE_SIZE => self.back_off(),
             Phase::Baseline => {
                 self.budget = self.waited * 3 / 4;
                 self.enter(Phase::Spinning, SPINNING_SAMPLES);
@@ -136,12 +136,12 @@ impl BusyPoll {
     fn back_off(&mut self) {
         let has_paid = self.phase == Phase::Spinning
             && self.remaining <= (SPINNING_SAMPLES - MIN_PAYING_SAMPLES) * SAMPLE_SIZE;
-        self.backoff = if has_paid {
+        self.backoff_samples = if has_paid {
             1
         } else {
-            (self.backoff * 4).clamp(1, MAX_BACKOFF)
+            (self.backoff_samples * 4).clamp(1, MAX_BACKOFF)
         };
-        self.enter(Phase::Backoff, self.backoff);
+        self.enter(Phase::Backoff, self.backoff_samples);
     }
 
     fn enter(&mut self, phase: Phase, samples: u32) {
@@ -250,7 +250,7 @@ mod tests {
         let mut busy_poll = new_busy_poll();
         busy_poll.record_arrival();
         assert_eq!(busy_poll.remaining, SAMPLE_SIZE, "there was no wait");
-        busy_poll.spin(&server);
+        busy_poll.spin_if_it_pays(&server);
         assert_eq!(busy_poll.remaining, SAMPLE_SIZE, "no bytes have arrived");
         busy_poll.record_arrival();
         assert_eq!(busy_poll.remaining, SAMPLE_SIZE - 1);
@@ -267,7 +267,7 @@ mod tests {
         let (_client, server) = connected();
         let mut busy_poll = new_busy_poll();
         busy_poll.enter(Phase::Backoff, 1);
-        busy_poll.spin(&server);
+        busy_poll.spin_if_it_pays(&server);
         busy_poll.record_arrival();
         assert_eq!(busy_poll.started, None);
         assert_eq!(busy_poll.remaining, SAMPLE_SIZE - 1);
@@ -277,7 +277,7 @@ mod tests {
     fn spin_once(limit: Duration, client: &TcpStream) -> (Duration, bool) {
         let mut busy_poll = BusyPoll::new(limit);
         busy_poll.enter(Phase::Spinning, SPINNING_SAMPLES);
-        busy_poll.spin(client);
+        busy_poll.spin_if_it_pays(client);
         let started = busy_poll.started.expect("spinning is measured");
         (started.elapsed(), busy_poll.phase == Phase::Spinning)
     }

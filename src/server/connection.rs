@@ -28,7 +28,7 @@ use super::limits::PerIpPermit;
 use crate::platform::socket::receive;
 use crate::platform::wait::{PollFlags, wait_for_socket};
 use crate::plural::plural;
-use drain::LINGER_TIMEOUT;
+use drain::FIN_TIMEOUT;
 use faults::ACK_TIMEOUT;
 pub use faults::Faults;
 
@@ -103,7 +103,7 @@ pub(crate) struct Connection {
     shared: Arc<Shared>,
     busy_poll: BusyPoll,
     /// When the idle timeout passes, if no byte moves before.
-    idle_at: Option<Instant>,
+    idle_deadline: Option<Instant>,
     bytes_echoed: u64,
     /// Whether the fault `stall` has ended the echo.
     stalled: bool,
@@ -129,7 +129,7 @@ impl Connection {
             per_ip_permit: None,
             busy_poll: BusyPoll::new(shared.config.busy_poll),
             shared,
-            idle_at: None,
+            idle_deadline: None,
             bytes_echoed: 0,
             stalled: false,
         })
@@ -149,7 +149,7 @@ impl Connection {
         };
         // Release the per-IP permit before the FIN or the close: the client may reconnect immediately.
         self.per_ip_permit = None;
-        if let Some(timeout) = self.linger_timeout(&reason)
+        if let Some(timeout) = self.max_linger_time(&reason)
             && !self.lingering_close(timeout)
             && self.shared.shutdown.is_overdue()
         {
@@ -177,10 +177,10 @@ impl Connection {
     }
 
     /// Returns how long the connection may linger. `None` if it is closed at once.
-    fn linger_timeout(&self, reason: &CloseReason) -> Option<Duration> {
+    fn max_linger_time(&self, reason: &CloseReason) -> Option<Duration> {
         let shutdown = &self.shared.shutdown;
         match reason {
-            CloseReason::IdleTimeout => Some(LINGER_TIMEOUT),
+            CloseReason::IdleTimeout => Some(FIN_TIMEOUT),
             CloseReason::FaultLimit => Some(ACK_TIMEOUT),
             CloseReason::ServerShuttingDown => Some(shutdown.time_left()),
             // The kernel delivers the last echoes after the close. But once the server has shut down,
@@ -217,7 +217,7 @@ impl Connection {
         self.send_all()?;
         loop {
             if self.shared.shutdown.is_requested() {
-                self.wait_while_draining()?;
+                self.wait_for_data_or_quiet()?;
             }
             match self.receive_or_wait(None)? {
                 None => {} // Nothing has arrived yet.
@@ -226,8 +226,8 @@ impl Connection {
                     self.busy_poll.record_arrival();
                     self.send_all()?;
                     // Busy-poll only if there are CPUs to spare.
-                    if self.shared.limiter.active() <= self.shared.max_spinning_clients {
-                        self.busy_poll.spin(&self.stream);
+                    if self.shared.permits.active() <= self.shared.max_spinning_clients {
+                        self.busy_poll.spin_if_it_pays(&self.stream);
                     }
                 }
             }
@@ -244,7 +244,7 @@ impl Connection {
         match receive(&self.stream, &mut self.buffer) {
             Ok(received) => {
                 if received > 0 {
-                    self.shared.shutdown.record_arrival();
+                    self.shared.shutdown.record_activity();
                     debug!("{} sent {}", self.peer, plural(received as u64, "byte"));
                     trace!("{} sent {}", self.peer, excerpt(&self.buffer));
                     self.restart_idle_timeout();
@@ -252,7 +252,7 @@ impl Connection {
                 Continue(Some(received))
             }
             Err(error) => {
-                self.wait_if_blocked(error, PollFlags::IN, deadline)?;
+                self.handle_io_error(error, PollFlags::IN, deadline)?;
                 Continue(None)
             }
         }
@@ -281,7 +281,7 @@ impl Connection {
                     self.bytes_echoed += written as u64;
                     self.restart_idle_timeout();
                 }
-                Err(error) => self.wait_if_blocked(error, PollFlags::OUT, None)?,
+                Err(error) => self.handle_io_error(error, PollFlags::OUT, None)?,
             }
         }
         Continue(())
@@ -293,7 +293,7 @@ impl Connection {
     ///
     /// On Linux `recv` and `send` block for a short time before they fail. If the next message arrives
     /// in that time, no `poll` is needed.
-    fn wait_if_blocked(
+    fn handle_io_error(
         &self,
         error: io::Error,
         event: PollFlags,
@@ -305,8 +305,8 @@ impl Connection {
             _ => return Break(error.into()),
         }
         let is_idle = || {
-            self.idle_at
-                .is_some_and(|idle_at| Instant::now() >= idle_at)
+            self.idle_deadline
+                .is_some_and(|deadline| Instant::now() >= deadline)
         };
         if is_idle() {
             return Break(CloseReason::IdleTimeout);
@@ -318,7 +318,7 @@ impl Connection {
             PollFlags::OUT if shutdown.is_requested() => None,
             _ => Some(shutdown.waker()),
         };
-        let deadline = [deadline, self.idle_at, shutdown.deadline()]
+        let deadline = [deadline, self.idle_deadline, shutdown.deadline()]
             .into_iter()
             .flatten()
             .min();
@@ -333,7 +333,7 @@ impl Connection {
     /// Restarts the idle timeout, because a byte has moved.
     fn restart_idle_timeout(&mut self) {
         if let Some(timeout) = self.shared.config.idle_timeout {
-            self.idle_at = Instant::now().checked_add(timeout);
+            self.idle_deadline = Instant::now().checked_add(timeout);
         }
     }
 }

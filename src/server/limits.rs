@@ -14,14 +14,14 @@ use log::warn;
 /// Counts the permits that exist. The accept loop compares the count with the limit before it takes
 /// another: the configured limit, or during graceful shutdown what the system can hold.
 #[derive(Debug, Default)]
-pub(crate) struct Limiter {
+pub(crate) struct PermitCounter {
     /// Decremented only under the mutex, so that a waiting thread cannot miss a release.
     active: AtomicUsize,
     mutex: Mutex<()>,
     released: Condvar,
 }
 
-impl Limiter {
+impl PermitCounter {
     /// Returns the number of permits that exist, at the cost of one load.
     pub(crate) fn active(&self) -> usize {
         self.active.load(Relaxed)
@@ -53,7 +53,7 @@ impl Limiter {
 
 /// One unit of the limit. Dropping it releases it.
 #[derive(Debug)]
-pub(crate) struct Permit(Arc<Limiter>);
+pub(crate) struct Permit(Arc<PermitCounter>);
 
 impl Drop for Permit {
     fn drop(&mut self) {
@@ -145,20 +145,20 @@ mod tests {
 
     #[test]
     fn a_waiting_thread_wakes_when_a_permit_is_released() {
-        let limiter = Arc::new(Limiter::default());
-        let (first, second) = (limiter.acquire(), limiter.acquire());
+        let permits = Arc::new(PermitCounter::default());
+        let (first, second) = (permits.acquire(), permits.acquire());
         thread::scope(|scope| {
             let waiting = scope.spawn(|| {
                 let begin = Instant::now();
-                limiter.wait_until_below(2, LONG);
+                permits.wait_until_below(2, LONG);
                 begin.elapsed()
             });
             drop(first);
             assert!(waiting.join().expect("it does not panic") < LONG);
         });
-        assert_eq!(limiter.active(), 1);
+        assert_eq!(permits.active(), 1);
         drop(second);
-        assert_eq!(limiter.active(), 0);
+        assert_eq!(permits.active(), 0);
     }
 
     #[test]

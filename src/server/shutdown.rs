@@ -35,7 +35,7 @@ pub(crate) struct Shutdown {
     /// How long the drain may take.
     timeout: Duration,
     /// When data of any client last arrived during the drain.
-    last_arrival: Mutex<Option<Instant>>,
+    last_activity: Mutex<Option<Instant>>,
     waker: Waker,
 }
 
@@ -45,7 +45,7 @@ impl Shutdown {
             requested: AtomicBool::new(false),
             requested_at: OnceLock::new(),
             timeout,
-            last_arrival: Mutex::new(None),
+            last_activity: Mutex::new(None),
             waker: Waker::new()?,
         })
     }
@@ -96,19 +96,19 @@ impl Shutdown {
     }
 
     /// Records that data of a client has arrived. Before shutdown this has no effect.
-    pub(crate) fn record_arrival(&self) {
+    pub(crate) fn record_activity(&self) {
         if self.is_requested() {
-            *self.lock_last_arrival() = Some(Instant::now());
+            *self.lock_last_activity() = Some(Instant::now());
         }
     }
 
     /// Returns when data of any client last arrived during the drain.
-    pub(crate) fn last_arrival(&self) -> Option<Instant> {
-        *self.lock_last_arrival()
+    pub(crate) fn last_activity(&self) -> Option<Instant> {
+        *self.lock_last_activity()
     }
 
-    fn lock_last_arrival(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.last_arrival
+    fn lock_last_activity(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.last_activity
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }

@@ -31,7 +31,7 @@ const ACTIVE_PERIOD: Duration = Duration::from_secs(1);
 const SHARED_LINK_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How long a lingering close waits for the client's FIN after the acknowledgement.
-pub(super) const LINGER_TIMEOUT: Duration = Duration::from_millis(300);
+pub(super) const FIN_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// How often a thread checks for acknowledgements: no event reports them.
 pub(super) const ACK_POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -39,15 +39,16 @@ pub(super) const ACK_POLL_INTERVAL: Duration = Duration::from_millis(20);
 impl Connection {
     /// Blocks until the client has sent more. Ends the connection once the client is quiet, when
     /// everything it sent has been echoed, or once the shutdown timeout passes.
-    pub(super) fn wait_while_draining(&self) -> ControlFlow<CloseReason> {
+    pub(super) fn wait_for_data_or_quiet(&self) -> ControlFlow<CloseReason> {
         let shutdown = &self.shared.shutdown;
         let waiting_since = Instant::now();
         let receive_buffer = SockRef::from(&self.stream).recv_buffer_size();
-        let may_have_waited = receive_buffer.is_ok_and(|size| self.bytes_echoed >= size as u64 / 4);
+        let may_have_blocked =
+            receive_buffer.is_ok_and(|size| self.bytes_echoed >= size as u64 / 4);
         while !shutdown.is_overdue() {
             // Computed again in each round, because data of other clients may have moved it.
             let info = TcpInfo::of(&self.stream);
-            let quiet_at = quiet_at(shutdown, info, waiting_since, may_have_waited);
+            let quiet_at = compute_quiet_at(shutdown, info, waiting_since, may_have_blocked);
             let now = Instant::now();
             let deadline = quiet_at.min(now + shutdown.time_left());
             match wait_for_socket(&self.stream, PollFlags::IN, Some(deadline), None) {
@@ -72,17 +73,17 @@ impl Connection {
             return true; // The client has reset the connection.
         }
         let shutdown = &self.shared.shutdown;
-        let acknowledge_by = Instant::now() + timeout;
-        let mut linger_until = Instant::now() + LINGER_TIMEOUT;
+        let ack_deadline = Instant::now() + timeout;
+        let mut fin_deadline = Instant::now() + FIN_TIMEOUT;
         let mut client_closed = false;
         loop {
             let now = Instant::now();
             let acknowledged = TcpInfo::of(&self.stream).is_none_or(|info| info.fin_acknowledged);
             if !acknowledged {
-                linger_until = now + LINGER_TIMEOUT;
+                fin_deadline = now + FIN_TIMEOUT;
             }
-            let is_done = acknowledged && (client_closed || now >= linger_until);
-            if is_done || now >= acknowledge_by || shutdown.is_overdue() {
+            let is_done = acknowledged && (client_closed || now >= fin_deadline);
+            if is_done || now >= ack_deadline || shutdown.is_overdue() {
                 return acknowledged;
             }
             if client_closed {
@@ -111,23 +112,23 @@ impl Connection {
 /// times. If the system does not know them, fixed times apply from `waiting_since`, when the thread
 /// began to wait for this client.
 ///
-/// A client that `may_have_waited` for room in the receive buffer gets a round trip from the last
+/// A client that `may_have_blocked` for room in the receive buffer gets a round trip from the last
 /// echo on, because that made room.
-fn quiet_at(
+fn compute_quiet_at(
     shutdown: &Shutdown,
     info: Option<TcpInfo>,
     waiting_since: Instant,
-    may_have_waited: bool,
+    may_have_blocked: bool,
 ) -> Instant {
     let now = Instant::now();
     let requested_at = shutdown.requested_at().unwrap_or(now);
-    let time_before_now = |time| now.checked_sub(time).unwrap_or(requested_at);
-    let (rtt, rto, mut last_arrival, last_echo) = match info {
+    let instant_before = |age| now.checked_sub(age).unwrap_or(requested_at);
+    let (rtt, rto, mut last_arrival, last_sent) = match info {
         Some(info) => (
             info.rtt,
             info.rto,
-            time_before_now(info.last_received),
-            time_before_now(info.last_sent),
+            instant_before(info.last_received),
+            instant_before(info.last_sent),
         ),
         None => (Duration::ZERO, MIN_RTO, waiting_since, waiting_since),
     };
@@ -136,18 +137,18 @@ fn quiet_at(
     let max_quiet_period = shutdown.timeout() / 2;
     let round_trip = rtt.max(MIN_ROUND_TRIP.min(max_quiet_period));
     if last_arrival + ACTIVE_PERIOD > requested_at
-        && let Some(arrival_of_any) = shutdown.last_arrival()
+        && let Some(last_activity) = shutdown.last_activity()
     {
         // Other clients may fill a link that they share, so that all data of this one is lost for a
         // while. Without this, most of 24 clients on a slow link lost bytes.
-        let limit = requested_at + SHARED_LINK_TIMEOUT.min(shutdown.timeout() / 4);
-        last_arrival = last_arrival.max(arrival_of_any.min(limit));
+        let shared_until = requested_at + SHARED_LINK_TIMEOUT.min(shutdown.timeout() / 4);
+        last_arrival = last_arrival.max(last_activity.min(shared_until));
     }
     let mut quiet_at = requested_at + round_trip.min(max_quiet_period);
     quiet_at = quiet_at.max(last_arrival + quiet_period(rto).min(max_quiet_period));
-    if may_have_waited {
+    if may_have_blocked {
         // Not limited: what the client could not send before needs the whole round trip.
-        quiet_at = quiet_at.max(last_echo + round_trip);
+        quiet_at = quiet_at.max(last_sent + round_trip);
     }
     quiet_at
 }
@@ -193,7 +194,7 @@ mod tests {
         let (shutdown, requested_at) = requested();
         for (rtt, quiet_after) in [(SECOND / 1000, MIN_ROUND_TRIP), (SECOND / 3, SECOND / 3)] {
             let idle = info(rtt, MIN_RTO, 3 * SECOND);
-            let quiet_at = quiet_at(&shutdown, Some(idle), requested_at, false);
+            let quiet_at = compute_quiet_at(&shutdown, Some(idle), requested_at, false);
             assert_eq!(quiet_at, requested_at + quiet_after);
         }
     }
@@ -202,7 +203,7 @@ mod tests {
     fn without_tcp_info_every_client_counts_as_active() {
         let (shutdown, requested_at) = requested();
         for waiting_since in [requested_at, requested_at + SECOND] {
-            let quiet_at = quiet_at(&shutdown, None, waiting_since, false);
+            let quiet_at = compute_quiet_at(&shutdown, None, waiting_since, false);
             assert_eq!(quiet_at, waiting_since + 2 * MIN_RTO);
         }
     }
@@ -213,7 +214,8 @@ mod tests {
         let slow_and_idle = info(10 * SECOND, 10 * SECOND, 11 * SECOND);
         let slow_and_active = info(SECOND / 10, 10 * SECOND, Duration::ZERO);
         for info in [slow_and_idle, slow_and_active] {
-            let quiet_after = quiet_at(&shutdown, Some(info), requested_at, false) - requested_at;
+            let quiet_after =
+                compute_quiet_at(&shutdown, Some(info), requested_at, false) - requested_at;
             assert!(quiet_after >= 2 * SECOND, "{quiet_after:?}");
             assert!(quiet_after < 3 * SECOND, "{quiet_after:?}");
         }
@@ -225,7 +227,8 @@ mod tests {
         for rtt in [SECOND / 3, 3 * SECOND] {
             let mut blocked = info(rtt, MIN_RTO, 3 * SECOND);
             blocked.last_sent = Duration::ZERO;
-            let quiet_after = quiet_at(&shutdown, Some(blocked), requested_at, true) - requested_at;
+            let quiet_after =
+                compute_quiet_at(&shutdown, Some(blocked), requested_at, true) - requested_at;
             assert!(quiet_after >= rtt, "{quiet_after:?}");
             assert!(quiet_after < rtt + SECOND, "{quiet_after:?}");
         }

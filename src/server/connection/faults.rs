@@ -21,7 +21,7 @@ const SLICE_INTERVAL: Duration = Duration::from_millis(1);
 pub(super) const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The pause before an RST if the system does not report acknowledgements.
-const DELIVERY_TIME: Duration = Duration::from_millis(100);
+const RESET_DELAY: Duration = Duration::from_millis(100);
 
 /// What the server does wrong on each connection. The default is nothing.
 ///
@@ -61,7 +61,7 @@ pub struct Faults {
 
 /// A fault that ends the echo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ending {
+enum FinalFault {
     Limit,
     Reset,
     Stall,
@@ -69,14 +69,14 @@ enum Ending {
 
 impl Faults {
     /// Returns the fault that ends the echo, and after how many bytes.
-    fn ending(&self) -> Option<(u64, Ending)> {
+    fn final_fault(&self) -> Option<(u64, FinalFault)> {
         [
-            (self.limit, Ending::Limit),
-            (self.reset, Ending::Reset),
-            (self.stall, Ending::Stall),
+            (self.limit, FinalFault::Limit),
+            (self.reset, FinalFault::Reset),
+            (self.stall, FinalFault::Stall),
         ]
         .into_iter()
-        .filter_map(|(bytes, ending)| Some((bytes?, ending)))
+        .filter_map(|(bytes, fault)| Some((bytes?, fault)))
         .min_by_key(|(bytes, _)| *bytes)
     }
 }
@@ -115,10 +115,10 @@ impl Connection {
         {
             self.delay(latency)?;
         }
-        let ending = faults.ending();
+        let final_fault = faults.final_fault();
         let mut end = self.buffer.len();
-        if let Some((ends_after, _)) = ending {
-            let left = ends_after.saturating_sub(self.bytes_echoed);
+        if let Some((bytes, _)) = final_fault {
+            let left = bytes.saturating_sub(self.bytes_echoed);
             end = end.min(usize::try_from(left).unwrap_or(usize::MAX));
         }
         match faults.slice {
@@ -130,11 +130,11 @@ impl Connection {
                 }
             }
         }
-        match ending {
-            Some((ends_after, ending)) if self.bytes_echoed >= ends_after => match ending {
-                Ending::Limit => Break(CloseReason::FaultLimit),
-                Ending::Reset => self.prepare_reset(),
-                Ending::Stall => self.stall(),
+        match final_fault {
+            Some((bytes, fault)) if self.bytes_echoed >= bytes => match fault {
+                FinalFault::Limit => Break(CloseReason::FaultLimit),
+                FinalFault::Reset => self.wait_then_reset(),
+                FinalFault::Stall => self.stall(),
             },
             _ => Continue(()),
         }
@@ -157,7 +157,7 @@ impl Connection {
 
     /// Makes the close send RST instead of FIN. An RST destroys what is in flight, so it first waits
     /// until the client has acknowledged all echoes.
-    fn prepare_reset(&self) -> ControlFlow<CloseReason> {
+    fn wait_then_reset(&self) -> ControlFlow<CloseReason> {
         let deadline = Instant::now() + ACK_TIMEOUT;
         while Instant::now() < deadline {
             if self.shared.shutdown.is_overdue() {
@@ -168,7 +168,7 @@ impl Connection {
                 Some(info) if info.bytes_acknowledged >= self.bytes_echoed => break,
                 Some(_) => thread::sleep(ACK_POLL_INTERVAL),
                 None => {
-                    thread::sleep(DELIVERY_TIME);
+                    thread::sleep(RESET_DELAY);
                     break;
                 }
             }

@@ -25,7 +25,7 @@ const MAX_LENGTH: usize = 4096;
 
 /// How a header of the load balancer's own connection begins, such as a health check: the signature of
 /// version 2 and the command LOCAL.
-const LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20";
+const LOCAL_PREFIX: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20";
 
 /// The address family of a header without addresses.
 const AF_UNSPEC: u8 = 0;
@@ -42,7 +42,7 @@ impl Connection {
         }
         while Instant::now() < deadline {
             if self.shared.shutdown.is_requested() {
-                self.wait_while_draining()?;
+                self.wait_for_data_or_quiet()?;
             }
             match self.receive_or_wait(Some(deadline))? {
                 None => continue,
@@ -53,8 +53,8 @@ impl Connection {
             let piece = &self.buffer[..self.buffer.len().min(MAX_LENGTH - length_before)];
             header.extend_from_slice(piece);
             // The specification requires ignoring the rest of such a header. `parse` would check it.
-            if header.starts_with(LOCAL)
-                && let Some(family) = header.get_mut(LOCAL.len())
+            if header.starts_with(LOCAL_PREFIX)
+                && let Some(family) = header.get_mut(LOCAL_PREFIX.len())
             {
                 *family = AF_UNSPEC;
             }
