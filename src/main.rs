@@ -24,7 +24,7 @@ use log::{debug, warn};
 /// The exit code after a second Ctrl+C: 128 plus the number of SIGINT, as in shells.
 const EXIT_SIGINT: i32 = 130;
 
-/// How long the process waits for the reader of stderr before it exits.
+/// How long the process waits at exit until the log is written.
 const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
@@ -64,10 +64,10 @@ fn fail(mut stderr: impl Write, message: &str) -> ExitCode {
 }
 
 fn init_logger(args: &ServerArgs, log: &LogWriter) {
-    // Not in a Windows console that would show the escape sequences.
+    // No colours if stderr is a Windows console that would show the escape sequences.
     let colours = AutoStream::auto(io::stderr()).current_choice();
     let filters = env::var("RUST_LOG").unwrap_or_default();
-    // env_logger prints filter errors directly to stderr, which may be closed or full.
+    // Checked first: env_logger would print errors directly to stderr, which may be closed or full.
     let error = env_filter::Builder::new().try_parse(&filters).err();
     env_logger::Builder::new()
         .filter_level(args.verbosity.log_level_filter())

@@ -31,18 +31,19 @@ use listener::{BACKLOG, Listener};
 use shutdown::Shutdown;
 pub use shutdown::ShutdownHandle;
 
-/// The longest back-off after a client could not be accepted or served.
+/// The accept back-off after a client could not be accepted or served. The end of a connection ends it
+/// early.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// How long nothing may keep new clients waiting before the log says that they are accepted again.
+/// The log says that new clients are accepted again once none has had to wait for this long.
 const RECOVERY_PERIOD: Duration = Duration::from_millis(500);
 
-/// How long connections may take to end after the shutdown timeout has passed.
+/// How much longer than the shutdown timeout `run` waits, so that threads can log and exit.
 const THREAD_EXIT_GRACE: Duration = Duration::from_millis(500);
 
 thread_local! {
-    /// The permit of this thread. A thread-local variable is dropped after the memory of the
-    /// thread's alternate signal stack is released, so the permit is available only when that memory is.
+    /// The permit of this thread. It is released after the thread's alternate signal stack, because
+    /// thread-local variables are dropped last. So a free permit means that this memory is free too.
     static THREAD_PERMIT: Cell<Option<limits::Permit>> = const { Cell::new(None) };
 }
 
@@ -72,8 +73,8 @@ impl Server {
     /// keeps open during a restart. The configuration's address is ignored. Graceful shutdown
     /// leaves clients over the connection limit in the listen backlog for the next server.
     ///
-    /// The server sets socket options, which apply to all copies of the socket. On Linux it makes the
-    /// socket blocking, and non-blocking at shutdown; elsewhere non-blocking at once.
+    /// The server sets socket options, which apply to all copies of the socket. On Linux the socket
+    /// becomes blocking, and non-blocking at shutdown. Elsewhere it becomes non-blocking at once.
     ///
     /// ```
     /// use std::net::TcpListener;
@@ -145,7 +146,7 @@ impl Server {
         ShutdownHandle(Arc::clone(&self.shared.shutdown))
     }
 
-    /// Serves until shutdown is requested, and returns when it is complete: everything that
+    /// Serves until shutdown is requested, and returns when the shutdown is complete: everything that
     /// clients sent before the request has been echoed, or the shutdown timeout has passed.
     pub fn run(self) {
         let Self { listener, shared } = self;
@@ -173,17 +174,17 @@ struct Shared {
     config: Config,
     /// One permit for each client.
     permits: Arc<PermitCounter>,
-    /// How many clients the system can hold. During graceful shutdown this is the only limit, so that
-    /// all clients in the listen backlog are served before the shutdown timeout.
+    /// How many clients the system can hold. Graceful shutdown serves the listen backlog up to this
+    /// number, beyond the connection limit, so that all clients in it are served in time.
     capacity: usize,
     memory_check: MemoryCheck,
     per_ip_limiter: Option<Arc<PerIpLimiter>>,
-    /// Maximum number of connected clients at which threads may busy-poll.
+    /// Threads busy-poll only while at most this many clients are connected.
     max_spinning_clients: usize,
     shutdown: Arc<Shutdown>,
-    /// How many clients were admitted.
+    /// How many clients have been admitted.
     clients_served: AtomicU64,
-    /// How many clients were forcibly closed, in the listen backlog too.
+    /// How many clients have been forcibly closed, in the listen backlog too.
     forcibly_closed: AtomicU64,
     bytes_echoed: AtomicU64,
 }
@@ -243,14 +244,15 @@ impl Shared {
             })
             .inspect_err(|error| warn!("{peer} rejected: cannot spawn a thread ({error})"))?;
         if self.memory_check.is_needed {
-            // The next check must see what this thread takes, so wait until it has started: then it
-            // drops its end of the channel.
+            // The next check must see what this thread takes, so wait until it has started: it drops
+            // the sender then.
             let _ = thread_started.recv();
         }
         Ok(())
     }
 
-    /// Serves the clients in the listen backlog, refuses new ones, and waits for all connections.
+    /// Serves the clients in the listen backlog, closes the listener, and waits until all connections
+    /// have ended.
     fn drain(self: &Arc<Self>, listener: Listener) {
         self.serve_listen_backlog(&listener);
         drop(listener);
@@ -259,11 +261,12 @@ impl Shared {
     }
 
     /// Spawns a thread for each client in the listen backlog. While the system cannot hold one more,
-    /// waits until a connection ends. At the shutdown timeout, forcibly closes the remaining ones.
+    /// waits until a connection ends. At the shutdown timeout, forcibly closes the clients that are
+    /// still in the backlog.
     fn serve_listen_backlog(self: &Arc<Self>, listener: &Listener) {
         listener.set_nonblocking();
-        // Linux queues one connection more than the backlog. Clients that keep connecting must not keep
-        // the listener open.
+        // Clients that keep connecting must not keep the listener open. Linux queues one connection more
+        // than the backlog.
         let mut accepts_left = BACKLOG + 1;
         while accepts_left > 0 {
             let active = self.permits.active();
@@ -307,7 +310,7 @@ impl Shared {
 struct AcceptWarnings {
     limit_logged: bool,
     failure_logged: bool,
-    /// When new clients count as accepted again, if nothing keeps them waiting until then.
+    /// When the recovery is logged, unless new clients have to wait again before.
     recover_at: Option<Instant>,
 }
 
@@ -326,7 +329,7 @@ impl AcceptWarnings {
         self.recover_at = Some(Instant::now() + RECOVERY_PERIOD);
     }
 
-    /// Called after each attempt to accept a client that has not failed.
+    /// Called after each `accept` that has not failed, even if no client came.
     fn log_recovery(&mut self) {
         if self.recover_at.is_some_and(|time| Instant::now() >= time) {
             info!("accepting new clients again");

@@ -5,7 +5,7 @@
 //! | `recv`, `send` or `accept` with nothing to do | blocks for a short time | returns at once | returns at once |
 //! | shutdown wakes a thread | at once in `poll`, within 0.25 s in a call | at once | within 0.1 s |
 //! | options of a client's socket | inherited from the listener | set after `accept` | set after `accept` |
-//! | client that reset in the backlog | is accepted; `recv` fails | `accept` fails | `accept` fails |
+//! | client that resets in the backlog | is accepted; `recv` fails | `accept` returns an error | `accept` returns an error |
 //! | restart on the same port | `SO_REUSEADDR` | `SO_REUSEADDR` | needs no option |
 
 use std::io;
@@ -36,12 +36,12 @@ pub(crate) const CLIENTS_INHERIT_OPTIONS: bool = cfg!(target_os = "linux");
 const RECEIVE_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// How long `send` blocks at most, on Linux. Shorter than [`RECEIVE_TIMEOUT`]: a `send` with room for
-/// only a part of its bytes returns that much later, and the idle timeout starts only then.
+/// only a part of its bytes returns only after this time, and only then restarts the idle timeout.
 const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// How many unsent bytes a client's socket accepts, on Linux. The kernel's own limit is 4 MiB, and
-/// a client that reads slowly would then look idle for as long as it takes to read a megabyte. Half
-/// of this makes several bulk streams slower.
+/// How many unsent bytes a client's socket accepts, on Linux. With the kernel's own limit of 4 MiB, a
+/// client that reads slowly would look idle while it reads a megabyte. With half of this, parallel bulk
+/// streams are slower.
 #[cfg(target_os = "linux")]
 const NOTSENT_LOWAT: u32 = 262_144;
 

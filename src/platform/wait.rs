@@ -1,8 +1,8 @@
 //! Waiting for a socket, in a way that shutdown can end.
 //!
 //! A thread that is blocked in `accept`, `recv` or `send` cannot be woken in a way that works on
-//! every platform and loses no data. So these calls return "would block" after a short time, and
-//! only then does the thread [wait](wait_for_socket) in `poll(2)`, which shutdown can interrupt.
+//! every platform and loses no data. So these calls fail with "would block", at once or on Linux after a
+//! short time. Then the thread [waits](wait_for_socket) in `poll(2)`, which shutdown can interrupt.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -63,8 +63,8 @@ fn poll_first(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> Result<bool,
     Ok(fds.first().is_some_and(|fd| !fd.revents().is_empty()))
 }
 
-/// On Unix the waker is a pipe. Closing the write end wakes every thread that polls the read end.
-/// It needs no new file descriptor and cannot fail.
+/// On Unix the waker is a pipe. Closing the write end wakes every thread that polls the read end. Closing
+/// needs no new file descriptor and cannot fail.
 #[cfg(unix)]
 mod waker {
     use std::io::{PipeReader, PipeWriter, pipe};

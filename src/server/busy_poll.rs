@@ -13,13 +13,13 @@ use crate::platform::wait::is_readable;
 /// The number of messages in a sample. CPUs need some dozens of messages to adapt to spinning.
 const SAMPLE_SIZE: u32 = 128;
 
-/// The number of samples after which blocking is measured again.
+/// How many samples of spinning come before the next sample of blocking.
 const SPINNING_SAMPLES: u32 = 256;
 
 /// The longest back-off, in samples.
 const MAX_BACKOFF: u32 = 256;
 
-/// If spinning has paid for this many samples, the next back-off is short; else it is four times as
+/// After at least this many samples of spinning, the back-off is short. After fewer, it is four times as
 /// long as the last one.
 const MIN_PAYING_SAMPLES: u32 = 32;
 
@@ -52,21 +52,21 @@ pub(crate) struct BusyPoll {
     remaining: u32,
     /// The total waiting time in this sample.
     waited: Duration,
-    /// The maximum waiting time in a sample of spinning: clearly less than in the last sample of
+    /// The maximum waiting time in a sample of spinning: three quarters of the last sample of
     /// blocking.
     budget: Duration,
     /// The length of the last back-off, in samples.
     backoff_samples: u32,
 }
 
-/// What a connection does before `recv`.
+/// How a connection waits for the next message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// It blocks, and measures how long.
+    /// It blocks in `recv`, and measures how long.
     Baseline,
-    /// It spins, and measures how long.
+    /// It spins before `recv`, and measures how long.
     Spinning,
-    /// It blocks, without reading the clock.
+    /// It blocks in `recv`, without reading the clock.
     Backoff,
 }
 
@@ -83,8 +83,8 @@ impl BusyPoll {
         }
     }
 
-    /// Called before a `recv` that may block: if spinning pays, spins until bytes arrive or
-    /// the maximum time passes.
+    /// Begins the wait for the next message. If spinning pays, spins until bytes arrive or the maximum
+    /// time passes. Called before `recv`.
     pub(crate) fn spin_if_it_pays(&mut self, client: &TcpStream) {
         if self.phase == Phase::Backoff {
             return self.record_wait(Duration::ZERO);
@@ -105,7 +105,7 @@ impl BusyPoll {
         }
     }
 
-    /// Called after a `recv` that returned bytes.
+    /// Ends the wait for a message. Called after a `recv` that returned bytes.
     pub(crate) fn record_arrival(&mut self) {
         if let Some(started) = self.started.take() {
             self.record_wait(started.elapsed());

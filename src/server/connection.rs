@@ -3,7 +3,7 @@
 //! TCP carries a stream of bytes, not messages: a `recv` returns whatever has arrived, and a
 //! `send` accepts as much as there is room for. So the loop echoes pieces as they arrive, and
 //! sends each piece completely before it receives the next. If a client does not read its echoes,
-//! the server stops reading from it (backpressure), so it costs one buffer at most.
+//! the server stops reading from it (backpressure), so it costs one buffer of memory at most.
 
 mod drain;
 mod faults;
@@ -52,9 +52,9 @@ pub(crate) enum CloseReason {
     InvalidProxyHeader(&'static str),
     /// The client's IP address is at its limit.
     PerIpLimit,
-    /// The fault `limit`.
+    /// `--fault limit` has ended it.
     FaultLimit,
-    /// The fault `reset`.
+    /// `--fault reset` has ended it.
     FaultReset,
     /// Any other error that the system reports.
     Failed(io::Error),
@@ -95,17 +95,17 @@ pub(crate) struct Connection {
     stream: TcpStream,
     /// The client's address. Behind a load balancer it comes from the PROXY header.
     peer: SocketAddr,
-    /// What the last `recv` returned. Its memory is never initialised beyond that, so a client
-    /// that sends little touches one page.
+    /// What the last `recv` returned. Memory beyond the largest piece is never touched, so a client that
+    /// sends little takes one page.
     buffer: Vec<u8>,
-    /// Released just before the server's FIN: the client may reconnect immediately.
+    /// The client's per-IP permit, if there is a per-IP limit.
     per_ip_permit: Option<PerIpPermit>,
     shared: Arc<Shared>,
     busy_poll: BusyPoll,
-    /// When the idle timeout passes, if no byte moves before.
+    /// When the idle timeout ends the connection, unless a byte moves before.
     idle_deadline: Option<Instant>,
     bytes_echoed: u64,
-    /// Whether the fault `stall` has ended the echo.
+    /// Whether the fault `stall` has stopped the echo.
     stalled: bool,
 }
 
@@ -135,7 +135,7 @@ impl Connection {
         })
     }
 
-    /// Serves the client until the connection is over, closes it and logs that.
+    /// Serves the client until the connection is over, then closes and logs it.
     pub(crate) fn serve(mut self) {
         let started = Instant::now();
         self.restart_idle_timeout();
@@ -183,8 +183,8 @@ impl Connection {
             CloseReason::IdleTimeout => Some(FIN_TIMEOUT),
             CloseReason::FaultLimit => Some(ACK_TIMEOUT),
             CloseReason::ServerShuttingDown => Some(shutdown.time_left()),
-            // The kernel delivers the last echoes after the close. But once the server has shut down,
-            // the host may be gone.
+            // Usually the kernel delivers the last echoes after the close. During shutdown the host may
+            // be gone then, so wait until they are acknowledged.
             CloseReason::ClosedByClient if shutdown.is_requested() => Some(shutdown.time_left()),
             _ => None,
         }
@@ -213,7 +213,8 @@ impl Connection {
 
     /// Echoes until the connection is over.
     fn echo(&mut self) -> ControlFlow<CloseReason, Infallible> {
-        // If the connection began with a PROXY header, the buffer holds what followed it.
+        // If the connection began with a PROXY header, the buffer holds what followed it. Else it is
+        // empty, but a fault with 0 bytes ends the connection here.
         self.send_all()?;
         loop {
             if self.shared.shutdown.is_requested() {
@@ -225,7 +226,7 @@ impl Connection {
                 Some(_) => {
                     self.busy_poll.record_arrival();
                     self.send_all()?;
-                    // Busy-poll only if there are CPUs to spare.
+                    // Busy-poll only while there are fewer clients than CPUs.
                     if self.shared.permits.active() <= self.shared.max_spinning_clients {
                         self.busy_poll.spin_if_it_pays(&self.stream);
                     }
@@ -236,6 +237,9 @@ impl Connection {
 
     /// Receives the next piece into the empty buffer and returns its size; 0 means FIN. If no data
     /// has arrived, waits for data, the idle timeout, `deadline` or shutdown, and returns `None`.
+    ///
+    /// On Linux `recv` itself blocks for a short time before it fails with `WouldBlock`. If the next
+    /// message arrives in that time, no `poll` is needed.
     fn receive_or_wait(
         &mut self,
         deadline: Option<Instant>,
@@ -290,9 +294,6 @@ impl Connection {
     /// Handles an error of `recv` or `send`. After `WouldBlock`, blocks until the socket is ready,
     /// `deadline` passes or shutdown is requested. May return early. The idle timeout and any other
     /// error end the connection.
-    ///
-    /// On Linux `recv` and `send` block for a short time before they fail. If the next message arrives
-    /// in that time, no `poll` is needed.
     fn handle_io_error(
         &self,
         error: io::Error,
@@ -311,8 +312,8 @@ impl Connection {
         if is_idle() {
             return Break(CloseReason::IdleTimeout);
         }
-        // After the shutdown request, the waker would end each wait at once. A `recv` returns to its
-        // caller then, but a `send` must go on.
+        // Once shutdown is requested, the waker ends each wait at once. That returns a receiving
+        // thread to its caller. A sending thread must send the rest, so it waits without the waker.
         let shutdown = &self.shared.shutdown;
         let waker = match event {
             PollFlags::OUT if shutdown.is_requested() => None,
@@ -323,7 +324,8 @@ impl Connection {
             .flatten()
             .min();
         match wait_for_socket(&self.stream, event, deadline, waker) {
-            // A `send` is tried once more: it may place some bytes although `poll` sees no room.
+            // For a `recv` only: a `send` is tried once more, because it may succeed although `poll`
+            // reports no room.
             Ok(false) if event == PollFlags::IN && is_idle() => Break(CloseReason::IdleTimeout),
             Ok(_) => Continue(()),
             Err(error) => Break(error.into()),

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use log::warn;
 
-/// Counts the permits that exist. The accept loop compares the count with the limit before it takes
-/// another: the configured limit, or during graceful shutdown what the system can hold.
+/// Counts the permits that exist. Before the accept loop takes another, it compares the count with the
+/// limit. That is the configured limit, or during graceful shutdown what the system can hold.
 #[derive(Debug, Default)]
 pub(crate) struct PermitCounter {
     /// Decremented only under the mutex, so that a waiting thread cannot miss a release.
@@ -27,7 +27,7 @@ impl PermitCounter {
         self.active.load(Relaxed)
     }
 
-    /// Takes a permit. Only the thread that runs `Server::run` does, so no other can take the last one
+    /// Takes a permit. Only the thread of `Server::run` calls this, so no other can take the last permit
     /// between its check and this call.
     pub(crate) fn acquire(self: &Arc<Self>) -> Permit {
         self.active.fetch_add(1, Relaxed);
@@ -67,14 +67,14 @@ impl Drop for Permit {
 #[derive(Debug)]
 pub(crate) struct PerIpLimiter {
     limit: NonZeroUsize,
-    /// The addresses that hold permits.
+    /// One entry for each address that holds permits.
     entries: Mutex<HashMap<IpAddr, IpEntry>>,
 }
 
 #[derive(Debug, Default)]
 struct IpEntry {
     active: usize,
-    /// Whether the warning has been logged: once, until the address holds no permit.
+    /// Whether the warning has been logged. It is logged again once the address has held no permit.
     logged: bool,
 }
 

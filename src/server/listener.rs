@@ -24,8 +24,8 @@ pub(crate) type Accepted = (TcpStream, SocketAddr);
 pub(crate) struct Listener {
     socket: TcpListener,
     idle_timeout: Option<Duration>,
-    /// Whether the socket is inherited from another process, which may still hold it. Clients may
-    /// have connected before the socket had our options.
+    /// Whether the socket is inherited from another process, which may still hold it. Clients may have
+    /// connected before the socket had our options, so each client's socket is given them.
     inherited: bool,
 }
 
@@ -89,7 +89,7 @@ impl Listener {
     }
 
     /// Accepts a client. If none is in the listen backlog, blocks until one connects, `deadline` passes or
-    /// `waker` wakes the thread, and returns `None`. May return early.
+    /// `waker` wakes the thread. Then returns `None`, so callers must call it again. May return early.
     pub(crate) fn accept_or_wait(
         &self,
         waker: &Waker,
@@ -104,7 +104,7 @@ impl Listener {
 
     /// Makes `accept` return at once if the listen backlog is empty, on Linux too.
     pub(crate) fn set_nonblocking(&self) {
-        // If this fails, it only returns a little later.
+        // If this fails, `accept` only returns a little later.
         let _ = self.socket.set_nonblocking(true);
     }
 

@@ -1,5 +1,5 @@
 //! The state of graceful shutdown: one `AtomicBool` that every loop checks, a waker for threads that
-//! block, and the deadline of the drain.
+//! block, and the deadline.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::platform::wait::Waker;
 
-/// Shuts a running [`Server`](super::Server) down, from a signal handler or any other thread.
+/// Shuts a running [`Server`](super::Server) down from another thread, such as that of `ctrlc`.
 #[derive(Clone, Debug)]
 pub struct ShutdownHandle(pub(crate) Arc<Shutdown>);
 
@@ -30,11 +30,11 @@ impl ShutdownHandle {
 #[derive(Debug)]
 pub(crate) struct Shutdown {
     requested: AtomicBool,
-    /// When shutdown was requested. Set before the flag.
+    /// When shutdown was requested. Set before the flag, so that every thread that sees the flag sees it.
     requested_at: OnceLock<Instant>,
-    /// How long the drain may take.
+    /// How long graceful shutdown may take.
     timeout: Duration,
-    /// When data of any client last arrived during the drain.
+    /// When data last arrived during graceful shutdown, from any client.
     last_activity: Mutex<Option<Instant>>,
     waker: Waker,
 }
@@ -65,7 +65,7 @@ impl Shutdown {
         self.requested_at.get().copied()
     }
 
-    /// Returns how long the drain may take.
+    /// Returns how long graceful shutdown may take.
     pub(crate) fn timeout(&self) -> Duration {
         self.timeout
     }
@@ -75,8 +75,8 @@ impl Shutdown {
         &self.waker
     }
 
-    /// Returns when remaining connections are forcibly closed: `None` before shutdown, or if that
-    /// is too far in the future for an `Instant`.
+    /// Returns when remaining connections are forcibly closed. `None` before the request, or if the
+    /// timeout is too long for an `Instant`.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.requested_at.get()?.checked_add(self.timeout)
     }
@@ -102,7 +102,7 @@ impl Shutdown {
         }
     }
 
-    /// Returns when data of any client last arrived during the drain.
+    /// Returns when data last arrived during graceful shutdown, from any client.
     pub(crate) fn last_activity(&self) -> Option<Instant> {
         *self.lock_last_activity()
     }

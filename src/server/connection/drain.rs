@@ -19,15 +19,15 @@ use crate::server::shutdown::Shutdown;
 /// round trip to arrive.
 const MIN_ROUND_TRIP: Duration = Duration::from_millis(100);
 
-/// The shortest retransmission timeout on Linux. It applies to all fast links.
+/// The shortest retransmission timeout (RTO) on Linux. All fast links have it.
 const MIN_RTO: Duration = Duration::from_millis(200);
 
-/// A client is active if its last data arrived at most this long before the shutdown request. Data of
-/// other clients extends its drain.
+/// A client is active if its last data arrived at most this long before the shutdown request.
 const ACTIVE_PERIOD: Duration = Duration::from_secs(1);
 
-/// How long after the shutdown request data of other clients extends the drain of an active client:
-/// enough for three retransmissions (RFC 6298). At most a quarter of the shutdown timeout.
+/// For this long after the shutdown request, data from any client keeps all active clients from
+/// counting as quiet, because they may share a link. At most a quarter of the shutdown timeout.
+/// Enough for three retransmissions if the RTO is 0.5 s (RFC 6298).
 const SHARED_LINK_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How long a lingering close waits for the client's FIN after the acknowledgement.
@@ -37,11 +37,13 @@ pub(super) const FIN_TIMEOUT: Duration = Duration::from_millis(300);
 pub(super) const ACK_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 impl Connection {
-    /// Blocks until the client has sent more. Ends the connection once the client is quiet, when
-    /// everything it sent has been echoed, or once the shutdown timeout passes.
+    /// Blocks until the client has sent more data, or FIN. Ends the connection once the client is quiet,
+    /// or at the shutdown timeout. Called when everything that was received has been echoed.
     pub(super) fn wait_for_data_or_quiet(&self) -> ControlFlow<CloseReason> {
         let shutdown = &self.shared.shutdown;
         let waiting_since = Instant::now();
+        // Whether the client may have been blocked because our receive buffer was full. It starts at a
+        // fraction of its size, and a client that has sent less has never filled it.
         let receive_buffer = SockRef::from(&self.stream).recv_buffer_size();
         let may_have_blocked =
             receive_buffer.is_ok_and(|size| self.bytes_echoed >= size as u64 / 4);
@@ -62,12 +64,11 @@ impl Connection {
     }
 
     /// Half-closes, then reads and discards until the client has acknowledged everything and has sent
-    /// FIN. Waits for up to `timeout`, and for the FIN up to 0.3 s after the acknowledgement. Returns
-    /// whether everything was acknowledged, as far as the system reports it.
+    /// FIN. Waits for up to `timeout` in all, and for the FIN at most [`FIN_TIMEOUT`]. Returns false only
+    /// if the system reports that data is not acknowledged; after a reset nothing is left to wait for.
     ///
     /// Closing a socket with unread data sends RST, which destroys data in flight (RFC 1122,
-    /// section 4.2.2.13). And after shutdown the host may be gone before the kernel could send
-    /// lost data again.
+    /// section 4.2.2.13). After shutdown the host may be gone before the kernel can retransmit.
     pub(super) fn lingering_close(&mut self, timeout: Duration) -> bool {
         if self.stream.shutdown(net::Shutdown::Write).is_err() {
             return true; // The client has reset the connection.
@@ -112,8 +113,8 @@ impl Connection {
 /// times. If the system does not know them, fixed times apply from `waiting_since`, when the thread
 /// began to wait for this client.
 ///
-/// A client that `may_have_blocked` for room in the receive buffer gets a round trip from the last
-/// echo on, because that made room.
+/// A client that `may_have_blocked`, because the receive buffer was full, sends the rest only after an
+/// echo has made room. So it gets a round trip after the last echo.
 fn compute_quiet_at(
     shutdown: &Shutdown,
     info: Option<TcpInfo>,
@@ -132,22 +133,21 @@ fn compute_quiet_at(
         ),
         None => (Duration::ZERO, MIN_RTO, waiting_since, waiting_since),
     };
-    // However slow a link is and however much its delay varies, a quiet client must not be kept until
-    // it is forcibly closed.
+    // However slow a link seems to be, an idle client must not be kept until it is forcibly closed.
     let max_quiet_period = shutdown.timeout() / 2;
     let round_trip = rtt.max(MIN_ROUND_TRIP.min(max_quiet_period));
     if last_arrival + ACTIVE_PERIOD > requested_at
         && let Some(last_activity) = shutdown.last_activity()
     {
         // Other clients may fill a link that they share, so that all data of this one is lost for a
-        // while. Without this, most of 24 clients on a slow link lost bytes.
+        // while (figures: manual, performance).
         let shared_until = requested_at + SHARED_LINK_TIMEOUT.min(shutdown.timeout() / 4);
         last_arrival = last_arrival.max(last_activity.min(shared_until));
     }
     let mut quiet_at = requested_at + round_trip.min(max_quiet_period);
     quiet_at = quiet_at.max(last_arrival + quiet_period(rto).min(max_quiet_period));
     if may_have_blocked {
-        // Not limited: what the client could not send before needs the whole round trip.
+        // Without the limit above: the rest of the data needs the whole round trip.
         quiet_at = quiet_at.max(last_sent + round_trip);
     }
     quiet_at
@@ -156,9 +156,9 @@ fn compute_quiet_at(
 /// Returns for how long a client must have sent nothing to count as quiet: 6 × RTO − 0.8 s, and at
 /// least 0.4 s.
 ///
-/// On a slow link that is time to lose a segment and its first retransmissions, since RFC 6298 doubles
-/// the timeout each time. On a fast link the timeout is the system's minimum of 0.2 s and loss is rare,
-/// so two timeouts suffice.
+/// A segment that is lost twice arrives three RTO late, because RFC 6298 doubles the timeout each time.
+/// On a slow link the period is up to twice that, because only the server's own RTO is known. On a fast
+/// link loss is rare, so two RTO suffice.
 fn quiet_period(rto: Duration) -> Duration {
     (rto * 6).saturating_sub(MIN_RTO * 4).max(MIN_RTO * 2)
 }

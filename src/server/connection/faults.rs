@@ -17,7 +17,7 @@ use crate::platform::wait::POLL_INTERVAL;
 /// The pause after each write with the fault `slice`.
 const SLICE_INTERVAL: Duration = Duration::from_millis(1);
 
-/// How long a client may take to acknowledge the last echoes before an RST or after a FIN.
+/// How long the faults `reset` and `limit` wait until the client has acknowledged the last echoes.
 pub(super) const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The pause before an RST if the system does not report acknowledgements.
@@ -25,8 +25,8 @@ const RESET_DELAY: Duration = Duration::from_millis(100);
 
 /// What the server does wrong on each connection. The default is nothing.
 ///
-/// Faults combine. Of `limit`, `reset` and `stall`, the one with the fewest bytes applies; of equal
-/// ones the first in this order. With 0 bytes they apply as soon as the client connects.
+/// Faults combine. Of `limit`, `reset` and `stall`, the one with the fewest bytes applies; if two are
+/// equal, the first in this order. With 0 bytes, they apply as soon as the client connects.
 ///
 /// ```
 /// use echo_server::{Config, Faults, Server};
@@ -42,8 +42,8 @@ const RESET_DELAY: Duration = Duration::from_millis(100);
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
-    /// Echoes each piece this much later. While a piece is delayed, the server does not read from
-    /// that client, and notices neither its reset nor the idle timeout.
+    /// Echoes each piece this much later, one piece at a time. While a piece is delayed, the server does
+    /// not read from that client, and notices neither its reset nor the idle timeout.
     pub latency: Option<Duration>,
     /// Writes at most this many bytes at a time, 1 ms apart. Usually each write is a segment of its
     /// own.
@@ -55,7 +55,7 @@ pub struct Faults {
     /// Discards what the client sends after this many echoed bytes. The connection stays open until
     /// the client closes it, the idle timeout or shutdown.
     pub stall: Option<u64>,
-    /// Flips the lowest bit of the byte at this offset. The first byte has offset 0.
+    /// Flips the lowest bit of the byte at this offset in the echo. The first byte has offset 0.
     pub corrupt: Option<u64>,
 }
 
@@ -155,8 +155,8 @@ impl Connection {
         }
     }
 
-    /// Makes the close send RST instead of FIN. An RST destroys what is in flight, so it first waits
-    /// until the client has acknowledged all echoes.
+    /// Waits until the client has acknowledged all echoes, because an RST destroys what is in flight.
+    /// Then makes the close send RST instead of FIN.
     fn wait_then_reset(&self) -> ControlFlow<CloseReason> {
         let deadline = Instant::now() + ACK_TIMEOUT;
         while Instant::now() < deadline {

@@ -15,16 +15,16 @@ use proxy_header::{Error, ParseConfig, ProxyHeader};
 use super::{CloseReason, Connection};
 use crate::server::listener::canonical;
 
-/// How long a PROXY header may take. It comes with the connection's first bytes, and the
-/// specification asks for at least 3 s, so that a lost packet can be sent again.
+/// How long a PROXY header may take. The specification asks for at least 3 s, so that a lost packet can
+/// be sent again.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The longest header that is accepted, in bytes. Version 2 allows 64 KiB, but no load balancer
 /// needs that much, and each connection must stay within its memory. nginx has the same limit.
 const MAX_LENGTH: usize = 4096;
 
-/// How a header of the load balancer's own connection begins, such as a health check: the signature of
-/// version 2 and the command LOCAL.
+/// The beginning of a header of version 2 with the command LOCAL, which load balancers send on
+/// connections of their own, such as health checks.
 const LOCAL_PREFIX: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20";
 
 /// The address family of a header without addresses.
@@ -52,7 +52,8 @@ impl Connection {
             let length_before = header.len();
             let piece = &self.buffer[..self.buffer.len().min(MAX_LENGTH - length_before)];
             header.extend_from_slice(piece);
-            // The specification requires ignoring the rest of such a header. `parse` would check it.
+            // The specification requires ignoring the addresses of such a header, but `parse` would
+            // check them.
             if header.starts_with(LOCAL_PREFIX)
                 && let Some(family) = header.get_mut(LOCAL_PREFIX.len())
             {
