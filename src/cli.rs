@@ -63,7 +63,7 @@ pub struct ServerArgs {
     )]
     pub proxy_protocol: bool,
 
-    /// Connection limit; further clients wait in the listen backlog
+    /// Connection limit, at least 1; further clients wait in the listen backlog
     #[arg(
         long,
         env = "ECHO_SERVER_MAX_CONNECTIONS",
@@ -111,7 +111,7 @@ pub struct ServerArgs {
     )]
     pub shutdown_timeout: Duration,
 
-    /// Buffer of each connection: bytes, or a number with KiB or MiB
+    /// Buffer of each connection: bytes, or a number with KiB or MiB, up to 16MiB
     #[arg(
         long,
         env = "ECHO_SERVER_BUFFER_SIZE",
@@ -123,7 +123,7 @@ pub struct ServerArgs {
     )]
     pub buffer_size: usize,
 
-    /// Maximum time to poll before blocking, adaptive; 0s: off
+    /// Maximum time to poll before blocking, adaptive, up to 10ms; 0s: off
     #[arg(
         long,
         env = "ECHO_SERVER_BUSY_POLL",

@@ -60,7 +60,7 @@ Examples:
   echo-client bench                measures throughput and latency
   echo-client bench a:7 b:7        measures two servers in turns and compares them
 
-Exit codes: 0 success, 1 failure, 2 invalid arguments, 130 Ctrl+C.";
+Exit codes: 0 success, 1 failure, 2 invalid arguments, 130 ended by Ctrl+C.";
 
 /// The commands of `echo-client`.
 #[derive(Clone, Debug, Subcommand)]
