@@ -122,6 +122,7 @@ fn error_for_a_bad_argument_has_the_option_and_advice() {
         ("bench 127.0.0.1 54000", needed),
         ("bench server:1 --host server", replaced),
         ("--port 1 bench server:1", replaced),
+        ("--port 1 bench server:1", "Usage: echo-client bench"),
         ("bench --rounds 3", "<ADDRESS>"),
         ("bench server:1 --rounds 0", "not in 1..=1000"),
         ("bench server:1 --rounds 1001", "not in 1..=1000"),

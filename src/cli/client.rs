@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, value_parser};
+use clap::{Args, Command, Parser, Subcommand, ValueEnum, value_parser};
 
 use super::{GenerateArgs, parse_buffer_size, parse_duration};
 use crate::client::Target;
@@ -183,7 +183,8 @@ impl ClientArgs {
         // clap would not find a conflict with options that precede the command.
         if self.host.is_some() || self.port.is_some() {
             let conflict = "an ADDRESS cannot be used with --host or --port: it replaces both";
-            return Err(Self::command().error(ErrorKind::ArgumentConflict, conflict));
+            let mut bench = BenchOptions::augment_args(Command::new("echo-client bench"));
+            return Err(bench.error(ErrorKind::ArgumentConflict, conflict));
         }
         let targets = options.addresses.iter().map(|(host, port)| Target {
             host: host.clone(),
