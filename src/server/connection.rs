@@ -343,11 +343,9 @@ impl Connection {
 /// Returns the beginning of `bytes` for the log. It is escaped, so that payload cannot forge a log
 /// line.
 fn excerpt(bytes: &[u8]) -> String {
-    let rest = bytes.len().saturating_sub(TRACE_LIMIT);
-    let shown = bytes[..bytes.len() - rest].escape_ascii().to_string();
-    if rest == 0 {
-        shown
-    } else {
-        format!("{shown}… and {rest} more")
+    let shown = bytes[..bytes.len().min(TRACE_LIMIT)].escape_ascii();
+    match bytes.len().saturating_sub(TRACE_LIMIT) {
+        0 => shown.to_string(),
+        rest => format!("{shown}… and {rest} more"),
     }
 }
