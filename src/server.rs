@@ -137,7 +137,7 @@ impl Server {
     /// # Errors
     /// Returns an error if the system does not report it.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+        self.listener.socket.local_addr()
     }
 
     /// Returns a handle that shuts the server down from another thread.
@@ -202,7 +202,7 @@ impl Shared {
             }
             let accepted = self
                 .check_memory()
-                .and_then(|()| listener.accept_or_wait(self.shutdown.waker(), warnings.recover_at));
+                .and_then(|()| listener.accept_or_wait(&self.shutdown.waker, warnings.recover_at));
             let result = match accepted {
                 Ok(Some((stream, peer))) => self.spawn(stream, peer),
                 Ok(None) => Ok(()),
@@ -264,7 +264,9 @@ impl Shared {
     /// waits until a connection ends. At the shutdown timeout, forcibly closes the clients that are
     /// still in the backlog.
     fn serve_listen_backlog(self: &Arc<Self>, listener: &Listener) {
-        listener.set_nonblocking();
+        // Makes `accept` return at once if the listen backlog is empty, on Linux too. If this fails, it only
+        // returns a little later.
+        let _ = listener.socket.set_nonblocking(true);
         // Clients that keep connecting must not keep the listener open. Linux queues one connection more
         // than the backlog.
         let mut accepts_left = BACKLOG + 1;
@@ -273,7 +275,7 @@ impl Shared {
             let is_full = active >= self.capacity || self.check_memory().is_err();
             // If no client is connected, no memory becomes free either.
             let overdue = self.shutdown.is_overdue() || (is_full && active == 0);
-            if listener.is_inherited() && (overdue || active >= self.config.max_connections) {
+            if listener.inherited && (overdue || active >= self.config.max_connections) {
                 return; // The next server can serve the others.
             }
             if is_full && !overdue {

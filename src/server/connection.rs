@@ -317,7 +317,7 @@ impl Connection {
         let shutdown = &self.shared.shutdown;
         let waker = match event {
             PollFlags::OUT if shutdown.is_requested() => None,
-            _ => Some(shutdown.waker()),
+            _ => Some(&shutdown.waker),
         };
         let deadline = [deadline, self.idle_deadline, shutdown.deadline()]
             .into_iter()

@@ -22,11 +22,11 @@ pub(crate) type Accepted = (TcpStream, SocketAddr);
 /// A listening socket whose `accept` never blocks for long (see `platform/socket.rs`).
 #[derive(Debug)]
 pub(crate) struct Listener {
-    socket: TcpListener,
+    pub(crate) socket: TcpListener,
     idle_timeout: Option<Duration>,
     /// Whether the socket is inherited from another process, which may still hold it. Clients may have
     /// connected before the socket had our options, so each client's socket is given them.
-    inherited: bool,
+    pub(crate) inherited: bool,
 }
 
 impl Listener {
@@ -57,10 +57,6 @@ impl Listener {
             idle_timeout,
             inherited: true,
         })
-    }
-
-    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
     }
 
     /// Accepts a client, whose socket has all options. Returns `None` if no client is in the listen
@@ -101,17 +97,6 @@ impl Listener {
         }
         Ok(accepted)
     }
-
-    /// Makes `accept` return at once if the listen backlog is empty, on Linux too.
-    pub(crate) fn set_nonblocking(&self) {
-        // If this fails, `accept` only returns a little later.
-        let _ = self.socket.set_nonblocking(true);
-    }
-
-    /// Returns whether the socket is inherited from another process, which may still hold it.
-    pub(crate) fn is_inherited(&self) -> bool {
-        self.inherited
-    }
 }
 
 /// Removes the prefix that an IPv4 address has on a socket for both IP versions:
@@ -130,7 +115,7 @@ mod tests {
     #[test]
     fn client_sockets_have_no_delay_and_keepalive() -> io::Result<()> {
         let listener = Listener::bind(([127, 0, 0, 1], 0).into(), None)?;
-        let _client = TcpStream::connect(listener.local_addr()?)?;
+        let _client = TcpStream::connect(listener.socket.local_addr()?)?;
         let (stream, _) = listener.accept()?.expect("a client has connected");
         let socket = SockRef::from(&stream);
         assert!(socket.tcp_nodelay()?);

@@ -33,10 +33,11 @@ pub(crate) struct Shutdown {
     /// When shutdown was requested. Set before the flag, so that every thread that sees the flag sees it.
     requested_at: OnceLock<Instant>,
     /// How long graceful shutdown may take.
-    timeout: Duration,
+    pub(crate) timeout: Duration,
     /// When data last arrived during graceful shutdown, from any client.
     last_activity: Mutex<Option<Instant>>,
-    waker: Waker,
+    /// Wakes blocked threads when shutdown is requested.
+    pub(crate) waker: Waker,
 }
 
 impl Shutdown {
@@ -63,16 +64,6 @@ impl Shutdown {
     /// Returns when shutdown was requested, if it was.
     pub(crate) fn requested_at(&self) -> Option<Instant> {
         self.requested_at.get().copied()
-    }
-
-    /// Returns how long graceful shutdown may take.
-    pub(crate) fn timeout(&self) -> Duration {
-        self.timeout
-    }
-
-    /// Returns what wakes a blocked thread when shutdown is requested.
-    pub(crate) fn waker(&self) -> &Waker {
-        &self.waker
     }
 
     /// Returns when remaining connections are forcibly closed. `None` before the request, or if the

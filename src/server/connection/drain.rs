@@ -134,14 +134,14 @@ fn compute_quiet_at(
         None => (Duration::ZERO, MIN_RTO, waiting_since, waiting_since),
     };
     // However slow a link seems to be, an idle client must not be kept until it is forcibly closed.
-    let max_quiet_period = shutdown.timeout() / 2;
+    let max_quiet_period = shutdown.timeout / 2;
     let round_trip = rtt.max(MIN_ROUND_TRIP.min(max_quiet_period));
     if last_arrival + ACTIVE_PERIOD > requested_at
         && let Some(last_activity) = shutdown.last_activity()
     {
         // Other clients may fill a link that they share, so that all data of this one is lost for a
         // while (figures: manual, performance).
-        let shared_until = requested_at + SHARED_LINK_TIMEOUT.min(shutdown.timeout() / 4);
+        let shared_until = requested_at + SHARED_LINK_TIMEOUT.min(shutdown.timeout / 4);
         last_arrival = last_arrival.max(last_activity.min(shared_until));
     }
     let mut quiet_at = requested_at + round_trip.min(max_quiet_period);
