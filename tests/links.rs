@@ -1,5 +1,5 @@
 //! Links in the README, the manual and the documents in `.github` point to files and headings that
-//! exist, on GitHub and in rustdoc.
+//! exist, on GitHub and in rustdoc. The functions that the manual names exist too.
 
 use std::collections::HashSet;
 use std::fs;
@@ -41,6 +41,39 @@ fn pages_of_the_manual_link_to_each_other_by_name() {
         }
     }
     assert_ne!(links, 0);
+}
+
+/// Returns the text of all Rust files in the directory.
+fn source(directory: &Path) -> String {
+    let mut text = String::new();
+    for entry in fs::read_dir(directory).expect("the source exists") {
+        let path = entry.expect("it can be read").path();
+        if path.is_dir() {
+            text += &source(&path);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            text += &fs::read_to_string(&path).expect("it is text");
+        }
+    }
+    text
+}
+
+#[test]
+fn functions_that_internals_names_exist() {
+    let source = source(&root().join("src"));
+    let page = include_str!("../src/manual/internals.md");
+    let (mut functions, mut missing) = (0, Vec::new());
+    for code in page.split('`').skip(1).step_by(2) {
+        if let Some((type_name, function)) = code.split_once("::")
+            && !type_name.is_empty()
+        {
+            functions += 1;
+            if !source.contains(&format!("fn {function}(")) {
+                missing.push(code);
+            }
+        }
+    }
+    assert!(functions > 10, "{functions}");
+    assert!(missing.is_empty(), "{missing:?}");
 }
 
 #[test]
