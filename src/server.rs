@@ -261,8 +261,8 @@ impl Shared {
     }
 
     /// Spawns a thread for each client in the listen backlog. While the system cannot hold one more,
-    /// waits until a connection ends. At the shutdown timeout, forcibly closes the clients that are
-    /// still in the backlog.
+    /// waits until a connection ends. At the shutdown timeout, or if no connection is left, forcibly
+    /// closes the clients that are still in the backlog.
     fn serve_listen_backlog(self: &Arc<Self>, listener: &Listener) {
         // Makes `accept` return at once if the listen backlog is empty, on Linux too. If this fails, it only
         // returns a little later.
@@ -273,18 +273,18 @@ impl Shared {
         while accepts_left > 0 {
             let active = self.permits.active();
             let is_full = active >= self.capacity || self.check_memory().is_err();
-            // If no client is connected, no memory becomes free either.
-            let overdue = self.shutdown.is_overdue() || (is_full && active == 0);
-            if listener.inherited && (overdue || active >= self.config.max_connections) {
+            // If no client is connected, no memory becomes free.
+            let give_up = self.shutdown.is_overdue() || (is_full && active == 0);
+            if listener.inherited && (give_up || active >= self.config.max_connections) {
                 return; // The next server can serve the others.
             }
-            if is_full && !overdue {
+            if is_full && !give_up {
                 self.permits.wait_for_release(ACCEPT_BACKOFF);
                 continue;
             }
             match listener.accept() {
                 Ok(None) => return,
-                Ok(Some((_, peer))) if overdue => {
+                Ok(Some((_, peer))) if give_up => {
                     warn!("{peer} forcibly closed in the listen backlog");
                     self.forcibly_closed.fetch_add(1, Relaxed);
                 }
@@ -292,7 +292,7 @@ impl Shared {
                     // A client that is rejected does not affect the others.
                     let _ = self.spawn(stream, peer);
                 }
-                Err(error) if overdue => {
+                Err(error) if give_up => {
                     warn!("cannot accept the clients in the listen backlog: {error}");
                     return;
                 }
