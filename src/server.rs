@@ -201,7 +201,8 @@ impl Shared {
                 continue;
             }
             let accepted = self
-                .check_memory()
+                .memory_check
+                .check(self.permits.active())
                 .and_then(|()| listener.accept_or_wait(&self.shutdown.waker, warnings.recover_at));
             let result = match accepted {
                 Ok(Some((stream, peer))) => self.spawn(stream, peer),
@@ -217,11 +218,6 @@ impl Shared {
                 Err(_) => self.permits.wait_for_release(ACCEPT_BACKOFF),
             }
         }
-    }
-
-    /// Returns an error if the memory may not suffice for one more client.
-    fn check_memory(&self) -> io::Result<()> {
-        self.memory_check.check(self.permits.active())
     }
 
     /// Spawns the thread that serves a client.
@@ -272,7 +268,7 @@ impl Shared {
         let mut accepts_left = BACKLOG + 1;
         while accepts_left > 0 {
             let active = self.permits.active();
-            let is_full = active >= self.capacity || self.check_memory().is_err();
+            let is_full = active >= self.capacity || self.memory_check.check(active).is_err();
             // If no client is connected, no memory becomes free.
             let give_up = self.shutdown.is_overdue() || (is_full && active == 0);
             if listener.inherited && (give_up || active >= self.config.max_connections) {

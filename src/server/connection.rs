@@ -139,14 +139,7 @@ impl Connection {
     pub(crate) fn serve(mut self) {
         let started = Instant::now();
         self.restart_idle_timeout();
-        let mut reason = match self.admit() {
-            Continue(()) => {
-                self.shared.clients_served.fetch_add(1, Relaxed);
-                let Break(reason) = self.echo();
-                reason
-            }
-            Break(reason) => reason,
-        };
+        let Break(mut reason) = self.echo();
         // Release the per-IP permit before the FIN or the close: the client may reconnect immediately.
         self.per_ip_permit = None;
         if let Some(timeout) = self.max_linger_time(&reason)
@@ -208,11 +201,13 @@ impl Connection {
             Some(load_balancer) => info!("{} connected via {load_balancer}", self.peer),
             None => info!("{} connected", self.peer),
         }
+        self.shared.clients_served.fetch_add(1, Relaxed);
         Continue(())
     }
 
-    /// Echoes until the connection is over.
+    /// Admits the client, then echoes until the connection is over.
     fn echo(&mut self) -> ControlFlow<CloseReason, Infallible> {
+        self.admit()?;
         // If the connection began with a PROXY header, the buffer holds what followed it. Else it is
         // empty, but a fault with 0 bytes ends the connection here.
         self.send_all()?;
