@@ -31,19 +31,19 @@ use listener::{BACKLOG, Listener};
 use shutdown::Shutdown;
 pub use shutdown::ShutdownHandle;
 
-/// The accept back-off after a client could not be accepted or served. The end of a connection ends it
-/// early.
+/// How long the accept loop pauses after it could not accept or serve a client. The pause is shorter if a
+/// connection ends.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// The log says that new clients are accepted again once none has had to wait for this long.
+/// The log says that new clients are accepted again after this long without one that had to wait.
 const RECOVERY_PERIOD: Duration = Duration::from_millis(500);
 
 /// How much longer than the shutdown timeout `run` waits, so that threads can log and exit.
 const THREAD_EXIT_GRACE: Duration = Duration::from_millis(500);
 
 thread_local! {
-    /// The permit of this thread. It is released after the thread's alternate signal stack, because
-    /// thread-local variables are dropped last. So a free permit means that this memory is free too.
+    /// The permit of this thread. Thread-local variables are dropped after std has freed the thread's
+    /// alternate signal stack. So if a permit is free, the memory of that stack is free too.
     static THREAD_PERMIT: Cell<Option<limits::Permit>> = const { Cell::new(None) };
 }
 
@@ -253,6 +253,7 @@ impl Shared {
         self.serve_listen_backlog(&listener);
         drop(listener);
         let timeout = self.shutdown.time_left() + THREAD_EXIT_GRACE;
+        // Below one: until no permit exists.
         self.permits.wait_until_below(1, timeout);
     }
 

@@ -87,6 +87,7 @@ impl BusyPoll {
     /// time passes. Called before `recv`.
     pub(crate) fn spin_if_it_pays(&mut self, client: &TcpStream) {
         if self.phase == Phase::Backoff {
+            // Only counts the message: a back-off is not measured.
             return self.record_wait(Duration::ZERO);
         }
         let started = Instant::now();

@@ -176,8 +176,8 @@ impl Connection {
             CloseReason::IdleTimeout => Some(FIN_TIMEOUT),
             CloseReason::FaultLimit => Some(ACK_TIMEOUT),
             CloseReason::ServerShuttingDown => Some(shutdown.time_left()),
-            // Usually the kernel delivers the last echoes after the close. During shutdown the host may
-            // be gone then, so wait until they are acknowledged.
+            // The kernel delivers the last echoes even after the close, unless the host goes down. After
+            // shutdown it may, so wait until they are acknowledged.
             CloseReason::ClosedByClient if shutdown.is_requested() => Some(shutdown.time_left()),
             _ => None,
         }
@@ -208,8 +208,8 @@ impl Connection {
     /// Admits the client, then echoes until the connection is over.
     fn echo(&mut self) -> ControlFlow<CloseReason, Infallible> {
         self.admit()?;
-        // If the connection began with a PROXY header, the buffer holds what followed it. Else it is
-        // empty, but a fault with 0 bytes ends the connection here.
+        // If the connection began with a PROXY header, the buffer holds what followed it. Otherwise
+        // it is empty, and this only applies faults such as `limit=0`.
         self.send_all()?;
         loop {
             if self.shared.shutdown.is_requested() {
@@ -307,8 +307,8 @@ impl Connection {
         if is_idle() {
             return Break(CloseReason::IdleTimeout);
         }
-        // Once shutdown is requested, the waker ends each wait at once. That returns a receiving
-        // thread to its caller. A sending thread must send the rest, so it waits without the waker.
+        // Once shutdown is requested, the waker ends each wait at once. A receiving thread then goes on
+        // to drain. A sending thread must send the rest first, so it waits without the waker.
         let shutdown = &self.shared.shutdown;
         let waker = match event {
             PollFlags::OUT if shutdown.is_requested() => None,

@@ -74,7 +74,7 @@ pub(crate) struct PerIpLimiter {
 #[derive(Debug, Default)]
 struct IpEntry {
     active: usize,
-    /// Whether the warning has been logged. It is logged again once the address has held no permit.
+    /// Whether the warning has been logged. Forgotten with the entry, when its last permit is released.
     logged: bool,
 }
 
@@ -98,6 +98,7 @@ impl PerIpLimiter {
             });
         }
         let logged = mem::replace(&mut entry.logged, true);
+        // Logging must not delay threads that need the lock.
         drop(entries);
         if !logged {
             warn!(

@@ -84,8 +84,9 @@ impl Listener {
         }
     }
 
-    /// Accepts a client. If none is in the listen backlog, blocks until one connects, `deadline` passes or
-    /// `waker` wakes the thread. Then returns `None`, so callers must call it again. May return early.
+    /// Accepts a client if one is in the listen backlog. Otherwise waits until one connects, `deadline`
+    /// passes or `waker` wakes the thread, and returns `None`; the next call accepts the client. May return
+    /// early.
     pub(crate) fn accept_or_wait(
         &self,
         waker: &Waker,
