@@ -200,6 +200,7 @@ impl Shared {
                 self.permits.wait_until_below(limit, POLL_INTERVAL);
                 continue;
             }
+            // Also wakes at `recover_at`, so that the recovery is logged even if no client comes.
             let accepted = self
                 .memory_check
                 .check(self.permits.active())

@@ -61,12 +61,12 @@ impl Shutdown {
         self.requested.load(Ordering::Acquire)
     }
 
-    /// Returns when shutdown was requested, if it was.
+    /// Returns the time of the request, if there was one.
     pub(crate) fn requested_at(&self) -> Option<Instant> {
         self.requested_at.get().copied()
     }
 
-    /// Returns when remaining connections are forcibly closed. `None` before the request, or if the
+    /// Returns the time at which remaining connections are forcibly closed. `None` before the request, or if the
     /// timeout is too long for an `Instant`.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.requested_at.get()?.checked_add(self.timeout)
@@ -93,7 +93,7 @@ impl Shutdown {
         }
     }
 
-    /// Returns when data last arrived during graceful shutdown, from any client.
+    /// Returns the time at which data last arrived during graceful shutdown, from any client.
     pub(crate) fn last_activity(&self) -> Option<Instant> {
         *self.lock_last_activity()
     }

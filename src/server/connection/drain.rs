@@ -76,7 +76,7 @@ impl Connection {
             return true; // The client has reset the connection.
         }
         let shutdown = &self.shared.shutdown;
-        let ack_deadline = Instant::now() + timeout;
+        let close_deadline = Instant::now() + timeout;
         let mut fin_deadline = Instant::now() + FIN_TIMEOUT;
         let mut client_closed = false;
         loop {
@@ -86,7 +86,7 @@ impl Connection {
                 fin_deadline = now + FIN_TIMEOUT;
             }
             let is_done = acknowledged && (client_closed || now >= fin_deadline);
-            if is_done || now >= ack_deadline || shutdown.is_overdue() {
+            if is_done || now >= close_deadline || shutdown.is_overdue() {
                 return acknowledged;
             }
             if client_closed {
@@ -108,7 +108,7 @@ impl Connection {
     }
 }
 
-/// Returns when a client counts as quiet, if nothing more arrives from it.
+/// Returns the time at which a client counts as quiet, if nothing more arrives from it.
 ///
 /// What the client sent before the shutdown request may still be in flight. On a slow link it arrives
 /// with pauses as long as the connection's round trips and retransmissions. `info` reports these
