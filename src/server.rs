@@ -31,8 +31,8 @@ use listener::{BACKLOG, Listener};
 use shutdown::Shutdown;
 pub use shutdown::ShutdownHandle;
 
-/// How long the accept loop pauses after it could not accept or serve a client. The pause is shorter if a
-/// connection ends.
+/// The accept back-off: how long the accept loop pauses after it could not accept or serve a client. The
+/// pause is shorter if a connection ends.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// The log says that new clients are accepted again after this long without one that had to wait.
@@ -100,15 +100,15 @@ impl Server {
 
     fn new(listener: Listener, mut config: Config) -> io::Result<Self> {
         let Capacity {
-            connections: capacity,
+            connections,
             reason,
         } = capacity(config.buffer_size);
-        if capacity < config.max_connections {
+        if connections < config.max_connections {
             warn!(
-                "connection limit lowered from {} to {capacity}: {reason}",
+                "connection limit lowered from {} to {connections}: {reason}",
                 config.max_connections
             );
-            config.max_connections = capacity;
+            config.max_connections = connections;
         }
         if config.faults != Faults::default() {
             warn!("faults are on: {}", config.faults);
@@ -116,7 +116,7 @@ impl Server {
         let per_ip_limiter = config.max_connections_per_ip.map(PerIpLimiter::new);
         let shared = Shared {
             permits: Arc::default(),
-            capacity,
+            capacity: connections,
             memory_check: MemoryCheck::new(config.buffer_size),
             per_ip_limiter: per_ip_limiter.map(Arc::new),
             max_spinning_clients: max_spinning_clients(config.busy_poll),
@@ -262,8 +262,8 @@ impl Shared {
     /// waits until a connection ends. At the shutdown timeout, or if no connection is left, forcibly
     /// closes the clients that are still in the backlog.
     fn serve_listen_backlog(self: &Arc<Self>, listener: &Listener) {
-        // Makes `accept` return at once if the listen backlog is empty, on Linux too. If this fails, it only
-        // returns a little later.
+        // Makes `accept` return at once if the listen backlog is empty, on Linux too. If this fails,
+        // `accept` only returns a little later.
         let _ = listener.socket.set_nonblocking(true);
         // Clients that keep connecting must not keep the listener open. Linux queues one connection more
         // than the backlog.

@@ -30,7 +30,7 @@ impl ShutdownHandle {
 #[derive(Debug)]
 pub(crate) struct Shutdown {
     requested: AtomicBool,
-    /// When shutdown was requested. Set before the flag, so that every thread that sees the flag sees it.
+    /// When shutdown was requested. Set before the flag, so that a thread that sees the flag sees it too.
     requested_at: OnceLock<Instant>,
     /// How long graceful shutdown may take.
     pub(crate) timeout: Duration,
@@ -66,8 +66,8 @@ impl Shutdown {
         self.requested_at.get().copied()
     }
 
-    /// Returns the time at which remaining connections are forcibly closed. `None` before the request, or if the
-    /// timeout is too long for an `Instant`.
+    /// Returns the time at which remaining connections are forcibly closed. `None` before the request,
+    /// or if the timeout is too long for an `Instant`.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.requested_at.get()?.checked_add(self.timeout)
     }

@@ -42,8 +42,9 @@ impl Connection {
     pub(super) fn wait_for_data_or_quiet(&self) -> ControlFlow<CloseReason> {
         let shutdown = &self.shared.shutdown;
         let waiting_since = Instant::now();
-        // Whether the client may have been blocked because our receive buffer was full. It starts at a
-        // fraction of its size, and a client that has sent less has never filled it.
+        // Whether the client may have been blocked because the server's receive buffer was full. The
+        // kernel offers only a part of it at first. A client that has sent less than a quarter of its
+        // size has never filled it.
         let receive_buffer = SockRef::from(&self.stream).recv_buffer_size();
         let may_have_blocked =
             receive_buffer.is_ok_and(|size| self.bytes_echoed >= size as u64 / 4);
